@@ -1,0 +1,22 @@
+"""The one error a user's mistake raises: it names the field, the value, what is allowed and the remedy."""
+
+
+class FieldError(ValueError):
+    """A value that came from outside (config, command line, request, file) and cannot be used.
+
+    Args:
+        field: Dotted name of what was set, as the user wrote it (``model.num_experts``).
+        value: What was found.
+        allowed: What would have been accepted, in words.
+        remedy: The command or edit that fixes it.
+    """
+
+    def __init__(self, field: str, value: object, allowed: str, remedy: str):
+        self.field, self.value, self.allowed, self.remedy = field, value, allowed, remedy
+        super().__init__(f"{field}: {value!r} cannot be used; allowed: {allowed}; fix: {remedy}")
+
+
+def require(condition: bool, field: str, value: object, allowed: str, remedy: str) -> None:
+    """Raise :class:`FieldError` unless ``condition`` holds."""
+    if not condition:
+        raise FieldError(field, value, allowed, remedy)
