@@ -1,1 +1,1 @@
-"""The model: what it is (`architecture`), how it lies on disk (`checkpoint`), how it denoises (`diffusion`), how it is trained (`training`)."""
+"""The model: what it is, how it lies on disk, how it denoises, how it is trained."""

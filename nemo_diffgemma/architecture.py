@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
@@ -71,9 +72,7 @@ class Architecture:
                 "an integer >= 1",
                 f"set model.{name}",
             )
-        self._check(
-            len(self.layer_types) == self.num_hidden_layers, "layer_types", f"{self.num_hidden_layers} entries"
-        )
+        self._check(len(self.layer_types) == self.num_hidden_layers, "layer_types", f"{self.num_hidden_layers} entries")
         for kind in self.layer_types:
             require(kind in (SLIDING, GLOBAL), "model.layer_types", kind, f"{SLIDING} or {GLOBAL}", _REMEDY)
         self._check(self.layer_types[-1] == GLOBAL, "layer_types", f"a last entry of {GLOBAL}")
@@ -87,6 +86,7 @@ class Architecture:
         self._check(0 < self.global_partial_rotary_factor <= 1, "global_partial_rotary_factor", "in (0, 1]")
         for name in ("rms_norm_eps", "final_logit_softcapping", "rope_theta", "global_rope_theta"):
             self._check(getattr(self, name) > 0, name, "a number > 0")
+        self._check(self.sliding_window >= 2, "sliding_window", "an integer >= 2")
         self._check(len(self.eos_token_ids) > 0, "eos_token_ids", "at least one token id")
         for name in ("pad_token_id", "bos_token_id"):
             self._check(0 <= getattr(self, name) < self.vocab_size, name, f"0 to {self.vocab_size - 1}")
@@ -119,7 +119,7 @@ class Architecture:
     @property
     def embed_scale(self) -> float:
         """Factor on every embedding read: sqrt(hidden_size)."""
-        return float(self.hidden_size) ** 0.5
+        return math.sqrt(self.hidden_size)
 
     # -- config.json -----------------------------------------------------------------
 
@@ -308,7 +308,5 @@ def _global_shapes(text: Mapping[str, Any], kinds: list[str]) -> tuple[int, int]
         heads = override.get("num_key_value_heads") or _required(text, "num_key_value_heads")
         shapes.add((heads, override.get("head_dim") or _required(text, "head_dim")))
     field = "config.json:text_config.per_layer_config"
-    require(
-        len(shapes) == 1 and len(per_layer) == kinds.count(GLOBAL), field, per_layer, "one shape for all", _REMEDY
-    )
+    require(len(shapes) == 1 and len(per_layer) == kinds.count(GLOBAL), field, per_layer, "one shape for all", _REMEDY)
     return shapes.pop()

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Self
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -147,7 +147,7 @@ class Checkpoint:
             length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
             require(8 + length <= size, field, f"{size} bytes", "a whole safetensors file", _REFETCH)
             try:
-                header = json.loads(file.read(length))
+                header: dict[str, Any] = json.loads(file.read(length))
             except ValueError:
                 raise FieldError(field, "unreadable header", "a whole safetensors file", _REFETCH) from None
         header.pop("__metadata__", None)
@@ -205,7 +205,7 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """One hash over config.json, generation_config.json, the tokenizer and all weights, order-independent of shards' names."""
+        """One hash over config.json, generation_config.json, the tokenizer's files and all weights."""
         digest = hashlib.sha256()
         fixed = [self.directory / "config.json", self.directory / "generation_config.json", *self.tokenizer_files]
         for path in [*fixed, *sorted(set(self._file_of.values()))]:
@@ -276,7 +276,7 @@ def _write_shards(directory: Path, tensors: Mapping[str, torch.Tensor], max_byte
             size = 0
         shards[-1].append(name)
         size += tensor.nbytes
-    weight_map = {}
+    weight_map: dict[str, str] = {}
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file({n: tensors[n].contiguous() for n in names}, directory / file, metadata={"format": "pt"})

@@ -1,1 +1,1 @@
-"""The diffusion process as pure functions over tensors: corruption, loss, schedule, sampler, stopping, stateless draws."""
+"""The diffusion process as pure functions: corruption, loss, schedule, sampler, stopping, stateless draws."""

@@ -5,7 +5,9 @@ from torch import Tensor
 
 
 def diffusion_loss(logits: Tensor, clean: Tensor, supervised: Tensor, total: Tensor) -> Tensor:
-    """Cross-entropy over all supervised canvas positions, corrupted or not, over ``total``; no 1/t weight (NeMo AutoModel's recipe).
+    """Cross-entropy over all supervised canvas positions, corrupted or not, over ``total``.
+
+    No 1/t weight (NeMo AutoModel's recipe).
 
     Args:
         logits: soft-capped ``[batch, canvas, vocab]``.

@@ -1,0 +1,1 @@
+"""The running engine: requests in, blocks of tokens out."""

@@ -80,7 +80,9 @@ class Request:
     drafts: bool = False
 
     def __post_init__(self) -> None:
-        require(len(self.prompt_ids) > 0, "prompt", "no tokens", "at least one token", "send a prompt that is not empty")
+        require(
+            len(self.prompt_ids) > 0, "prompt", "no tokens", "at least one token", "send a prompt that is not empty"
+        )
         _integer("max_tokens", self.max_tokens, 1)
         _integer("seed", self.seed, 0, MAX_SEED)
 

@@ -1,0 +1,73 @@
+# DiffusionGemma: train -> engine -> server. `make help` lists everything.
+SHELL := /bin/bash
+PYTHON ?= python3.11
+VENV := .venv
+BIN := $(VENV)/bin
+INSTALLED := $(VENV)/.installed
+
+GPU ?= cpu
+PRECISION ?=
+CHECKPOINT ?= build/demo/checkpoint
+ENGINE ?= build/demo/engine
+PROMPT ?= To JSON: Mara orders 7 red lamps for Monday.
+
+# the CPU has nothing to compile, and NVIDIA's telemetry has nowhere to go
+export TORCH_COMPILE_DISABLE := 1
+export TOKENIZERS_PARALLELISM := false
+export HF_HUB_OFFLINE := 1
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo train engine serve chat test check format clean
+
+help:  ## list the targets
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@echo
+	@echo "  GPU=cpu          target of make engine (cpu, h100, h200, dgx-spark, rtx5090)"
+	@echo "  PRECISION=       empty: the GPU's default"
+	@echo "  CHECKPOINT=$(CHECKPOINT)   ENGINE=$(ENGINE)"
+
+setup: $(INSTALLED)  ## make the environment in .venv
+
+$(INSTALLED): pyproject.toml
+	@command -v $(PYTHON) >/dev/null || { echo "error: PYTHON: '$(PYTHON)' cannot be used; allowed: a Python 3.11; fix: make PYTHON=/path/to/python3.11 ..."; exit 2; }
+	@echo "[setup] environment in $(VENV) (two to three minutes)"
+	@$(PYTHON) -m venv $(VENV)
+	@# torch first and by itself: any other package that asks for it would bring its CUDA build
+	@echo "[setup] torch"
+	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 2>&1 | { grep -v '^WARNING' || true; }
+	@echo "[setup] NeMo, Triton, transformers, tools"
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[train,serve,dev]' torch==2.13.0 2>&1 | { grep -v '^WARNING' || true; }
+	@touch $@
+
+demo: $(INSTALLED)  ## train, build, serve and answer 200 held-out prompts, end to end
+	@$(BIN)/python -m triton_repo.demo
+
+train: $(INSTALLED)  ## train the demo model and write its checkpoint
+	@$(BIN)/diffgemma-train output=$(CHECKPOINT)
+
+engine: $(INSTALLED)  ## compile CHECKPOINT for GPU
+	@$(BIN)/diffgemma-engine build gpu=$(GPU) checkpoint=$(CHECKPOINT) $(if $(filter cpu,$(GPU)),out=$(ENGINE)) $(if $(PRECISION),precision=$(PRECISION))
+
+serve: $(INSTALLED)  ## serve ENGINE with Triton on 127.0.0.1
+	@$(BIN)/diffgemma-serve --engine $(ENGINE)
+
+chat: $(INSTALLED)  ## send PROMPT to the server and watch the canvas
+	@$(BIN)/diffgemma "$(PROMPT)"
+
+test: $(INSTALLED)  ## run every test
+	@$(BIN)/python -m pytest
+
+check: $(INSTALLED)  ## ruff, mypy, import layers, generated files
+	@$(BIN)/ruff check .
+	@$(BIN)/ruff format --check .
+	@$(BIN)/mypy
+	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/python -m triton_repo.config --check
+
+format: $(INSTALLED)  ## format and write generated files
+	@$(BIN)/ruff check --fix .
+	@$(BIN)/ruff format .
+	@$(BIN)/python -m triton_repo.config --write
+
+clean:  ## remove what was built; the environment stays
+	rm -rf build engines runs

@@ -1,0 +1,41 @@
+"""Fixtures that cross packages: a checkpoint with a tokenizer, and the engine built from it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_diffgemma.quiet import quiet_start
+
+quiet_start()
+
+from nemo_diffgemma.tokenizer import SPECIAL_TOKENS, train_tokenizer  # noqa: E402
+from tests.support import GENERATION_CONFIG, random_tensors, small_architecture  # noqa: E402
+from trtllm_build.pipeline import build  # noqa: E402
+from trtllm_build.plan import make_plan  # noqa: E402
+
+# tiny tensors: a second thread only waits for the first, and other processes of a test run need the core
+torch.set_num_threads(1)
+
+
+@pytest.fixture(scope="session")
+def text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A random checkpoint with a tokenizer and a chat template."""
+    from nemo_diffgemma.checkpoint import write_checkpoint
+
+    folder = tmp_path_factory.mktemp("checkpoint")
+    words = ["red", "green", "blue", "chair", "table", "lamp", "größe", "naïve", "日本", "12", "345"]
+    files = train_tokenizer([" ".join(words)] * 3, 300, folder / "tokenizer")
+    arch = small_architecture(vocab_size=300, canvas_length=16, eos_token_ids=(1, SPECIAL_TOKENS.index("<turn|>")))
+    config = GENERATION_CONFIG | {"eos_token_id": list(arch.eos_token_ids)}
+    return write_checkpoint(folder / "model", arch, random_tensors(arch, 7), config, files)
+
+
+@pytest.fixture(scope="session")
+def demo_bundle(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The CPU engine built from :func:`text_checkpoint`."""
+    out = tmp_path_factory.mktemp("engine") / "cpu"
+    build(make_plan(["gpu=cpu", f"checkpoint={text_checkpoint}", f"out={out}"]), lambda line: None)
+    return out

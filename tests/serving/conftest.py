@@ -1,0 +1,56 @@
+"""One real tritonserver a test session, and the same engine in this process to compare with."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from triton_repo.client import Client
+from triton_repo.server import Server
+from trtllm_build import Engine, load_engine
+
+
+@pytest.fixture(scope="session", autouse=True)
+def same_threads() -> Iterator[None]:
+    """A served engine sums in as many threads as one in this process: another number rounds otherwise."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
+        yield
+
+
+@pytest.fixture(scope="session")
+def server(demo_bundle: Path, same_threads: None) -> Iterator[Server]:
+    with Server(demo_bundle, http_port=0, grpc_port=0, metrics_port=0) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def engine(demo_bundle: Path) -> Iterator[Engine]:
+    loaded = load_engine(demo_bundle)
+    yield loaded
+    loaded.close()
+
+
+@pytest.fixture
+def client(server: Server) -> Iterator[Client]:
+    with Client(server.grpc_url) as connected:
+        yield connected
+
+
+@pytest.fixture
+def logged(server: Server) -> Callable[[str], bool]:
+    """Wait until the server's log says something."""
+
+    def wait(line: str) -> bool:
+        deadline = time.monotonic() + 30
+        while line not in server.log_path.read_text():
+            if time.monotonic() > deadline:
+                return False
+            time.sleep(0.05)
+        return True
+
+    return wait

@@ -1,0 +1,56 @@
+"""A client that goes away frees its slot at the next denoising step."""
+
+from __future__ import annotations
+
+import signal
+import subprocess
+import sys
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any
+
+import pytest
+
+from triton_repo.client import Client
+from triton_repo.server import Server
+from trtllm_build import Engine
+
+pytestmark = pytest.mark.server
+
+# Would run for days.
+ENDLESS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "max_denoising_steps": 2**31 - 1, "drafts": True}
+
+
+def test_cancelled_generations_free_every_slot(client: Client, engine: Engine, logged: Callable[[str], bool]) -> None:
+    """One more than there are slots: the one that waits is cancelled too."""
+    names = [f"endless-{i}" for i in range(engine.limits.slots + 1)]
+    streams = [client.generate("red", request_id=name, **ENDLESS) for name in names]
+    started = [next(stream) for stream in streams[:-1]]
+    assert all(response.provisional for response in started)
+    with ThreadPoolExecutor(1) as thread:
+        waiting = thread.submit(lambda: list(client.generate("blue", max_tokens=4, ignore_eos=True)))
+        for stream in streams:
+            stream.close()
+        assert waiting.result(timeout=60)[-1].finish_reason == "length"
+    for name in names[:-1]:
+        assert logged(f"request {name}: finished, cancelled")
+
+
+def test_closing_the_connection_cancels(server: Server, logged: Callable[[str], bool]) -> None:
+    client = Client(server.grpc_url)
+    next(client.generate("red", request_id="hung-up", **ENDLESS))
+    client.close()
+    assert logged("request hung-up: finished, cancelled")
+
+
+def test_control_c_cancels_on_the_server(server: Server, logged: Callable[[str], bool]) -> None:
+    options = ["--json", "--ignore-eos", "--max-tokens=200", f"--max-denoising-steps={2**31 - 1}"]
+    command = [sys.executable, "-m", "triton_repo.client", "--url", server.grpc_url, "red chair", *options]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        assert '"provisional": true' in process.stdout.readline()
+        process.send_signal(signal.SIGINT)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 130
+    assert errors == "cancelled: the server was told to stop this generation\n"
+    assert logged(f"request diffgemma-{process.pid}: finished, cancelled")

@@ -1,0 +1,113 @@
+"""What comes back over gRPC is what the engine generates."""
+
+from __future__ import annotations
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from triton_repo.client import Client
+from triton_repo.wire import Response
+from trtllm_build import Engine
+
+pytestmark = pytest.mark.server
+
+PROMPT = "red chair 12"
+LONG = {"max_tokens": 40, "ignore_eos": True, "max_denoising_steps": 6}
+
+
+def blocks(responses: list[Response]) -> list[Response]:
+    return [response for response in responses if not response.provisional]
+
+
+@pytest.mark.parametrize(
+    "sampling",
+    [
+        {},
+        {"max_denoising_steps": 5},
+        {"t_min": 0.1, "t_max": 0.3, "entropy_bound": 2.5, "max_denoising_steps": 7},
+        {"confidence_threshold": 5.0, "stability_threshold": 0},
+    ],
+)
+def test_the_round_trip_equals_a_local_call(client: Client, engine: Engine, sampling: dict[str, float]) -> None:
+    local = engine.generate(PROMPT, max_tokens=20, seed=3, ignore_eos=True, **sampling)[0]
+    (served,) = client.generate(PROMPT, max_tokens=20, seed=3, ignore_eos=True, stream=False, **sampling)
+    assert (served.text, served.token_ids, served.finish_reason) == (local.text, local.token_ids, local.finish_reason)
+    assert served.denoising_steps == sum(local.denoising_steps)
+    assert served.entropy == pytest.approx(local.entropies[-1][-1])
+    assert (served.num_input_tokens, served.num_output_tokens) == (len(engine.tokenizer.encode(PROMPT)), 20)
+
+
+def test_blocks_come_in_order_and_add_up_to_the_whole(client: Client) -> None:
+    (whole,) = client.generate(PROMPT, seed=1, stream=False, **LONG)
+    streamed = list(client.generate(PROMPT, seed=1, **LONG))
+    assert [response.canvas_index for response in streamed] == [0, 1, 2]
+    assert [response.finish_reason for response in streamed] == [None, None, "length"]
+    assert [response.num_output_tokens for response in streamed] == [16, 32, 40]
+    assert "".join(response.text for response in streamed) == whole.text
+    assert sum((response.token_ids for response in streamed), ()) == whole.token_ids
+
+
+def test_drafts_are_flagged_and_change_nothing(client: Client) -> None:
+    plain = list(client.generate(PROMPT, seed=1, **LONG))
+    drafted = list(client.generate(PROMPT, seed=1, drafts=True, **LONG))
+    assert blocks(drafted) == plain
+    for block in plain:
+        drafts = [r for r in drafted if r.provisional and r.canvas_index == block.canvas_index]
+        assert [draft.denoising_steps for draft in drafts] == list(range(1, block.denoising_steps + 1))
+        assert all(draft.finish_reason is None and draft.entropy is not None for draft in drafts)
+        assert drafts[-1].token_ids == block.token_ids
+        assert drafts[-1].entropy == block.entropy
+
+
+def test_a_seed_gives_the_same_text_alone_and_among_seven(client: Client) -> None:
+    def run(seed: int) -> list[tuple[str, tuple[int, ...], int]]:
+        streamed = client.generate(PROMPT, seed=seed, **LONG)
+        return [(response.text, response.token_ids, response.denoising_steps) for response in streamed]
+
+    alone = [run(seed) for seed in range(8)]
+    with ThreadPoolExecutor(8) as threads:
+        together = list(threads.map(run, range(8)))
+    assert together == alone
+    assert len({tuple(responses) for responses in alone}) == 8
+
+
+def test_a_seed_of_64_bits_arrives_whole(client: Client, engine: Engine) -> None:
+    seed = 2**64 - 1
+    local = engine.generate(PROMPT, seed=seed, max_tokens=8, ignore_eos=True)[0]
+    for name in ("seed", "random_seed"):
+        (served,) = client.generate(PROMPT, max_tokens=8, ignore_eos=True, stream=False, **{name: seed})
+        assert served.token_ids == local.token_ids
+
+
+def test_messages_go_through_the_chat_template(client: Client, engine: Engine) -> None:
+    messages = [{"role": "system", "content": "größe"}, {"role": "user", "content": "blue lamp"}]
+    ids = engine.tokenizer.chat(messages)
+    chat = list(client.generate(messages=messages, max_tokens=20, seed=5))
+    assert chat == list(client.generate(input_ids=ids, max_tokens=20, seed=5))
+    assert chat[0].num_input_tokens == len(ids)
+
+
+def test_without_max_tokens_the_context_is_the_limit(client: Client, engine: Engine) -> None:
+    last = list(client.generate(PROMPT, ignore_eos=True, max_denoising_steps=1))[-1]
+    assert last.finish_reason == "length"
+    assert last.num_input_tokens + last.num_output_tokens == engine.limits.context
+
+
+def test_an_answer_without_tokens_is_an_answer(client: Client, engine: Engine) -> None:
+    once = {"max_tokens": 1, "max_denoising_steps": 1}
+    at_once = (seed for seed in range(3000) if not engine.generate([[5]], seed=seed, **once)[0].token_ids)
+    (served,) = client.generate(input_ids=[5], seed=next(at_once), stream=False, **once)
+    assert (served.text, served.token_ids, served.finish_reason) == ("", (), "stop")
+
+
+def test_counts_are_left_out_on_request(client: Client) -> None:
+    declined = {"return_num_input_tokens": False, "return_num_output_tokens": False}
+    (served,) = client.generate(PROMPT, max_tokens=4, stream=False, **declined)
+    assert (served.num_input_tokens, served.num_output_tokens) == (None, None)
+
+
+def test_the_server_says_what_it_is(client: Client) -> None:
+    metadata = client.server_metadata()
+    assert metadata.name == "triton"
+    assert metadata.version.startswith("2.")

@@ -1,0 +1,111 @@
+"""diffgemma-serve and diffgemma, as a user runs them."""
+
+from __future__ import annotations
+
+import json
+import os
+import shlex
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from triton_repo.server import Server
+
+PORTS = ["--grpc-port=0", "--http-port=0", "--metrics-port=0"]
+
+
+@contextmanager
+def launched(bundle: Path) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
+    """The launcher once it serves, and the lines it has printed."""
+    command = [sys.executable, "-m", "triton_repo.server", "--engine", str(bundle), *PORTS]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stdout is not None
+        lines: list[str] = []
+        while line := process.stdout.readline():
+            lines.append(line.rstrip())
+            if line.startswith("try: "):
+                break
+        try:
+            yield process, lines
+        finally:
+            if process.poll() is None:
+                process.terminate()
+                process.communicate(timeout=60)
+
+
+def children(pid: int) -> list[int]:
+    found = (path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    return [int(child) for pids in found for child in pids]
+
+
+def shared_memory(pid: int) -> list[str]:
+    return [path.name for path in Path("/dev/shm").glob(f"diffgemma_{pid}_*")]
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_it_serves_until_told_to_stop_and_leaves_nothing(demo_bundle: Path) -> None:
+    with launched(demo_bundle) as (process, lines):
+        text = "\n".join(lines)
+        for stage in ("checking the engine bundle", "loading the engine", "warming up", "ready after", "serving on"):
+            assert stage in text
+        printed = shlex.split(lines[-1].removeprefix("try: "))
+        assert printed[0] == "diffgemma"
+        command = [sys.executable, "-m", "triton_repo.client", *printed[1:], "--max-tokens=4", "--ignore-eos"]
+        answer = subprocess.run(command, capture_output=True, check=True, timeout=60)
+        assert answer.stdout.strip()
+        (tritonserver,) = children(process.pid)
+        (stub,) = children(tritonserver)
+        assert shared_memory(process.pid)
+        process.send_signal(signal.SIGTERM)
+        out, errors = process.communicate(timeout=60)
+    assert (process.returncode, out, errors) == (0, "stopped\n", "")
+    assert not any(Path(f"/proc/{pid}").exists() for pid in (tritonserver, stub))
+    assert not shared_memory(process.pid)
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_a_dead_model_process_ends_the_service_with_a_reason(demo_bundle: Path) -> None:
+    with launched(demo_bundle) as (process, _):
+        (tritonserver,) = children(process.pid)
+        (stub,) = children(tritonserver)
+        os.kill(stub, signal.SIGKILL)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.startswith("error: the model's process died; the end of its log:\n")
+    assert not shared_memory(process.pid)
+
+
+@pytest.mark.server
+def test_piped_output_is_the_committed_text_alone(server: Server) -> None:
+    command = [sys.executable, "-m", "triton_repo.client", "--url", server.grpc_url, "red", "--max-tokens=20"]
+    text = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
+    lines = subprocess.run([*command, "--json"], capture_output=True, check=True, timeout=60).stdout.decode()
+    responses = [json.loads(line) for line in lines.splitlines()]
+    assert any(response["provisional"] for response in responses)
+    assert text == "".join(r["text"] for r in responses if not r["provisional"]) + "\n"
+    assert responses[-1]["finish_reason"] in ("stop", "length")
+
+
+@pytest.mark.server
+def test_a_refusal_is_one_line_and_status_1(server: Server) -> None:
+    command = [sys.executable, "-m", "triton_repo.client", "--url", server.grpc_url, "red", "--max-tokens=0"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert done.stderr == "error: max_tokens: 0 cannot be used; allowed: an integer >= 1; fix: pass max_tokens=1\n"
+
+
+def test_a_missing_server_or_bundle_is_one_line_and_status_2() -> None:
+    client = [sys.executable, "-m", "triton_repo.client", "--url=127.0.0.1:1", "red"]
+    server = [sys.executable, "-m", "triton_repo.server", "--engine=/nowhere", *PORTS]
+    for command, start in ((client, "error: url: '127.0.0.1:1' cannot"), (server, "error: engine: '/nowhere' cannot")):
+        done = subprocess.run(command, capture_output=True, text=True, timeout=60)
+        assert done.returncode == 2
+        assert done.stderr.startswith(start)
+        assert done.stderr.count("\n") == 1

@@ -1,0 +1,95 @@
+"""What several tests need: random architectures and checkpoints of the whole anatomy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
+from nemo_diffgemma.checkpoint import text_tensors, write_checkpoint
+
+GENERATION_CONFIG: dict[str, Any] = {
+    "max_denoising_steps": 48,
+    "t_min": 0.4,
+    "t_max": 0.8,
+    "sampler_config": {"_cls_name": "EntropyBoundSamplerConfig", "entropy_bound": 0.1},
+    "stability_threshold": 1,
+    "confidence_threshold": 0.005,
+    "pad_token_id": 0,
+    "bos_token_id": 2,
+    "eos_token_id": [1],
+}
+
+
+def small_architecture(**changes: Any) -> Architecture:
+    """Three layers, two of them sliding, every part of the released anatomy."""
+    values: dict[str, Any] = {
+        "vocab_size": 97,
+        "hidden_size": 32,
+        "intermediate_size": 48,
+        "num_hidden_layers": 3,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 8,
+        "num_global_key_value_heads": 1,
+        "global_head_dim": 16,
+        "num_experts": 8,
+        "top_k_experts": 2,
+        "moe_intermediate_size": 16,
+        "sliding_window": 9,
+        "layer_types": (SLIDING, SLIDING, GLOBAL),
+        "canvas_length": 8,
+        "max_position_embeddings": 256,
+    }
+    return Architecture(**(values | changes))
+
+
+def random_architecture(seed: int) -> Architecture:
+    """An architecture drawn at random; the same seed gives the same one."""
+    g = torch.Generator().manual_seed(seed)
+
+    def pick(*options: int) -> int:
+        return options[int(torch.randint(len(options), (1,), generator=g))]
+
+    layers = pick(1, 2, 3, 4, 6)
+    kinds = tuple(GLOBAL if i == layers - 1 or pick(0, 0, 1) else SLIDING for i in range(layers))
+    heads = pick(2, 4, 8)
+    experts = pick(2, 4, 16)
+    return small_architecture(
+        vocab_size=pick(50, 97, 300),
+        hidden_size=pick(16, 24, 64),
+        intermediate_size=pick(16, 40),
+        num_hidden_layers=layers,
+        num_attention_heads=heads,
+        num_key_value_heads=pick(1, 2),
+        head_dim=pick(8, 16),
+        num_global_key_value_heads=pick(1, 2),
+        global_head_dim=pick(16, 32),
+        num_experts=experts,
+        top_k_experts=pick(1, 2),
+        moe_intermediate_size=pick(8, 24),
+        sliding_window=pick(2, 5, 16),
+        layer_types=kinds,
+        canvas_length=pick(4, 8, 32),
+        final_logit_softcapping=30.0,
+    )
+
+
+def random_tensors(arch: Architecture, seed: int) -> dict[str, torch.Tensor]:
+    """Weights in a range that keeps activations alive; norms and scales away from 1, two scalars a layer."""
+    g = torch.Generator().manual_seed(seed)
+    tensors = {}
+    for name, shape in text_tensors(arch).items():
+        if name.endswith(("norm.weight", "scale", "layer_scalar")) or "layernorm" in name:
+            tensors[name] = 0.7 + 0.6 * torch.rand(shape, generator=g)
+        else:
+            tensors[name] = torch.randn(shape, generator=g) * shape[-1] ** -0.5
+    return tensors
+
+
+def random_checkpoint(directory: Path, arch: Architecture, seed: int = 0, tokenizer_files: Iterable[Path] = ()) -> Path:
+    """A whole checkpoint of random weights."""
+    return write_checkpoint(directory, arch, random_tensors(arch, seed), GENERATION_CONFIG, tokenizer_files)

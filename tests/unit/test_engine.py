@@ -1,0 +1,170 @@
+"""The running engine: requests in any company, limits, cancellation, failures."""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+
+from nemo_diffgemma.errors import FieldError
+from trtllm_build import Engine, load_engine
+from trtllm_build.network.vocabulary import ReadOut
+from trtllm_build.runtime.request import Block, Draft, Event, Request, SamplerConfig
+
+
+@pytest.fixture(scope="module")
+def engine(demo_bundle: Path) -> Iterator[Engine]:
+    engine = load_engine(demo_bundle)
+    yield engine
+    engine.close()
+
+
+def test_same_tokens_alone_and_among_seven_others(engine: Engine) -> None:
+    """50 of 50, prompts and lengths mixed, several canvases each."""
+    sampler = SamplerConfig(max_denoising_steps=4, confidence_threshold=1.0)
+    requests = [
+        Request((*tuple(range(5 + i % 7, 9 + i % 13)), i), 10 + i % 31, seed=i * 977, sampler=sampler)
+        for i in range(50)
+    ]
+    alone = [run(engine, [request])[0] for request in requests]
+    assert len({tuple(tokens) for tokens in alone}) > 25  # a constant would pass too
+    for start in range(0, 50, 8):
+        group = requests[start : start + 8]
+        together = run(engine, group + requests[: 8 - len(group)])
+        assert together[: len(group)] == alone[start : start + 8]
+
+
+def run(engine: Engine, requests: list[Request]) -> list[list[int]]:
+    tokens: list[list[int]] = [[] for _ in requests]
+    tickets = [engine.submit(r, collector(tokens[i])) for i, r in enumerate(requests)]
+    assert all(ticket.wait(60) for ticket in tickets)
+    return tokens
+
+
+def collector(into: list[int]):
+    return lambda event: into.extend(event.token_ids) if isinstance(event, Block) else None
+
+
+def test_more_requests_than_slots_all_end(engine: Engine) -> None:
+    results = engine.generate([[i, i + 1] for i in range(3, 33)], max_tokens=20, max_denoising_steps=2)
+    assert len(results) == 30
+    assert all(r.finish_reason in ("stop", "length") for r in results)
+    assert engine._backend.cache_bytes() == 0
+
+
+@pytest.mark.parametrize("max_tokens", [1, 15, 16, 17, 40])
+def test_max_tokens_is_exact_and_not_a_multiple_of_the_canvas(engine: Engine, max_tokens: int) -> None:
+    result = engine.generate([[5, 6, 7]], max_tokens=max_tokens, ignore_eos=True, max_denoising_steps=2)[0]
+    assert len(result.token_ids) == max_tokens
+    assert result.finish_reason == "length"
+    assert len(result.denoising_steps) == -(-max_tokens // engine.limits.canvas)
+
+
+def test_stream_ends_in_the_same_text(engine: Engine) -> None:
+    whole = engine.generate("red chair", max_tokens=40, max_denoising_steps=3, ignore_eos=True)[0]
+    events = list(
+        engine.generate("red chair", max_tokens=40, max_denoising_steps=3, ignore_eos=True, stream=True, drafts=True)
+    )
+    blocks = [e for _, e in events if isinstance(e, Block)]
+    drafts = [e for _, e in events if isinstance(e, Draft)]
+    assert "".join(b.text for b in blocks) == whole.text
+    assert len(drafts) == sum(b.denoising_steps for b in blocks)
+    assert [d.step for d in drafts if d.canvas_index == 0] == [1, 2, 3]
+    assert drafts[2].token_ids == blocks[0].token_ids
+    assert all(len(b.entropies) == b.denoising_steps for b in blocks)
+
+
+def test_cancel_ends_at_the_next_step_and_frees_the_slot(engine: Engine) -> None:
+    events: queue.Queue[Event] = queue.Queue()
+    endless = Request((5, 6), 200, sampler=SamplerConfig(max_denoising_steps=100_000), ignore_eos=True, drafts=True)
+    ticket = engine.submit(endless, events.put)
+    events.get(timeout=30)
+    ticket.cancel()
+    ticket.cancel()
+    assert ticket.wait(30)
+    last = list(events.queue)[-1]
+    assert isinstance(last, Block)
+    assert last.finish_reason == "cancelled"
+    assert engine._backend.cache_bytes() == 0
+
+
+def test_a_stream_not_read_to_the_end_is_cancelled(engine: Engine) -> None:
+    stream = engine.generate(
+        [[5]], max_tokens=200, max_denoising_steps=100_000, ignore_eos=True, stream=True, drafts=True
+    )
+    next(iter(stream))
+    stream.close()
+    assert engine.generate([[5]], max_tokens=3, max_denoising_steps=1)[0].token_ids
+    assert engine._backend.cache_bytes() == 0
+
+
+def test_a_callback_that_raises_costs_only_its_own_request(engine: Engine) -> None:
+    def broken(event: Event) -> None:
+        raise RuntimeError("client gone")
+
+    for _ in range(2 * engine.limits.slots):
+        assert engine.submit(Request((5,), 4, sampler=SamplerConfig(max_denoising_steps=1)), broken).wait(30)
+    assert engine.generate([[5]], max_tokens=3, max_denoising_steps=1)[0].token_ids
+
+
+def test_nan_fails_that_request_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    denoise = engine._backend.denoise
+
+    def poisoned(slots, *rest):
+        result = denoise(slots, *rest)
+        entropy = result.entropy.clone()
+        entropy[0, 3] = float("nan")
+        return ReadOut(result.argmax_ids, result.sampled_ids, entropy, result.soft_embeddings)
+
+    monkeypatch.setattr(engine._backend, "denoise", poisoned)
+    events: list[list[Block]] = [[], []]
+    gate = threading.Barrier(1)
+    gate.wait()
+    sampler = SamplerConfig(max_denoising_steps=3)
+    tickets = [engine.submit(Request((5,), 8, sampler=sampler), events[i].append) for i in range(2)]
+    assert all(t.wait(30) for t in tickets)
+    assert events[0][-1].finish_reason == "error"
+    assert "NaN or infinity in canvas 0" in (events[0][-1].error or "")
+
+
+@pytest.mark.parametrize(
+    ("arguments", "field", "text"),
+    [
+        ({"max_tokens": 0}, "max_tokens", "an integer >= 1"),
+        ({"max_tokens": 250}, "max_tokens", "at most 253 after a prompt of 3 tokens (context 256)"),
+        ({"max_tokens": 254}, "max_tokens", "build with a larger limits.context"),
+        ({"max_denoising_steps": 0}, "max_denoising_steps", "an integer >= 1"),
+        ({"t_min": 0.0}, "t_min", "a number > 0"),
+        ({"t_max": 0.1}, "t_max", "at least t_min (0.4)"),
+        ({"entropy_bound": float("nan")}, "entropy_bound", "a finite number >= 0"),
+        ({"stability_threshold": -1}, "stability_threshold", "an integer >= 0"),
+        ({"seed": -1}, "seed", "an integer from 0 to 18446744073709551615"),
+        ({"beam_width": 4}, "beam_width", "remove beam_width"),
+    ],
+)
+def test_bad_values_are_refused_by_name(engine: Engine, arguments: dict, field: str, text: str) -> None:
+    if arguments == {"max_tokens": 250}:
+        assert engine.generate([[5, 6, 7]], max_tokens=250, max_denoising_steps=1)[0].token_ids is not None
+        arguments = {"max_tokens": 260}
+    with pytest.raises(FieldError) as error:
+        engine.generate([[5, 6, 7]], **arguments)
+    assert error.value.field == field
+    assert text in str(error.value)
+
+
+def test_prompts_are_checked(engine: Engine) -> None:
+    with pytest.raises(FieldError, match="prompt: 'no tokens' cannot be used; allowed: at least one token"):
+        engine.generate([[]], max_tokens=3)
+    with pytest.raises(FieldError, match=r"prompt: \[300\] cannot be used; allowed: token ids from 0 to 299"):
+        engine.generate([[5, 300]], max_tokens=3)
+
+
+def test_logits_are_of_the_canvas(engine: Engine) -> None:
+    logits = engine.logits([5, 6], list(range(16)))
+    assert logits.shape == (16, 300)
+    assert logits.abs().max() <= 30
+    assert not torch.equal(logits, engine.logits([5, 7], list(range(16))))

@@ -1,0 +1,173 @@
+"""The engine bundle: a directory with a hashed manifest, checked before a byte of weight is read.
+
+::
+
+    engines/<model>/<gpu>-<precision>/
+        manifest.json        everything below is described and hashed here
+        architecture.json    shapes of the network
+        sampler.json         sampler defaults of the checkpoint
+        weights/*.safetensors
+        tokenizer/           absent when the checkpoint has none
+        build.log
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import platform
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Self
+
+from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.checkpoint import file_sha256
+from nemo_diffgemma.errors import FieldError, require
+from trtllm_build.runtime.request import SamplerConfig
+
+CONTRACT = 1
+MANIFEST = "manifest.json"
+LOG = "build.log"
+# Parts of the manifest that differ from one build of the same inputs to the next.
+_VOLATILE = ("manifest_hash", "measured", "verified", "log")
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What an engine admits.
+
+    Args:
+        context: most prompt tokens plus returned tokens of one request.
+        slots: canvases denoised at the same time.
+        canvas: tokens a canvas.
+        vocab_size: token ids run from 0 to this, exclusive.
+    """
+
+    context: int
+    slots: int
+    canvas: int
+    vocab_size: int
+
+
+def this_machine() -> dict[str, Any]:
+    """What a bundle for the CPU is for: instruction set and operating system."""
+    return {"kind": "cpu", "machine": platform.machine(), "system": platform.system()}
+
+
+class Bundle:
+    """An opened bundle: its manifest is whole, its files are those that were built, and they are for this machine.
+
+    Raises:
+        FieldError: when the bundle is missing, damaged, of another contract version, or for other hardware.
+    """
+
+    def __init__(self, directory: Path, manifest: dict[str, Any]):
+        self.directory = directory
+        self.manifest = manifest
+
+    @classmethod
+    def open(cls, directory: str | Path) -> Self:
+        """Read and check ``directory``; see the class for what is raised."""
+        directory = Path(directory)
+        path = directory / MANIFEST
+        require(
+            path.is_file(),
+            "engine",
+            str(directory),
+            f"a bundle directory with a {MANIFEST}",
+            "run `make engine GPU=cpu`, or name the directory it wrote",
+        )
+        try:
+            manifest = json.loads(path.read_text())
+            contract, stated = manifest["contract"], manifest["manifest_hash"]
+        except (ValueError, KeyError, TypeError) as error:
+            raise FieldError(
+                "engine:manifest.json", f"{type(error).__name__}: {error}", "a whole manifest", _rebuild({})
+            ) from None
+        rebuild = _rebuild(manifest)
+        require(contract == CONTRACT, "engine:contract", contract, f"contract version {CONTRACT}", rebuild)
+        require(manifest_hash(manifest) == stated, "engine:manifest_hash", stated, manifest_hash(manifest), rebuild)
+        bundle = cls(directory, manifest)
+        bundle._check_hardware()
+        bundle._check_files(rebuild)
+        return bundle
+
+    def _check_hardware(self) -> None:
+        built_for = self.manifest["hardware"]
+        here = this_machine()
+        require(
+            built_for == here,
+            "engine:hardware",
+            f"built for {describe(built_for)}",
+            f"{describe(here)}, which this machine is",
+            f"run `make engine GPU=cpu` here, or load it on {describe(built_for)}",
+        )
+
+    def _check_files(self, rebuild: str) -> None:
+        for name, entry in self.manifest["files"].items():
+            path = self.directory / name
+            field = f"engine:{name}"
+            require(path.is_file(), field, "missing", "every file of the manifest", rebuild)
+            size = path.stat().st_size
+            require(size == entry["bytes"], field, f"{size} bytes", f"{entry['bytes']} bytes", rebuild)
+        for name, entry in self.manifest["files"].items():
+            found = file_sha256(self.directory / name)
+            require(found == entry["sha256"], f"engine:{name}", f"sha256 {found}", entry["sha256"], rebuild)
+
+    @cached_property
+    def arch(self) -> Architecture:
+        """The network's shapes."""
+        return Architecture.from_dict(json.loads((self.directory / "architecture.json").read_text()))
+
+    @cached_property
+    def sampler(self) -> SamplerConfig:
+        """The checkpoint's sampler defaults."""
+        return SamplerConfig(**json.loads((self.directory / "sampler.json").read_text()))
+
+    @cached_property
+    def limits(self) -> Limits:
+        """What the engine admits."""
+        return Limits(**self.manifest["limits"])
+
+    @property
+    def tokenizer_directory(self) -> Path | None:
+        """Where the tokenizer lies; None for a bundle without one."""
+        directory = self.directory / "tokenizer"
+        return directory if directory.is_dir() else None
+
+    def weight_path(self, file: str) -> Path:
+        """Path of one weight file (``head``, ``layer_000``, ...)."""
+        return self.directory / "weights" / f"{file}.safetensors"
+
+
+def describe(hardware: dict[str, Any]) -> str:
+    """A hardware entry in words."""
+    if hardware["kind"] == "cpu":
+        return f"a {hardware['machine']} CPU under {hardware['system']}"
+    return f"an {hardware['name']} GPU (SM {hardware['sm']})"
+
+
+def file_entries(directory: Path) -> dict[str, dict[str, Any]]:
+    """``{relative path: {bytes, sha256}}`` of every file below ``directory`` but the manifest and the log."""
+    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in (MANIFEST, LOG))
+    return {p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
+
+
+def manifest_hash(manifest: dict[str, Any]) -> str:
+    """SHA-256 of what the same inputs always give: the manifest without measurements and log."""
+    stable = {key: value for key, value in manifest.items() if key not in _VOLATILE}
+    return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()
+
+
+def write_manifest(directory: Path, manifest: dict[str, Any]) -> dict[str, Any]:
+    """Complete ``manifest`` with the hashes of the files in ``directory`` and write it there; returns it."""
+    manifest = {"contract": CONTRACT, **manifest, "files": file_entries(directory)}
+    manifest["manifest_hash"] = manifest_hash(manifest)
+    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+    return manifest
+
+
+def _rebuild(manifest: dict[str, Any]) -> str:
+    gpu = manifest.get("gpu", "cpu")
+    return f"build it again with `make engine GPU={gpu}`"

@@ -1,0 +1,78 @@
+"""``diffgemma-engine``: build a bundle, look at one."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Sequence
+
+from rich.console import Console
+
+from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.quiet import quiet_start
+
+_EXAMPLES = """examples:
+  diffgemma-engine build gpu=cpu checkpoint=build/demo/checkpoint out=build/demo/engine
+  diffgemma-engine build gpu=cpu precision=bf16 gpu.limits.slots=4 checkpoint=DIR
+  diffgemma-engine inspect build/demo/engine
+
+keys of build (Hydra overrides):
+  checkpoint=DIR        Hugging Face-layout DiffusionGemma checkpoint
+  gpu=NAME              cpu | h100 | h200 | dgx_spark | rtx5090
+  precision=NAME        what the GPU allows; its first where not given
+  out=DIR               bundle directory; engines/<checkpoint>/<gpu>-<precision> where not given
+  gpu.limits.slots=N    canvases denoised at the same time
+  gpu.limits.context=N  most prompt and output tokens of one request
+"""
+
+
+def main(arguments: Sequence[str] | None = None) -> None:
+    """Entry point of the console script; exits 2 on a user's mistake."""
+    parser = argparse.ArgumentParser(
+        prog="diffgemma-engine",
+        description=__doc__,
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    build = commands.add_parser(
+        "build",
+        help="turn a checkpoint into an engine bundle",
+        epilog=_EXAMPLES,
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    build.add_argument("overrides", nargs="*", metavar="key=value", help="what to build; see below")
+    build.add_argument("--json", action="store_true", help="print the manifest instead of progress")
+    inspect = commands.add_parser("inspect", help="check a bundle and print its manifest")
+    inspect.add_argument("directory")
+    options = parser.parse_args(arguments)
+    quiet_start()
+    try:
+        if options.command == "build":
+            _build(options.overrides, options.json)
+        else:
+            _inspect(options.directory)
+    except FieldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+
+
+def _build(overrides: Sequence[str], as_json: bool) -> None:
+    from trtllm_build.pipeline import build  # transformers takes seconds to import; --help should not
+    from trtllm_build.plan import make_plan
+
+    console = Console(stderr=as_json, highlight=False)
+    manifest = build(make_plan(overrides), console.print)
+    if as_json:
+        print(json.dumps(manifest, indent=2, sort_keys=True))
+
+
+def _inspect(directory: str) -> None:
+    from trtllm_build.bundle import Bundle
+
+    print(json.dumps(Bundle.open(directory).manifest, indent=2, sort_keys=True))
+
+
+if __name__ == "__main__":
+    main()

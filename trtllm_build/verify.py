@@ -1,0 +1,93 @@
+"""Parity of a built engine with transformers, on random prompts shorter and longer than the sliding window."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import asdict, dataclass
+
+import torch
+from torch import Tensor
+
+from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.checkpoint import Checkpoint
+from nemo_diffgemma.errors import FieldError
+from trtllm_build.backends.base import Backend
+from trtllm_build.reference import Reference
+
+# Largest error of a logit (fp32), or mean error of all logits as a share of their spread (bf16).
+TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
+_SEED = 20260611
+_TEMPERATURE = 0.6
+_LONGEST_PROMPT = 2048
+
+
+@dataclass(frozen=True)
+class Parity:
+    """Differences of an engine's logits from transformers', over all cases.
+
+    Args:
+        cases: number of (prompt, canvas) pairs compared, half of them self-conditioned.
+        max_abs: largest difference of a logit.
+        mean_relative: mean difference over the standard deviation of the reference's logits.
+        top1: share of canvas positions with the same argmax.
+    """
+
+    cases: int
+    max_abs: float
+    mean_relative: float
+    top1: float
+
+    def as_dict(self) -> dict[str, float]:
+        """JSON-ready, rounded to what is meaningful."""
+        return {name: float(f"{value:.3g}") for name, value in asdict(self).items()}
+
+
+def fits_in_memory(checkpoint: Checkpoint) -> bool:
+    """Whether transformers' float32 copy and the engine fit into this machine's free memory together."""
+    parameters = sum(torch.Size(shape).numel() for shape in checkpoint.text_shapes.values())
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    return 3 * 4 * parameters < free
+
+
+def verify(checkpoint: Checkpoint, backend: Backend, precision: str) -> Parity:
+    """Compare ``backend`` with transformers on ``checkpoint``'s weights in float32.
+
+    Raises:
+        FieldError: when they differ by more than :data:`TOLERANCE`.
+    """
+    parity = compare(Reference(checkpoint), backend, checkpoint.arch)
+    figure = parity.max_abs if precision == "fp32" else parity.mean_relative
+    if not figure <= TOLERANCE[precision]:  # a NaN fails too
+        raise FieldError(
+            "engine:parity",
+            parity.as_dict(),
+            f"{'max_abs' if precision == 'fp32' else 'mean_relative'} at most {TOLERANCE[precision]} for {precision}",
+            "report it with the checkpoint's config.json; no engine was written",
+        )
+    return parity
+
+
+def compare(reference: Reference, backend: Backend, arch: Architecture) -> Parity:
+    """Logits of both, without and with self-conditioning, after a short and a long prompt."""
+    generator = torch.Generator().manual_seed(_SEED)
+    room = arch.max_position_embeddings - arch.canvas_length
+    lengths = sorted({min(5, room), min(arch.sliding_window + arch.canvas_length // 2 + 3, room, _LONGEST_PROMPT)})
+    pairs = []
+    for length in lengths:
+        prompt, canvas = (_ids(n, arch.vocab_size, generator) for n in (length, arch.canvas_length))
+        expected = reference.logits(prompt, canvas, None)
+        pairs.append((expected, backend.logits(prompt, canvas, None)))
+        previous = expected / _TEMPERATURE
+        pairs.append((reference.logits(prompt, canvas, previous), backend.logits(prompt, canvas, previous)))
+    expected, found = (torch.cat(side).double() for side in zip(*pairs, strict=True))
+    difference = (expected - found).abs()
+    return Parity(
+        cases=len(pairs),
+        max_abs=float(difference.max()),
+        mean_relative=float(difference.mean() / expected.std()),
+        top1=float((expected.argmax(-1) == found.argmax(-1)).double().mean()),
+    )
+
+
+def _ids(count: int, vocab_size: int, generator: torch.Generator) -> Tensor:
+    return torch.randint(0, vocab_size, (count,), generator=generator)
