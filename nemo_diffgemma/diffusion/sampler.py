@@ -51,9 +51,9 @@ def renoise(sampled: Tensor, accepted: Tensor, uniforms: Tensor, vocab_size: int
     """The next canvas: accepted positions take the sample, all others a uniformly random token.
 
     Args:
-        sampled: ``[batch, canvas]`` token ids.
-        accepted: ``[batch, canvas]`` bool.
-        uniforms: ``[batch, canvas]`` draws in [0, 1).
+        sampled: ``[..., canvas]`` token ids.
+        accepted: ``[..., canvas]`` bool.
+        uniforms: ``[..., canvas]`` draws in [0, 1).
         vocab_size: number of tokens to draw from.
     """
     return torch.where(accepted, sampled, uniform_to_token(uniforms, vocab_size))

@@ -66,9 +66,9 @@ def test_a_second_canvas_sees_the_committed_first(tmp_path: Path) -> None:
     prompt, first, second = torch.arange(11), torch.arange(20, 28), torch.arange(40, 48)
     backend.encode(0, prompt, torch.arange(11))
     backend.encode(0, first, torch.arange(11, 19))
-    hidden = backend._hidden([0], second[None], backend.new_soft_embeddings(1, 8))
+    hidden = backend._hidden(0, second, backend.new_soft_embeddings(8))
     together = Reference(Checkpoint(checkpoint)).logits(torch.cat([prompt, first]), second, None)
-    found = torch.tanh(hidden[0] @ backend.network.weights.embedding.T / 30) * 30
+    found = torch.tanh(hidden @ backend.network.weights.embedding.T / 30) * 30
     assert (found - together).abs().max() <= LIMIT
     engine.close()
 

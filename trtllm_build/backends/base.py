@@ -26,8 +26,10 @@ class Backend(Protocol):
         soft_embeddings: Tensor,
         temperature: Tensor,
         draws: Tensor,
-    ) -> ReadOut:
+    ) -> list[ReadOut]:
         """One denoising step of the canvases in ``slots``; reads their caches, changes nothing.
+
+        A canvas's result does not depend, to the last bit, on which others are in the batch.
 
         Args:
             slots: one a canvas.
@@ -35,6 +37,9 @@ class Backend(Protocol):
             soft_embeddings: ``[batch, canvas, hidden]``; zeros at a canvas's first step.
             temperature: ``[batch]`` float32.
             draws: ``[batch, canvas]`` uniforms in [0, 1), float32.
+
+        Returns:
+            One result a canvas, in the order of ``slots``.
         """
 
     def logits(self, prompt_ids: Tensor, canvas_ids: Tensor, previous_logits: Tensor | None) -> Tensor:
@@ -43,8 +48,8 @@ class Backend(Protocol):
     def release(self, slot: int) -> None:
         """Forget the slot's cache."""
 
-    def new_soft_embeddings(self, batch: int, canvas: int) -> Tensor:
-        """Soft embeddings of a first step: zeros ``[batch, canvas, hidden]`` in the engine's dtype."""
+    def new_soft_embeddings(self, canvas: int) -> Tensor:
+        """Soft embeddings of a first step: zeros ``[canvas, hidden]`` in the engine's dtype."""
 
     def cache_bytes(self) -> int:
         """Bytes of KV cache held by all slots."""

@@ -41,46 +41,50 @@ class TorchCpu:
     @torch.inference_mode()
     def encode(self, slot: int, token_ids: Tensor, positions: Tensor) -> None:
         cache = self._caches.get(slot) or self.network.empty_cache()
-        for ids, where in zip(
-            torch.split(token_ids, PREFILL_CHUNK), torch.split(positions, PREFILL_CHUNK), strict=True
-        ):
-            cache = self.network.encode(ids, where, cache)
-        self._caches[slot] = cache
+        self._caches[slot] = self._encoded(token_ids, positions, cache)
         self._lengths[slot] = int(positions[-1]) + 1
 
     @torch.inference_mode()
     def denoise(
         self, slots: Sequence[int], canvas_ids: Tensor, soft_embeddings: Tensor, temperature: Tensor, draws: Tensor
-    ) -> ReadOut:
-        hidden = self._hidden(slots, canvas_ids, soft_embeddings)
+    ) -> list[ReadOut]:
+        # Canvas by canvas: on a CPU the rounding of a matrix product depends on its number of rows, and a request's
+        # tokens may not depend on its company.
         arch, embedding = self.network.arch, self.network.weights.embedding
-        return read_out(hidden, embedding, arch.final_logit_softcapping, arch.embed_scale, temperature, draws)
+        results = []
+        for slot, ids, soft, t, u in zip(slots, canvas_ids, soft_embeddings, temperature, draws, strict=True):
+            hidden = self._hidden(slot, ids, soft)
+            results.append(read_out(hidden, embedding, arch.final_logit_softcapping, arch.embed_scale, float(t), u))
+        return results
 
     @torch.inference_mode()
     def logits(self, prompt_ids: Tensor, canvas_ids: Tensor, previous_logits: Tensor | None) -> Tensor:
         arch, embedding = self.network.arch, self.network.weights.embedding
-        slot = -1
-        soft = self.new_soft_embeddings(1, len(canvas_ids))
+        soft = self.new_soft_embeddings(len(canvas_ids))
         if previous_logits is not None:
-            soft = soft_embeddings(previous_logits.to(embedding.dtype)[None], embedding, arch.embed_scale)
-        try:
-            self.encode(slot, prompt_ids, torch.arange(len(prompt_ids)))
-            hidden = self._hidden([slot], canvas_ids[None], soft)
-        finally:
-            self.release(slot)
-        return capped_logits(hidden[0], embedding, arch.final_logit_softcapping)
+            soft = soft_embeddings(previous_logits.to(embedding.dtype), embedding, arch.embed_scale)
+        positions = torch.arange(len(prompt_ids) + len(canvas_ids))
+        cache = self._encoded(prompt_ids, positions[: len(prompt_ids)], self.network.empty_cache())
+        hidden = self.network.denoise(canvas_ids, soft, positions[len(prompt_ids) :], cache)
+        return capped_logits(hidden, embedding, arch.final_logit_softcapping)
 
     def release(self, slot: int) -> None:
         self._caches.pop(slot, None)
         self._lengths.pop(slot, None)
 
-    def new_soft_embeddings(self, batch: int, canvas: int) -> Tensor:
-        return torch.zeros(batch, canvas, self.network.arch.hidden_size, dtype=self.network.dtype)
+    def new_soft_embeddings(self, canvas: int) -> Tensor:
+        return torch.zeros(canvas, self.network.arch.hidden_size, dtype=self.network.dtype)
 
     def cache_bytes(self) -> int:
         return sum(t.nbytes for cache in self._caches.values() for kv in cache for t in kv)
 
-    def _hidden(self, slots: Sequence[int], canvas_ids: Tensor, soft: Tensor) -> Tensor:
-        starts = torch.tensor([self._lengths[slot] for slot in slots])
-        positions = starts[:, None] + torch.arange(canvas_ids.shape[1])
-        return self.network.denoise(canvas_ids, soft, positions, [self._caches[slot] for slot in slots])
+    def _encoded(self, token_ids: Tensor, positions: Tensor, cache: list[KV]) -> list[KV]:
+        for ids, where in zip(
+            torch.split(token_ids, PREFILL_CHUNK), torch.split(positions, PREFILL_CHUNK), strict=True
+        ):
+            cache = self.network.encode(ids, where, cache)
+        return cache
+
+    def _hidden(self, slot: int, canvas_ids: Tensor, soft: Tensor) -> Tensor:
+        positions = self._lengths[slot] + torch.arange(len(canvas_ids))
+        return self.network.denoise(canvas_ids, soft, positions, self._caches[slot])

@@ -62,31 +62,25 @@ class Network:
             longer.append((keys[:, keep:], values[:, keep:]))
         return longer
 
-    def denoise(self, canvas_ids: Tensor, soft: Tensor, positions: Tensor, caches: Sequence[Sequence[KV]]) -> Tensor:
-        """Bidirectional pass over canvases; each reads all of its own cache and all of itself.
+    def denoise(self, canvas_ids: Tensor, soft: Tensor, positions: Tensor, cache: Sequence[KV]) -> Tensor:
+        """Bidirectional pass over one canvas, which reads all of its cache and all of itself.
 
         Args:
-            canvas_ids: ``[batch, canvas]``.
-            soft: soft embeddings of the previous step ``[batch, canvas, hidden]``; zeros at the first.
-            positions: ``[batch, canvas]``, continuing after the cached tokens.
-            caches: one cache a canvas; not changed.
+            canvas_ids: ``[canvas]``.
+            soft: soft embeddings of the previous step ``[canvas, hidden]``; zeros at the first.
+            positions: ``[canvas]``, continuing after the cached tokens.
+            cache: one ``(keys, values)`` a layer; not changed.
 
         Returns:
-            Normed hidden states ``[batch, canvas, hidden]``.
+            Normed hidden states ``[canvas, hidden]``.
         """
-        batch, canvas = canvas_ids.shape
-        rope = self._rope(positions.flatten())
-        hidden = self._condition(self.embed(canvas_ids), soft).flatten(0, 1)
+        rope = self._rope(positions)
+        hidden = self._condition(self.embed(canvas_ids), soft)
         for index, w in enumerate(self.weights.layers):
-            q, (keys, values) = self._project(hidden, index, w, rope)
-            rows = [slice(i * canvas, (i + 1) * canvas) for i in range(batch)]
-            # caches differ in length: attention runs canvas by canvas, everything else over the whole batch
-            attended = [
-                attend(q[:, row], append(cache[index], (keys[:, row], values[:, row])), None)
-                for row, cache in zip(rows, caches, strict=True)
-            ]
-            hidden = self._after_attention(hidden, torch.cat(attended), w) * w.denoise_scalar
-        return rms_norm(hidden, self.weights.final_norm, self.arch.rms_norm_eps).view(batch, canvas, -1)
+            q, new = self._project(hidden, index, w, rope)
+            attended = attend(q, append(cache[index], new), None)
+            hidden = self._after_attention(hidden, attended, w) * w.denoise_scalar
+        return rms_norm(hidden, self.weights.final_norm, self.arch.rms_norm_eps)
 
     def _rope(self, positions: Tensor) -> Rope:
         return {kind: rotation(positions, f, self.dtype) for kind, f in self._frequencies.items()}

@@ -11,13 +11,13 @@ from nemo_diffgemma.diffusion import sampler
 
 @dataclass(frozen=True)
 class ReadOut:
-    """What one denoising step yields; nothing of vocabulary width.
+    """What one denoising step of a canvas yields; nothing of vocabulary width.
 
     Args:
-        argmax_ids: ``[batch, canvas]`` int64.
-        sampled_ids: ``[batch, canvas]`` int64.
-        entropy: ``[batch, canvas]`` float32, nats, of the tempered distribution.
-        soft_embeddings: ``[batch, canvas, hidden]``: expected embedding under the tempered distribution.
+        argmax_ids: ``[canvas]`` int64.
+        sampled_ids: ``[canvas]`` int64.
+        entropy: ``[canvas]`` float32, nats, of the tempered distribution.
+        soft_embeddings: ``[canvas, hidden]``: expected embedding under the tempered distribution.
     """
 
     argmax_ids: Tensor
@@ -42,30 +42,21 @@ def soft_embeddings(tempered: Tensor, embedding: Tensor, scale: float) -> Tensor
     return torch.matmul(probabilities, embedding) * torch.tensor(scale, dtype=embedding.dtype)
 
 
-def read_out(
-    hidden: Tensor, embedding: Tensor, cap: float, scale: float, temperature: Tensor, draws: Tensor
-) -> ReadOut:
-    """Argmax, sample, entropy and next soft embedding at every canvas position.
-
-    Canvas by canvas, so that one ``[canvas, vocab]`` is alive at a time.
+def read_out(hidden: Tensor, embedding: Tensor, cap: float, scale: float, temperature: float, draws: Tensor) -> ReadOut:
+    """Argmax, sample, entropy and next soft embedding at every position of one canvas.
 
     Args:
-        hidden: normed hidden states ``[batch, canvas, hidden]``.
+        hidden: normed hidden states ``[canvas, hidden]``.
         embedding: ``[vocab, hidden]``.
         cap: soft-cap of the logits.
         scale: of embeddings, sqrt(hidden).
-        temperature: ``[batch]``.
-        draws: ``[batch, canvas]`` uniforms in [0, 1).
+        temperature: of this step.
+        draws: ``[canvas]`` uniforms in [0, 1).
     """
-    parts = []
-    for row, t, u in zip(hidden, temperature, draws, strict=True):
-        tempered = capped_logits(row, embedding, cap) / t
-        parts.append(
-            (
-                tempered.argmax(-1),
-                sampler.sample(tempered, u),
-                sampler.entropy(tempered),
-                soft_embeddings(tempered.to(embedding.dtype), embedding, scale),
-            )
-        )
-    return ReadOut(*(torch.stack(column) for column in zip(*parts, strict=True)))
+    tempered = capped_logits(hidden, embedding, cap) / temperature
+    return ReadOut(
+        argmax_ids=tempered.argmax(-1),
+        sampled_ids=sampler.sample(tempered, draws),
+        entropy=sampler.entropy(tempered),
+        soft_embeddings=soft_embeddings(tempered.to(embedding.dtype), embedding, scale),
+    )

@@ -219,11 +219,18 @@ class Engine:
         )
         prompt, total = len(request.prompt_ids), len(request.prompt_ids) + request.max_tokens
         require(
+            prompt < limits.context,
+            "prompt",
+            f"{prompt} tokens",
+            f"at most {limits.context - 1} tokens (context {limits.context})",
+            "shorten the prompt, or build with a larger gpu.limits.context",
+        )
+        require(
             total <= limits.context,
             "max_tokens",
             request.max_tokens,
             f"at most {limits.context - prompt} after a prompt of {prompt} tokens (context {limits.context})",
-            "lower max_tokens, shorten the prompt, or build with a larger limits.context",
+            "lower max_tokens, shorten the prompt, or build with a larger gpu.limits.context",
         )
 
 

@@ -72,21 +72,21 @@ class Sequence:
     # -- what a denoising step gave ---------------------------------------------------
 
     def advance(self, result: ReadOut) -> bool:
-        """Take one step's result (a batch of one). True when the canvas is finished."""
+        """Take one step's result. True when the canvas is finished."""
         s = self.request.sampler
         self.step += 1
         mean_entropy = float(result.entropy.mean())
         if not math.isfinite(mean_entropy):
             raise FloatingPointError(f"NaN or infinity in canvas {self.canvas_index}, denoising step {self.step}")
         self._entropies.append(mean_entropy)
-        self._argmax_ids = result.argmax_ids[0].tolist()
-        stable = bool(stopping.stable(self._history, result.argmax_ids))
-        confident = bool(stopping.confident(result.entropy, s.confidence_threshold))
-        self._history = stopping.push(self._history, result.argmax_ids)
-        accepted = sampler.accept(result.entropy, s.entropy_bound)
+        self._argmax_ids = result.argmax_ids.tolist()
+        stable = bool(stopping.stable(self._history, result.argmax_ids[None]))
+        confident = bool(stopping.confident(result.entropy[None], s.confidence_threshold))
+        self._history = stopping.push(self._history, result.argmax_ids[None])
+        accepted = sampler.accept(result.entropy[None], s.entropy_bound)[0]
         noise = self._draws(draws.NOISE, self.step)
-        self.canvas_ids = sampler.renoise(result.sampled_ids, accepted, noise[None], self._vocab_size)[0]
-        self.soft_embeddings = result.soft_embeddings[0]
+        self.canvas_ids = sampler.renoise(result.sampled_ids, accepted, noise, self._vocab_size)
+        self.soft_embeddings = result.soft_embeddings
         if self.request.drafts:
             ids = tuple(self._cut()[0])
             text = self._detokenizer.preview(ids)

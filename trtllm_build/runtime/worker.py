@@ -102,14 +102,14 @@ class Worker:
             self._leave(slot, ticket, "error", error)
 
     def _start_canvas(self, ticket: Ticket) -> None:
-        ticket.sequence.start_canvas(self._backend.new_soft_embeddings(1, self._canvas_length)[0])
+        ticket.sequence.start_canvas(self._backend.new_soft_embeddings(self._canvas_length))
 
     def _step(self) -> None:
         """One denoising step of every running canvas; finished ones are committed."""
         slots, tickets = list(self._running), list(self._running.values())
         sequences = [t.sequence for t in tickets]
         try:
-            result = self._backend.denoise(
+            results = self._backend.denoise(
                 slots,
                 torch.stack([s.canvas_ids for s in sequences]),
                 torch.stack([s.soft_embeddings for s in sequences]),
@@ -120,9 +120,9 @@ class Worker:
             for slot, ticket in zip(slots, tickets, strict=True):
                 self._leave(slot, ticket, "error", error)
             return
-        for row, (slot, ticket) in enumerate(zip(slots, tickets, strict=True)):
+        for slot, ticket, result in zip(slots, tickets, results, strict=True):
             try:
-                self._advance(slot, ticket, _row(result, row))
+                self._advance(slot, ticket, result)
             except Exception as error:  # what fails in one request stays in that request
                 self._leave(slot, ticket, "error", error)
 
@@ -154,11 +154,3 @@ class Worker:
             del self._running[slot]
             self._free.append(slot)
         ticket.finish()
-
-
-def _row(result: ReadOut, row: int) -> ReadOut:
-    """One canvas of a batch, still with its batch dimension."""
-    part = slice(row, row + 1)
-    return ReadOut(
-        result.argmax_ids[part], result.sampled_ids[part], result.entropy[part], result.soft_embeddings[part]
-    )

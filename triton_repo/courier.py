@@ -1,0 +1,118 @@
+"""The one thread that speaks to Triton: it sends the engine's events and looks whether clients are still there."""
+
+from __future__ import annotations
+
+import logging
+import queue
+import threading
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from functools import partial
+from typing import TYPE_CHECKING, Protocol
+
+from nemo_diffgemma.errors import FieldError
+from triton_repo.parse import Generation
+from triton_repo.reply import Outputs, Reply
+from trtllm_build.runtime.request import Block, Event
+
+if TYPE_CHECKING:
+    from trtllm_build.runtime.worker import Ticket
+
+# A client that has gone is noticed after this long; each look costs a round trip to tritonserver a request.
+LOOK_S = 0.02
+_LOG = logging.getLogger(__name__)
+
+
+class Channel(Protocol):
+    """One request's way back to its client."""
+
+    def send(self, outputs: Outputs, last: bool) -> None: ...
+    def fail(self, message: str, fault_of_client: bool) -> None: ...
+    def is_cancelled(self) -> bool: ...
+
+
+class Call:
+    """One request under way. :meth:`on_event` may be called from any thread and does not wait."""
+
+    def __init__(self, channel: Channel, courier: Courier):
+        self.channel = channel
+        self.reply: Reply | None = None
+        self.ticket: Ticket | None = None
+        self._courier = courier
+
+    def follow(self, generation: Generation) -> Callable[[Event], None]:
+        """Get ready to send ``generation``'s events; returns what the engine is to call with them."""
+        self.reply = Reply(generation)
+        return self.on_event
+
+    def on_event(self, event: Event | Exception) -> None:
+        """Queue an event of the engine, or the error that ends the request."""
+        self._courier.queue.put((self, event))
+
+
+class Courier:
+    """Sends from a thread of its own, so that no client and no round trip to tritonserver delays the engine."""
+
+    def __init__(self) -> None:
+        self.queue: queue.SimpleQueue[tuple[Call, Event | Exception | None] | None] = queue.SimpleQueue()
+        self._calls: set[Call] = set()
+        self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
+        self._thread.start()
+
+    def open(self, channel: Channel) -> Call:
+        """Watch ``channel`` from now on, until its last event."""
+        call = Call(channel, self)
+        self.queue.put((call, None))
+        return call
+
+    def close(self) -> None:
+        """Send what is queued, then end the thread."""
+        self.queue.put(None)
+        self._thread.join()
+
+    def _run(self) -> None:
+        looked = time.monotonic()
+        while True:
+            try:
+                item = self.queue.get(timeout=LOOK_S if self._calls else None)
+                if item is None:
+                    return
+                call, event = item
+                if event is None:
+                    self._calls.add(call)
+                elif call in self._calls:
+                    self._guarded(call, partial(self._deliver, call, event))
+            except queue.Empty:
+                pass
+            if time.monotonic() - looked >= LOOK_S:
+                for call in list(self._calls):
+                    self._guarded(call, partial(self._look, call))
+                looked = time.monotonic()
+
+    def _guarded(self, call: Call, action: Callable[[], None]) -> None:
+        """What fails for one request ends that request, and never this thread."""
+        try:
+            action()
+        except Exception as error:
+            _LOG.exception("a request failed on its way to Triton")
+            self._calls.discard(call)
+            if call.ticket is not None:
+                call.ticket.cancel()
+            with suppress(Exception):  # its last response may already be out
+                call.channel.fail(f"{type(error).__name__}: {error}", False)
+
+    def _deliver(self, call: Call, event: Event | Exception) -> None:
+        last = isinstance(event, Exception) or (isinstance(event, Block) and event.finish_reason is not None)
+        if last:
+            self._calls.discard(call)
+        if isinstance(event, Exception):
+            call.channel.fail(str(event), isinstance(event, FieldError))
+        elif isinstance(event, Block) and event.finish_reason == "error":
+            call.channel.fail(event.error or "the engine failed", False)
+        elif call.reply is not None and (outputs := call.reply.outputs(event)) is not None:
+            call.channel.send(outputs, last)
+
+    def _look(self, call: Call) -> None:
+        if call.ticket is not None and call.channel.is_cancelled():
+            call.ticket.cancel()

@@ -1,0 +1,69 @@
+"""The model as Triton's python backend runs it: parse, submit to the engine, send."""
+
+import json
+import os
+import traceback
+from typing import Any
+
+import triton_python_backend_utils as pb
+
+from nemo_diffgemma.errors import FieldError
+from triton_repo.courier import Courier
+from triton_repo.parse import parse
+from triton_repo.reply import Outputs
+from triton_repo.tensors import ALL_INPUTS, ENGINE_VARIABLE
+from trtllm_build import load_engine
+
+
+class Channel:
+    """One request's response sender."""
+
+    def __init__(self, request: Any):
+        self._name = request.request_id() or "without id"
+        self._sender = request.get_response_sender()
+
+    def send(self, outputs: Outputs, last: bool) -> None:
+        tensors = [pb.Tensor(name, array) for name, array in outputs.items()]
+        self._sender.send(pb.InferenceResponse(tensors), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+        if last:
+            pb.Logger.log_info(f"request {self._name}: finished, {outputs['finish_reason'].item().decode()}")
+
+    def fail(self, message: str, fault_of_client: bool) -> None:
+        code = pb.TritonError.INVALID_ARG if fault_of_client else pb.TritonError.INTERNAL
+        response = pb.InferenceResponse(error=pb.TritonError(message, code))
+        self._sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+        # What a client sent stays out of the log.
+        pb.Logger.log_info(f"request {self._name}: {'refused' if fault_of_client else f'failed, {message}'}")
+
+    def is_cancelled(self) -> bool:
+        return bool(self._sender.is_cancelled())
+
+
+class TritonPythonModel:
+    """Holds the engine; requests join and leave its running batch between denoising steps."""
+
+    def initialize(self, _args: dict[str, str]) -> None:
+        self.engine = load_engine(os.environ[ENGINE_VARIABLE])
+        self.courier = Courier()
+
+    def execute(self, requests: list[Any]) -> None:
+        for request in requests:
+            call = self.courier.open(Channel(request))
+            try:
+                generation = parse(_arrays(request), json.loads(request.parameters()), self.engine)
+                call.ticket = self.engine.submit(generation.request, call.follow(generation))
+            except FieldError as error:
+                call.on_event(error)
+            except Exception as error:
+                # Without an answer the client would wait for ever.
+                pb.Logger.log_error(traceback.format_exc())
+                call.on_event(error)
+
+    def finalize(self) -> None:
+        self.engine.close()
+        self.courier.close()
+
+
+def _arrays(request: Any) -> dict[str, Any]:
+    found = {name: pb.get_input_tensor_by_name(request, name) for name in ALL_INPUTS}
+    return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}

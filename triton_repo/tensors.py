@@ -1,0 +1,123 @@
+"""The tensors of the served model: one description, from which the config is rendered and both ends are checked."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+MODEL = "diffgemma"
+# Environment variable that tells the served model which engine bundle to load.
+ENGINE_VARIABLE = "DIFFGEMMA_ENGINE"
+
+DType = Literal["STRING", "BOOL", "INT32", "UINT64", "FP32"]
+NUMPY: dict[DType, Any] = {
+    "STRING": np.object_,
+    "BOOL": np.bool_,
+    "INT32": np.int32,
+    "UINT64": np.uint64,
+    "FP32": np.float32,
+}
+
+
+@dataclass(frozen=True)
+class Tensor:
+    """One input or output; on the wire its shape is ``[1, *dims]``, the leading 1 being Triton's batch.
+
+    Args:
+        name: as clients write it.
+        dtype: as ``config.pbtxt`` spells it, without ``TYPE_``.
+        about: what it means, with unit and default; a comment in ``config.pbtxt``.
+        dims: ``(1,)`` for a scalar, ``(-1,)`` for a list.
+    """
+
+    name: str
+    dtype: DType
+    about: str
+    dims: tuple[int, ...] = (1,)
+
+
+@dataclass(frozen=True)
+class Unsupported:
+    """An input that TensorRT-LLM's clients send and this model cannot honour.
+
+    Args:
+        tensor: its name and type, declared so that the refusal is ours and says what to do.
+        neutral: values that ask for nothing, and so are accepted.
+        instead: what to do instead.
+    """
+
+    tensor: Tensor
+    neutral: tuple[Any, ...]
+    instead: str
+
+
+def _unsupported(
+    name: str, dtype: DType, neutral: tuple[Any, ...], instead: str, dims: tuple[int, ...] = (1,)
+) -> Unsupported:
+    accepted = f"accepted only as {' or '.join(repr(value) for value in neutral)}" if neutral else "refused"
+    return Unsupported(Tensor(name, dtype, f"{accepted}: {instead}", dims), neutral, instead)
+
+
+INPUTS: tuple[Tensor, ...] = (
+    Tensor("text_input", "STRING", "raw text; exactly one of text_input, messages and input_ids"),
+    Tensor("messages", "STRING", "JSON list of {role, content}, rendered with the checkpoint's chat template"),
+    Tensor("input_ids", "INT32", "token ids of the prompt", (-1,)),
+    Tensor("max_tokens", "INT32", "most tokens to return; default: all that the context has left"),
+    Tensor("seed", "UINT64", "all randomness follows from it; default 0"),
+    Tensor("random_seed", "UINT64", "another name of seed"),
+    Tensor("stream", "BOOL", "one response a block; default false: one response with everything"),
+    Tensor("drafts", "BOOL", "with stream: also the provisional canvas after every denoising step; default false"),
+    Tensor("ignore_eos", "BOOL", "go on to max_tokens whatever the model writes; default false"),
+    Tensor("max_denoising_steps", "INT32", "most steps a canvas; default: the checkpoint's"),
+    Tensor("t_min", "FP32", "temperature at the end of the schedule; default: the checkpoint's"),
+    Tensor("t_max", "FP32", "temperature at its start; default: the checkpoint's"),
+    Tensor("entropy_bound", "FP32", "nats of summed entropy accepted in one step; default: the checkpoint's"),
+    Tensor("confidence_threshold", "FP32", "mean entropy in nats at which a stable canvas stops; default likewise"),
+    Tensor("stability_threshold", "INT32", "earlier steps that the argmax canvas must equal; default likewise"),
+    Tensor("return_num_input_tokens", "BOOL", "send num_input_tokens; default true"),
+    Tensor("return_num_output_tokens", "BOOL", "send num_output_tokens; default true"),
+)
+
+_ENTROPY = "tokens are accepted by entropy, set entropy_bound"
+_CUT = "cut the text in the client"
+_NO_PENALTY = "leave it out: a canvas is denoised in parallel, without penalties"
+_ONE = "send one request a sample, each with its own seed"
+_OWN_IDS = "leave it out: the checkpoint's own is used; ignore_eos generates to max_tokens"
+UNSUPPORTED: tuple[Unsupported, ...] = (
+    _unsupported("temperature", "FP32", (), "set t_min and t_max, the two ends of the temperature schedule"),
+    _unsupported("top_k", "INT32", (0,), _ENTROPY),
+    _unsupported("top_p", "FP32", (1.0,), _ENTROPY),
+    _unsupported("min_p", "FP32", (0.0,), _ENTROPY),
+    _unsupported("beam_width", "INT32", (1,), _ONE),
+    _unsupported("num_return_sequences", "INT32", (1,), _ONE),
+    _unsupported("stop_words", "STRING", ("",), _CUT, (-1,)),
+    _unsupported("bad_words", "STRING", ("",), _CUT, (-1,)),
+    _unsupported("repetition_penalty", "FP32", (1.0,), _NO_PENALTY),
+    _unsupported("presence_penalty", "FP32", (0.0,), _NO_PENALTY),
+    _unsupported("frequency_penalty", "FP32", (0.0,), _NO_PENALTY),
+    _unsupported("length_penalty", "FP32", (0.0, 1.0), _NO_PENALTY),
+    _unsupported("min_tokens", "INT32", (0,), "set ignore_eos and max_tokens"),
+    _unsupported("min_length", "INT32", (0,), "set ignore_eos and max_tokens"),
+    _unsupported("end_id", "INT32", (), _OWN_IDS),
+    _unsupported("pad_id", "INT32", (), _OWN_IDS),
+    _unsupported("exclude_input_in_output", "BOOL", (True,), "prepend the prompt in the client"),
+    _unsupported("return_log_probs", "BOOL", (False,), "read entropy, the canvas's mean in nats"),
+)
+
+OUTPUTS: tuple[Tensor, ...] = (
+    Tensor("text_output", "STRING", "new text; for a draft the text of the canvas as it stands"),
+    Tensor("output_ids", "INT32", "its token ids", (-1,)),
+    Tensor("finish_reason", "STRING", "stop, length or cancelled on the last response, empty before"),
+    Tensor("provisional", "BOOL", "true for a draft: the next response may change any of it"),
+    Tensor("canvas_index", "INT32", "which canvas of the request, from 0; without stream the last"),
+    Tensor("denoising_steps", "INT32", "steps done on this canvas; without stream on all of them"),
+    Tensor("entropy", "FP32", "mean entropy of the canvas after its last step, in nats; left out before a first step"),
+    Tensor("num_input_tokens", "INT32", "tokens of the prompt"),
+    Tensor("num_output_tokens", "INT32", "tokens committed so far"),
+)
+
+SUPPORTED = ", ".join(tensor.name for tensor in INPUTS)
+ALL_INPUTS: dict[str, Tensor] = {t.name: t for t in (*INPUTS, *(u.tensor for u in UNSUPPORTED))}
+ALL_OUTPUTS: dict[str, Tensor] = {t.name: t for t in OUTPUTS}

@@ -1,0 +1,196 @@
+"""The tritonserver process: where its files are, how it is started, how it is ended with all it started."""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import sysconfig
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from nemo_diffgemma.errors import FieldError, require
+
+HOST = "127.0.0.1"
+BINARY_VARIABLE = "TRITON_SERVER"
+_SHARED_MEMORY = Path("/dev/shm")
+_PR_SET_PDEATHSIG = 1
+# Loaded before any fork: between fork and exec nothing may be imported.
+_LIBC = ctypes.CDLL(None, use_errno=True)
+
+
+@dataclass(frozen=True)
+class Installation:
+    """A tritonserver with its python backend.
+
+    Args:
+        binary: the executable.
+        backends: folder of backends.
+        stub: the python backend's process for this Python version, where it lies apart from the backend.
+    """
+
+    binary: Path
+    backends: Path
+    stub: Path | None
+
+    @classmethod
+    def find(cls) -> Installation:
+        """Look at ``$TRITON_SERVER``, then on ``PATH`` (NVIDIA's container), then in nvidia-pytriton.
+
+        Raises:
+            FieldError: when there is none, or none for this Python version.
+        """
+        named = os.environ.get(BINARY_VARIABLE)
+        if found := named or shutil.which("tritonserver"):
+            binary = Path(found)
+            require(
+                binary.is_file(), BINARY_VARIABLE, found, "the path of a tritonserver binary", "correct or unset it"
+            )
+            root = binary.resolve().parent.parent
+        else:
+            package = importlib.util.find_spec("pytriton")
+            if package is None or package.origin is None:
+                remedy = "pip install 'diffgemma[serve]', or run in NVIDIA's Triton container"
+                raise FieldError(BINARY_VARIABLE, None, "a tritonserver binary, here or on PATH", remedy)
+            root = Path(package.origin).parent / "tritonserver"
+            binary = root / "bin" / "tritonserver"
+        stubs = root / "python_backend_stubs"
+        if not stubs.is_dir():
+            return cls(binary, root / "backends", None)
+        version = f"{sys.version_info.major}.{sys.version_info.minor}"
+        stub = stubs / version / "triton_python_backend_stub"
+        available = ", ".join(sorted(path.name for path in stubs.iterdir()))
+        require(
+            stub.is_file(), "python", version, f"a Python that {root} has a stub for: {available}", "use one of them"
+        )
+        return cls(binary, root / "backends", stub)
+
+    def backend_directory(self, directory: Path) -> Path:
+        """A folder in which tritonserver finds the python backend and its stub side by side, linked where need be."""
+        if self.stub is None:
+            return self.backends
+        python = directory / "python"
+        python.mkdir(parents=True)
+        for source in (*(self.backends / "python").iterdir(), self.stub):
+            (python / source.name).symlink_to(source)
+        return directory
+
+
+class Process:
+    """A running tritonserver, in a process group of its own: a Ctrl-C in the terminal reaches only the launcher.
+
+    Args:
+        installation: what to run.
+        options: its command line, without the binary.
+        environment: variables to add.
+        directory: where it runs: the stub looks for Python modules there first, so not where the user happens to be.
+        log: file that gets its output.
+        shm_prefix: name that its shared memory starts with; what is left of it is removed at the end.
+    """
+
+    def __init__(
+        self,
+        installation: Installation,
+        options: Sequence[str],
+        environment: dict[str, str],
+        directory: Path,
+        log: Path,
+        shm_prefix: str,
+    ):
+        self._shm_prefix = shm_prefix
+        scripts = str(Path(sys.executable).parent)
+        library = str(sysconfig.get_config_var("LIBDIR"))
+        with log.open("ab") as output:
+            self._process = subprocess.Popen(
+                [str(installation.binary), *options],
+                cwd=directory,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=_end_with_parent,
+                env={
+                    **os.environ,
+                    **environment,
+                    # The stub embeds the Python it finds first on PATH, and must load that Python's own library.
+                    "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
+                    "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [library, os.environ.get("LD_LIBRARY_PATH")])),
+                },
+            )
+        self.pid = self._process.pid
+
+    def returncode(self) -> int | None:
+        """Exit status; None while it runs."""
+        return self._process.poll()
+
+    def stub_died(self) -> bool:
+        """Whether a model's process has died; tritonserver still calls itself ready then."""
+        children = (path.read_text().split() for path in Path(f"/proc/{self.pid}/task").glob("*/children"))
+        return any(_is_zombie(pid) for pids in children for pid in pids)
+
+    def stop(self, budget_s: float) -> None:
+        """End it: SIGTERM, after ``budget_s`` seconds SIGKILL; then the stubs it left behind and their memory.
+
+        A client that keeps its stream open holds a terminating tritonserver up for as long as it likes.
+        """
+        if self._process.poll() is None:
+            self._process.terminate()
+            try:
+                self._process.wait(budget_s)
+            except (subprocess.TimeoutExpired, KeyboardInterrupt):
+                # A second Ctrl-C must not leave it running.
+                self._process.kill()
+                self._process.wait()
+        self._end_group(2.0)
+        for region in _SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
+            region.unlink(missing_ok=True)
+
+    def _end_group(self, budget_s: float) -> None:
+        """Kill what is left of the process group, which only holds what this server started, and wait for it.
+
+        A stub ignores SIGTERM: it waits for a word from its server.
+        """
+        deadline = time.monotonic() + budget_s
+        try:
+            os.killpg(self.pid, signal.SIGKILL)
+            while time.monotonic() < deadline:
+                os.killpg(self.pid, 0)
+                time.sleep(0.02)
+        except ProcessLookupError:
+            return
+
+
+def _is_zombie(pid: str) -> bool:
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+    except FileNotFoundError:
+        return False
+
+
+def free_port(option: str, port: int) -> int:
+    """``port`` if it can be listened on, or any free one for 0.
+
+    Raises:
+        FieldError: naming ``option``, when it cannot.
+    """
+    with socket.socket() as probe:
+        # As a server does: a port whose last connection is only winding down is free.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((HOST, port))
+        except (OSError, OverflowError) as error:
+            remedy = f"stop what listens there, or pass {option} 0 to take any free port"
+            raise FieldError(option, port, f"a free port on {HOST} ({error})", remedy) from error
+        return int(probe.getsockname()[1])
+
+
+def _end_with_parent() -> None:
+    """In the child: ask for SIGTERM when the launcher dies without having stopped it."""
+    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

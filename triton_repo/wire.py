@@ -1,0 +1,111 @@
+"""The client's side of the wire: typed values into Triton's request message, its response message into a dataclass."""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from tritonclient.grpc import InferResult, service_pb2
+
+from nemo_diffgemma.errors import FieldError
+from triton_repo.tensors import ALL_INPUTS, ALL_OUTPUTS, MODEL, NUMPY, SUPPORTED, DType, Tensor
+
+_RANGES: dict[DType, str] = {
+    "STRING": "text that can be encoded as UTF-8",
+    "BOOL": "True or False",
+    "INT32": f"integers from {-(2**31)} to {2**31 - 1}",
+    "UINT64": f"integers from 0 to {2**64 - 1}",
+    "FP32": "finite numbers",
+}
+
+
+@dataclass(frozen=True)
+class Response:
+    """One response of the server.
+
+    Args:
+        text: new text; for a provisional response the text of the whole canvas as it stands.
+        token_ids: its token ids.
+        provisional: a draft, which the next response may change.
+        canvas_index: which canvas of the request, from 0; without streaming the last.
+        denoising_steps: steps done on this canvas; without streaming on all canvases.
+        entropy: mean entropy of the canvas after its last step, in nats; None before its first.
+        finish_reason: ``stop``, ``length`` or ``cancelled`` on the last response, None before.
+        num_input_tokens: tokens of the prompt; None if the request declined it.
+        num_output_tokens: tokens committed so far; None if the request declined it.
+    """
+
+    text: str
+    token_ids: tuple[int, ...]
+    provisional: bool
+    canvas_index: int
+    denoising_steps: int
+    entropy: float | None
+    finish_reason: str | None
+    num_input_tokens: int | None
+    num_output_tokens: int | None
+
+
+def encode(values: Mapping[str, object], request_id: str) -> Any:
+    """Triton's ``ModelInferRequest`` with those ``values`` that are not None.
+
+    Raises:
+        FieldError: for a name that the model has no input of, or a value that does not fit the input's type.
+    """
+    request = service_pb2.ModelInferRequest(model_name=MODEL, id=request_id)
+    for name, value in values.items():
+        if value is None:
+            continue
+        tensor = ALL_INPUTS.get(name)
+        if tensor is None:
+            raise FieldError(name, value, f"one of {SUPPORTED}", "leave it out")
+        listed = tensor.dims == (-1,) and isinstance(value, Sequence) and not isinstance(value, str)
+        items = list(value) if listed and isinstance(value, Sequence) else [value]
+        if not all(_fits(item, tensor) for item in items):
+            raise FieldError(name, value, _RANGES[tensor.dtype], f"pass {name} as such")
+        datatype = "BYTES" if tensor.dtype == "STRING" else tensor.dtype
+        request.inputs.add(name=name, datatype=datatype, shape=[1, len(items)])
+        request.raw_input_contents.append(_content(items, tensor))
+    return request
+
+
+def decode(message: Any) -> Response:
+    """The dataclass for Triton's ``ModelInferResponse``."""
+    result = InferResult(message)
+    values: dict[str, list[Any]] = {}
+    for name in ALL_OUTPUTS:
+        array = result.as_numpy(name)
+        values[name] = [None] if array is None else array.reshape(-1).tolist()
+    return Response(
+        text=values["text_output"][0].decode(),
+        token_ids=tuple(values["output_ids"]),
+        provisional=values["provisional"][0],
+        canvas_index=values["canvas_index"][0],
+        denoising_steps=values["denoising_steps"][0],
+        entropy=values["entropy"][0],
+        finish_reason=values["finish_reason"][0].decode() or None,
+        num_input_tokens=values["num_input_tokens"][0],
+        num_output_tokens=values["num_output_tokens"][0],
+    )
+
+
+def _content(items: Sequence[Any], tensor: Tensor) -> bytes:
+    """Little-endian elements; strings each after their length in four bytes."""
+    if tensor.dtype != "STRING":
+        return np.array(items, dtype=NUMPY[tensor.dtype]).tobytes()
+    return b"".join(struct.pack("<I", len(item)) + item for item in (text.encode() for text in items))
+
+
+def _fits(item: object, tensor: Tensor) -> bool:
+    if tensor.dtype == "STRING":
+        # Lone surrogates, which a command line of undecodable bytes yields, have no UTF-8.
+        return isinstance(item, str) and item == item.encode(errors="ignore").decode()
+    if tensor.dtype == "BOOL":
+        return isinstance(item, bool)
+    if isinstance(item, bool) or not isinstance(item, int | float if tensor.dtype == "FP32" else int):
+        return False
+    info = np.finfo(np.float32) if tensor.dtype == "FP32" else np.iinfo(NUMPY[tensor.dtype])
+    return bool(info.min <= item <= info.max)
