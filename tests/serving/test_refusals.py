@@ -79,7 +79,7 @@ MESSAGES = 'a JSON list like [{"role": "user", "content": "..."}]'
         (
             {"input_ids": [3, 4, 5], "max_tokens": 254},
             "max_tokens: 254 cannot be used; allowed: at most 253 after a prompt of 3 tokens (context 256); "
-            "fix: lower max_tokens, shorten the prompt, or build with a larger limits.context",
+            "fix: lower max_tokens, shorten the prompt, or build with a larger gpu.limits.context",
         ),
         (
             {"input_ids": [3, 300]},
@@ -132,7 +132,9 @@ def test_a_wrong_request_is_told_what_is_wrong(client: Client, inputs: dict[str,
 
 @pytest.mark.server
 def test_a_prompt_that_alone_exceeds_the_context(client: Client) -> None:
-    assert "after a prompt of 300 tokens (context 256)" in refusal(client, input_ids=[3] * 300)
+    assert "prompt: '300 tokens' cannot be used; allowed: at most 255 tokens (context 256)" in refusal(
+        client, input_ids=[3] * 300
+    )
 
 
 def test_what_no_client_of_ours_sends(engine: Engine) -> None:
