@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -31,6 +33,17 @@ def text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     arch = small_architecture(vocab_size=300, canvas_length=16, eos_token_ids=(1, SPECIAL_TOKENS.index("<turn|>")))
     config = GENERATION_CONFIG | {"eos_token_id": list(arch.eos_token_ids)}
     return write_checkpoint(folder / "model", arch, random_tensors(arch, 7), config, files)
+
+
+@pytest.fixture(scope="session")
+def exported_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What `diffgemma-train` writes: the demo model after a few steps, tokenizer and all."""
+    folder = tmp_path_factory.mktemp("trained")
+    command = [sys.executable, "-m", "nemo_diffgemma.training.cli", f"run={folder}", f"output={folder / 'checkpoint'}"]
+    command += ["optim.steps=12", "data.generate.examples=3000", "data.generate.held_out=40", "parallel.accelerator=cpu"]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+    return folder / "checkpoint"
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from transformers import DiffusionGemmaForBlockDiffusion
 
 from nemo_diffgemma.checkpoint import Checkpoint
 from tests.support import random_architecture, random_checkpoint, small_architecture
@@ -40,6 +41,35 @@ def test_logits_equal_transformers_on_random_architectures(seed: int, tmp_path: 
             assert found.dtype == torch.float32
             assert found.shape == (arch.canvas_length, arch.vocab_size)
             assert (found - expected).abs().max() <= LIMIT
+            previous = expected / 0.6
+    engine.close()
+
+
+@pytest.mark.slow
+def test_the_exported_checkpoint_in_transformers_and_in_the_engine(exported_checkpoint: Path, tmp_path: Path) -> None:
+    """transformers loads what training wrote with nothing missing or unexpected, and the engine computes the same."""
+    model, report = DiffusionGemmaForBlockDiffusion.from_pretrained(
+        str(exported_checkpoint), dtype=torch.float32, output_loading_info=True
+    )
+    assert not report["missing_keys"]
+    assert not report["unexpected_keys"]
+    engine = load_engine(build_engine(exported_checkpoint, tmp_path / "engine"))
+    assert engine.tokenizer is not None
+    prompts = [
+        engine.tokenizer.chat([{"role": "user", "content": text}]) for text in ("12 km in m", "Reverse: red bags." * 9)
+    ]
+    assert len(prompts[1]) > engine.bundle.arch.sliding_window
+    for prompt in prompts:
+        canvas = torch.randint(engine.limits.vocab_size, (engine.limits.canvas,))
+        previous = None
+        for _ in range(2):
+            with torch.inference_mode():
+                expected = model(
+                    input_ids=torch.tensor([prompt]),
+                    decoder_input_ids=canvas[None],
+                    self_conditioning_logits=None if previous is None else previous[None],
+                ).logits[0]
+            assert (engine.logits(prompt, canvas.tolist(), previous) - expected).abs().max() <= LIMIT
             previous = expected / 0.6
     engine.close()
 
