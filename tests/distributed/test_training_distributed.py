@@ -17,12 +17,23 @@ from nemo_diffgemma.training.resume import latest_checkpoint
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
-TINY = (
-    "model.hidden_size=32 model.intermediate_size=48 model.head_dim=16 model.global_head_dim=16 "
-    "model.moe_intermediate_size=16 data.generate.examples=1500 data.generate.held_out=16 data.batch=8 "
-    "parallel.accelerator=cpu optim.steps=20 optim.schedule_steps=20 validate_every=10 checkpoint_every=5 "
-    "log_every=1 threads=1"
-).split()
+TINY = [
+    "model.hidden_size=32",
+    "model.intermediate_size=48",
+    "model.head_dim=16",
+    "model.global_head_dim=16",
+    "model.moe_intermediate_size=16",
+    "data.generate.examples=1500",
+    "data.generate.held_out=16",
+    "data.batch=8",
+    "parallel.accelerator=cpu",
+    "optim.steps=20",
+    "optim.schedule_steps=20",
+    "validate_every=10",
+    "checkpoint_every=5",
+    "log_every=1",
+    "threads=1",
+]
 PARALLEL = {
     "single": ["parallel=single"],
     "fsdp2": ["parallel=fsdp2", "parallel.devices=2"],

@@ -1,0 +1,245 @@
+"""The training run as typed, validated values: what Hydra composed, checked before anything runs."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+
+from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.hydra_config import compose_config
+
+CONF = Path(__file__).parent.parent / "conf"
+DTYPES = ("float32", "bfloat16")
+
+
+@dataclass(frozen=True)
+class Generate:
+    """Sizes and seed of the demo task's files."""
+
+    examples: int
+    held_out: int
+    seed: int
+
+
+@dataclass(frozen=True)
+class Data:
+    """Where conversations and tokenizer lie; ``batch`` counts examples a step over all processes."""
+
+    train: Path
+    validation: Path | None
+    tokenizer: Path | None
+    generate: Generate | None
+    batch: int
+    max_tokens: int
+
+
+@dataclass(frozen=True)
+class Parallel:
+    """How the model is divided: ``single``, ``fsdp2`` or ``fsdp2_ep``."""
+
+    name: str
+    devices: int
+    nodes: int
+    expert_parallel: int
+    accelerator: str
+    compute_dtype: str
+    activation_checkpointing: bool
+
+    @property
+    def world_size(self) -> int:
+        """Number of processes."""
+        return self.devices * self.nodes
+
+
+@dataclass(frozen=True)
+class Optim:
+    """AdamW, warm-up, cosine, and the weights of the loss."""
+
+    lr: float
+    min_lr: float
+    betas: tuple[float, float]
+    weight_decay: float
+    warmup_steps: int
+    steps: int
+    schedule_steps: int
+    clip_norm: float
+    train_router: bool
+    autoregressive_weight: float
+    self_conditioning_probability: float
+
+    def rate(self, step: int) -> float:
+        """Learning rate of update ``step``, from 0, over ``lr``: linear warm-up, then a cosine down to ``min_lr``."""
+        if step < self.warmup_steps:
+            return (step + 1) / self.warmup_steps
+        floor = self.min_lr / self.lr
+        done = min(1.0, (step - self.warmup_steps) / max(1, self.schedule_steps - self.warmup_steps))
+        return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
+
+
+@dataclass(frozen=True)
+class TrainConfig:
+    """One run of ``diffgemma-train``."""
+
+    arch: Architecture
+    data: Data
+    parallel: Parallel
+    optim: Optim
+    run: Path
+    output: Path
+    output_dtype: str
+    init_from: Path | None
+    resume: bool
+    seed: int
+    log_every: int
+    validate_every: int
+    checkpoint_every: int
+    threads: int | None
+
+
+def load_config(overrides: Sequence[str]) -> TrainConfig:
+    """Compose ``conf/train.yaml`` with command-line overrides and validate it.
+
+    Raises:
+        FieldError: on an unknown key or choice, or a value that cannot be used.
+    """
+    for override in overrides:
+        require(override[:1] not in ("+", "~"), "command line", override, "key=value", f"pass {override[1:]}")
+    config = compose_config(CONF, "train", [*overrides, "hydra/job_logging=none"])
+    return parse_config(config)
+
+
+def parse_config(config: DictConfig) -> TrainConfig:
+    """Validate a composed configuration.
+
+    Raises:
+        FieldError: when a value cannot be used; the message names its key.
+    """
+    if OmegaConf.is_missing(config.data, "train"):
+        raise FieldError("data.train", None, "a JSONL file of conversations", "pass data.train=FILE, or data=demo")
+    values = OmegaConf.to_container(config, resolve=True)
+    assert isinstance(values, dict)
+    init_from = _path(values["init_from"])
+    # a checkpoint knows its own shapes, so the model group is only for models that start from nothing
+    arch = Architecture.load(init_from) if init_from else Architecture.from_dict(values["model"])
+    parsed = TrainConfig(
+        arch=arch,
+        data=_data(values["data"], init_from),
+        parallel=_parallel(values["parallel"], arch),
+        optim=_optim(values["optim"]),
+        run=Path(values["run"]),
+        output=Path(values["output"]),
+        output_dtype=_one_of("output_dtype", values["output_dtype"], DTYPES),
+        init_from=init_from,
+        resume=_flag("resume", values["resume"]),
+        seed=_count("seed", values["seed"], 0),
+        **{name: _count(name, values[name]) for name in ("log_every", "validate_every", "checkpoint_every")},
+        threads=None if values["threads"] is None else _count("threads", values["threads"]),
+    )
+    _check_together(parsed)
+    return parsed
+
+
+def _check_together(config: TrainConfig) -> None:
+    arch, world = config.arch, config.parallel.world_size
+    batch, longest = config.data.batch, config.data.max_tokens
+    require(batch % world == 0, "data.batch", batch, f"a multiple of the {world} processes", f"pass data.batch={world}")
+    limit = arch.max_position_embeddings
+    require(longest <= limit, "data.max_tokens", longest, f"at most {limit} (model)", f"pass data.max_tokens={limit}")
+
+
+def _data(values: Mapping[str, Any], init_from: Path | None) -> Data:
+    generate = values["generate"]
+    if generate is not None:
+        generate = Generate(**{f.name: _count(f"data.generate.{f.name}", generate[f.name]) for f in fields(Generate)})
+    train, validation = Path(values["train"]), _path(values["validation"])
+    tokenizer = _path(values["tokenizer"]) or init_from
+    if generate is None:
+        for field, path in (("data.train", train), ("data.validation", validation)):
+            if path is not None:
+                require(path.is_file(), field, str(path), "a JSONL file that exists", f"pass {field}=FILE")
+        wanted = "a directory with a tokenizer.json"
+        remedy = "pass data.tokenizer=DIR, or init_from=CHECKPOINT, whose tokenizer is then used"
+        found = tokenizer is not None and (tokenizer / "tokenizer.json").is_file()
+        require(found, "data.tokenizer", None if tokenizer is None else str(tokenizer), wanted, remedy)
+    return Data(
+        train=train,
+        validation=validation,
+        tokenizer=tokenizer,
+        generate=generate,
+        batch=_count("data.batch", values["batch"]),
+        max_tokens=_count("data.max_tokens", values["max_tokens"]),
+    )
+
+
+def _parallel(values: Mapping[str, Any], arch: Architecture) -> Parallel:
+    parallel = Parallel(
+        name=_one_of("parallel.name", values["name"], ("single", "fsdp2", "fsdp2_ep")),
+        **{name: _count(f"parallel.{name}", values[name]) for name in ("devices", "nodes", "expert_parallel")},
+        accelerator=_one_of("parallel.accelerator", values["accelerator"], ("auto", "cpu", "cuda")),
+        compute_dtype=_one_of("parallel.compute_dtype", values["compute_dtype"], ("auto", *DTYPES)),
+        activation_checkpointing=_flag("parallel.activation_checkpointing", values["activation_checkpointing"]),
+    )
+    world, experts = parallel.world_size, parallel.expert_parallel
+    if parallel.name == "single":
+        require(world == 1, "parallel.devices", world, "1 with parallel=single", "pass parallel=fsdp2")
+    divides = world % experts == 0 and arch.num_experts % experts == 0
+    allowed = f"a common divisor of {world} processes and {arch.num_experts} experts"
+    require(divides, "parallel.expert_parallel", experts, allowed, "pass parallel.expert_parallel=N")
+    if parallel.name == "fsdp2_ep":
+        require(experts > 1, "parallel.expert_parallel", experts, "2 or more", "pass parallel=fsdp2 for none")
+    else:
+        require(experts == 1, "parallel.expert_parallel", experts, "1 without expert parallelism", "parallel=fsdp2_ep")
+    return parallel
+
+
+def _optim(values: Mapping[str, Any]) -> Optim:
+    betas = values["betas"]
+    pair = isinstance(betas, list) and len(betas) == 2 and all(isinstance(b, float) and 0 <= b < 1 for b in betas)
+    require(pair, "optim.betas", betas, "two numbers in [0, 1)", "pass optim.betas=[0.9,0.95]")
+    names = ("lr", "min_lr", "weight_decay", "clip_norm", "autoregressive_weight", "self_conditioning_probability")
+    optim = Optim(
+        **{name: _number(f"optim.{name}", values[name]) for name in names},
+        betas=(betas[0], betas[1]),
+        warmup_steps=_count("optim.warmup_steps", values["warmup_steps"], 0),
+        steps=_count("optim.steps", values["steps"]),
+        schedule_steps=_count("optim.schedule_steps", values["schedule_steps"]),
+        train_router=_flag("optim.train_router", values["train_router"]),
+    )
+    for name in ("lr", "clip_norm"):
+        require(getattr(optim, name) > 0, f"optim.{name}", getattr(optim, name), "a number > 0", f"set optim.{name}")
+    probability = optim.self_conditioning_probability
+    require(probability <= 1, "optim.self_conditioning_probability", probability, "0 to 1", "pass 0.5")
+    require(optim.min_lr <= optim.lr, "optim.min_lr", optim.min_lr, f"at most optim.lr {optim.lr}", "lower it")
+    return optim
+
+
+def _path(value: Any) -> Path | None:
+    return None if value is None else Path(str(value))
+
+
+def _count(field: str, value: Any, least: int = 1) -> int:
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= least
+    require(good, field, value, f"an integer >= {least}", f"pass {field}={least}")
+    return int(value)
+
+
+def _number(field: str, value: Any) -> float:
+    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
+    require(good, field, value, "a number >= 0", f"pass {field}=NUMBER")
+    return float(value)
+
+
+def _flag(field: str, value: Any) -> bool:
+    require(isinstance(value, bool), field, value, "true or false", f"pass {field}=true")
+    return bool(value)
+
+
+def _one_of(field: str, value: Any, allowed: Sequence[str]) -> str:
+    require(value in allowed, field, value, ", ".join(allowed), f"pass {field}={allowed[0]}")
+    return str(value)

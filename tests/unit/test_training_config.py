@@ -1,0 +1,136 @@
+"""diffgemma-train: its configuration, its messages, its dry run."""
+
+from __future__ import annotations
+
+import itertools
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.hydra_config import choices
+from nemo_diffgemma.training.config import CONF, Optim, load_config
+from nemo_diffgemma.training.dry_run import summary
+
+
+def cli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
+    command = [sys.executable, "-m", "nemo_diffgemma.training.cli", *arguments]
+    return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
+
+
+@pytest.mark.parametrize("model", choices(CONF, "model"))
+@pytest.mark.parametrize("parallel", choices(CONF, "parallel"))
+def test_every_choice_composes(model: str, parallel: str) -> None:
+    for optim in choices(CONF, "optim"):
+        config = load_config([f"model={model}", f"parallel={parallel}", f"optim={optim}"])
+        assert config.parallel.name == parallel
+
+
+@pytest.mark.parametrize(
+    ("overrides", "said"),
+    [
+        (["model=foo"], r"^model: 'foo'.*demo, diffusion_gemma_1b, diffusion_gemma_26b_a4b"),
+        (["model.num_expert=4"], r"^model.num_expert: '4'.*model.num_experts.*fix: pass model.num_experts=\.\.\.$"),
+        (["optim.step=4"], r"^optim.step: '4'.*fix: pass optim.steps=\.\.\.$"),
+        (["+model.num_expert=4"], r"command line.*\+model.num_expert=4.*pass model.num_expert=4"),
+        (["model.num_experts=0"], r"^model.num_experts: 0.*an integer >= 1"),
+        (["model.top_k_experts=9"], r"^model.top_k_experts: 9.*at most 8"),
+        (["data=chat"], r"^data.train: None.*a JSONL file.*pass data.train=FILE"),
+        (["data=chat", "data.train=no.jsonl"], r"^data.train: 'no.jsonl'.*a JSONL file that exists"),
+        (["data.batch=0"], r"^data.batch: 0.*an integer >= 1"),
+        (["data.batch=30", "parallel=fsdp2"], r"^data.batch: 30.*a multiple of the 8 processes"),
+        (["data.max_tokens=4096"], r"^data.max_tokens: 4096.*at most 1024"),
+        (["parallel.devices=2"], r"^parallel.devices: 2.*1 with parallel=single.*parallel=fsdp2"),
+        (["parallel=fsdp2_ep", "parallel.expert_parallel=3"], r"^parallel.expert_parallel: 3.*a common divisor of 8"),
+        (["parallel=fsdp2", "parallel.expert_parallel=2"], r"^parallel.expert_parallel: 2.*1 without expert"),
+        (["parallel.accelerator=tpu"], r"^parallel.accelerator: 'tpu'.*auto, cpu, cuda"),
+        (["optim.lr=fast"], r"^optim.lr: 'fast'.*a number"),
+        (["optim.betas=[0.9]"], r"^optim.betas: \[0.9\].*two numbers"),
+        (["optim.self_conditioning_probability=2"], r"^optim.self_conditioning_probability: 2.0.*0 to 1"),
+        (["optim.min_lr=1"], r"^optim.min_lr: 1.0.*at most optim.lr 0.003"),
+        (["output_dtype=int8"], r"^output_dtype: 'int8'.*float32, bfloat16"),
+        (["resume=maybe"], r"^resume: 'maybe'.*true or false"),
+        (["init_from=nowhere"], r"^checkpoint: 'nowhere'.*a directory with a config.json"),
+        (["threads=0"], r"^threads: 0.*an integer >= 1"),
+    ],
+)
+def test_a_mistake_is_named_with_what_is_allowed(overrides: list[str], said: str) -> None:
+    with pytest.raises(FieldError, match=said):
+        load_config(overrides)
+
+
+def test_fine_tuning_needs_a_tokenizer_from_somewhere(tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}\n")
+    with pytest.raises(FieldError, match=r"^data.tokenizer: None.*a directory with a tokenizer.json.*init_from="):
+        load_config(["data=chat", f"data.train={data}"])
+
+
+def test_init_from_decides_the_architecture_and_brings_the_tokenizer(text_checkpoint: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}\n")
+    config = load_config(["data=chat", f"data.train={data}", "data.max_tokens=128", f"init_from={text_checkpoint}"])
+    assert config.arch.vocab_size == 300
+    assert config.data.tokenizer == text_checkpoint
+
+
+def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
+    optim = load_config(["optim=reference", "optim.steps=1000"]).optim
+    assert isinstance(optim, Optim)
+    rates = [optim.rate(step) * optim.lr for step in range(1001)]
+    assert rates[24] == rates[25] == optim.lr
+    assert rates[0] == pytest.approx(optim.lr / 25)
+    assert rates[1000] == pytest.approx(optim.min_lr)
+    assert all(a >= b for a, b in itertools.pairwise(rates[25:]))
+
+
+def test_the_26b_has_the_published_sizes() -> None:
+    values = summary(load_config(["model=diffusion_gemma_26b_a4b", "parallel=fsdp2_ep", "optim=reference"]))
+    parameters = values["parameters"]
+    assert round(parameters["total"] / 1e9, 2) == 25.25
+    assert round(parameters["active"] / 1e9, 2) == 3.84
+    assert values["bytes"]["bfloat16"] == 2 * parameters["total"]
+    # routers are frozen in the reference recipe
+    assert parameters["trained"] == parameters["total"] - 30 * (128 * 2816 + 2816)
+    held = values["parallel"]["bytes_a_process"]
+    assert held["weights"] == parameters["total"] * 4 // 8
+    assert held["adamw_states"] == parameters["trained"] * 8 // 8
+    assert values["parallel"]["experts_a_process"] == 16
+
+
+def test_dry_run_prints_json_and_leaves_nothing(tmp_path: Path) -> None:
+    done = cli("model=diffusion_gemma_1b", "--dry-run", "--json", cwd=tmp_path)
+    assert done.returncode == 0, done.stderr
+    assert 0.9e9 < json.loads(done.stdout)["parameters"]["total"] < 1.1e9
+    assert not list(tmp_path.iterdir())
+
+
+def test_help_names_the_groups_and_their_choices() -> None:
+    text = cli("--help").stdout
+    for wanted in ("model=", "demo, diffusion_gemma_1b, diffusion_gemma_26b_a4b", "fsdp2_ep", "--dry-run", "examples"):
+        assert wanted in text
+
+
+@pytest.mark.parametrize(
+    "arguments", [["model=foo"], ["--fast"], ["--json"], ["resume=true", "run=nowhere"], ["data=chat", "data.train=x"]]
+)
+def test_a_mistake_is_one_line_and_status_2(arguments: list[str], tmp_path: Path) -> None:
+    done = cli(*arguments, cwd=tmp_path)
+    assert done.returncode == 2
+    assert done.stdout == ""
+    assert done.stderr.startswith("error: ")
+    assert done.stderr.count("\n") == 1
+    assert not list(tmp_path.iterdir())
+
+
+def test_a_broken_data_file_is_one_line_and_status_2(text_checkpoint: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text('{"messages": 3}\n')
+    options = ["data=chat", f"data.train={data}", "data.max_tokens=128", f"data.tokenizer={text_checkpoint}"]
+    done = cli(*options, f"run={tmp_path / 'run'}")
+    assert done.returncode == 2
+    assert done.stderr.startswith(f"error: {data}:1: messages: 3 cannot be used; allowed: 2 or more")
+    assert done.stderr.count("\n") == 1
