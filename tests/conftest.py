@@ -40,7 +40,12 @@ def exported_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `diffgemma-train` writes: the demo model after a few steps, tokenizer and all."""
     folder = tmp_path_factory.mktemp("trained")
     command = [sys.executable, "-m", "nemo_diffgemma.training.cli", f"run={folder}", f"output={folder / 'checkpoint'}"]
-    command += ["optim.steps=12", "data.generate.examples=3000", "data.generate.held_out=40", "parallel.accelerator=cpu"]
+    command += [
+        "optim.steps=12",
+        "data.generate.examples=3000",
+        "data.generate.held_out=40",
+        "parallel.accelerator=cpu",
+    ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     return folder / "checkpoint"
