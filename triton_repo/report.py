@@ -63,7 +63,9 @@ def write_picture(training: dict[str, Any], entropies: Sequence[float], path: Pa
         left.plot(steps, [row[key] for row in training["losses"]], label=label, linewidth=1)
     if training["validation"]:
         rows = training["validation"]
-        left.plot([r["step"] for r in rows], [r["loss"] for r in rows], "o-", label="validation, diffusion", markersize=3)
+        left.plot(
+            [r["step"] for r in rows], [r["loss"] for r in rows], "o-", label="validation, diffusion", markersize=3
+        )
     left.set(title="Training", xlabel="step", ylabel="loss (nats a token)", yscale="log")
     left.legend()
     right.plot(range(1, len(entropies) + 1), entropies, "o-")
