@@ -17,7 +17,7 @@ from triton_repo.reply import Outputs, Reply
 from trtllm_build.runtime.request import Block, Event
 
 if TYPE_CHECKING:
-    from trtllm_build.runtime.worker import Ticket
+    from trtllm_build.runtime.ticket import Ticket
 
 # A client that has gone is noticed after this long; each look costs a round trip to tritonserver a request.
 LOOK_S = 0.02

@@ -71,7 +71,7 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
         seed=_seed(inputs),
         sampler=replace(engine.sampler, **{name: inputs[name][0] for name in _SAMPLER if name in inputs}),
         ignore_eos=bool(_scalar(inputs, "ignore_eos", False)),
-        drafts=drafts,
+        draft_every=int(drafts),
     )
     counts = ("num_input_tokens", "num_output_tokens")
     withheld = frozenset(name for name in counts if not _scalar(inputs, f"return_{name}", True))

@@ -7,6 +7,7 @@
         architecture.json    shapes of the network
         sampler.json         sampler defaults of the checkpoint
         weights/*.safetensors
+        pieces/*.pt2         compiled parts of the network; absent when there was no compiler
         tokenizer/           absent when the checkpoint has none
         build.log
 """
@@ -26,11 +27,12 @@ from nemo_diffgemma.checkpoint import file_sha256
 from nemo_diffgemma.errors import FieldError, require
 from trtllm_build.runtime.request import SamplerConfig
 
-CONTRACT = 1
+CONTRACT = 2
 MANIFEST = "manifest.json"
 LOG = "build.log"
 # Parts of the manifest that differ from one build of the same inputs to the next.
-_VOLATILE = ("manifest_hash", "measured", "verified", "log")
+_VOLATILE = ("manifest_hash", "measured", "runtime", "verified", "log")
+PIECES = "pieces"
 
 
 @dataclass(frozen=True)
@@ -42,17 +44,30 @@ class Limits:
         slots: canvases denoised at the same time.
         canvas: tokens a canvas.
         vocab_size: token ids run from 0 to this, exclusive.
+        queue: most requests that wait for a slot.
+        cache_tokens: tokens of cache of all requests together; None for as many as ``slots`` requests can need.
     """
 
     context: int
     slots: int
     canvas: int
     vocab_size: int
+    queue: int
+    cache_tokens: int | None
 
 
 def this_machine() -> dict[str, Any]:
-    """What a bundle for the CPU is for: instruction set and operating system."""
-    return {"kind": "cpu", "machine": platform.machine(), "system": platform.system()}
+    """What a bundle for the CPU is for: instruction set and its extensions, and operating system."""
+    features = sorted(name for name in _cpu_flags() if name.startswith(("avx", "amx", "fma", "asimd", "sve", "bf16")))
+    return {"kind": "cpu", "machine": platform.machine(), "system": platform.system(), "features": features}
+
+
+def _cpu_flags() -> set[str]:
+    """Extensions of the instruction set, as Linux names them; none where it cannot be asked."""
+    path = Path("/proc/cpuinfo")
+    lines = path.read_text().splitlines() if path.is_file() else []
+    found = (line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features")))
+    return set(next(found, "").split())
 
 
 class Bundle:
@@ -96,12 +111,21 @@ class Bundle:
     def _check_hardware(self) -> None:
         built_for = self.manifest["hardware"]
         here = this_machine()
+        remedy = f"run `make engine GPU=cpu` here, or load it on {describe(built_for)}"
         require(
-            built_for == here,
+            all(built_for.get(key) == here[key] for key in ("kind", "machine", "system")),
             "engine:hardware",
             f"built for {describe(built_for)}",
             f"{describe(here)}, which this machine is",
-            f"run `make engine GPU=cpu` here, or load it on {describe(built_for)}",
+            remedy,
+        )
+        missing = sorted(set(built_for["features"]) - set(here["features"]))
+        require(
+            not missing,
+            "engine:hardware",
+            f"compiled for a CPU with {', '.join(missing)}",
+            "what this machine's CPU has",
+            remedy,
         )
 
     def _check_files(self, rebuild: str) -> None:
@@ -131,6 +155,16 @@ class Bundle:
         return Limits(**self.manifest["limits"])
 
     @property
+    def threads(self) -> int:
+        """CPU threads that the build found fastest."""
+        return int(self.manifest["runtime"]["threads"])
+
+    @property
+    def pieces_directory(self) -> Path | None:
+        """Where the compiled pieces lie; None when the build found eager execution faster, or had no compiler."""
+        return self.directory / PIECES if self.manifest["runtime"]["pieces"] == "compiled" else None
+
+    @property
     def tokenizer_directory(self) -> Path | None:
         """Where the tokenizer lies; None for a bundle without one."""
         directory = self.directory / "tokenizer"
@@ -155,8 +189,10 @@ def file_entries(directory: Path) -> dict[str, dict[str, Any]]:
 
 
 def manifest_hash(manifest: dict[str, Any]) -> str:
-    """SHA-256 of what the same inputs always give: the manifest without measurements and log."""
+    """SHA-256 of what the same inputs always give: the manifest without measurements, log and compiled code."""
     stable = {key: value for key, value in manifest.items() if key not in _VOLATILE}
+    # a C++ compiler need not write the same bytes twice
+    stable["files"] = {n: e for n, e in manifest.get("files", {}).items() if not n.startswith(f"{PIECES}/")}
     return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()
 
 

@@ -24,6 +24,8 @@ keys of build (Hydra overrides):
   out=DIR               bundle directory; engines/<checkpoint>/<gpu>-<precision> where not given
   gpu.limits.slots=N    canvases denoised at the same time
   gpu.limits.context=N  most prompt and output tokens of one request
+  gpu.limits.queue=N    requests that may wait for a slot
+  compile=false         run the network eagerly, without compiling it ahead of time
 """
 
 

@@ -21,8 +21,11 @@ from safetensors.torch import save_file
 
 from nemo_diffgemma.checkpoint import Checkpoint, replace_directory
 from nemo_diffgemma.errors import FieldError
+from trtllm_build.backends import aot
 from trtllm_build.backends.torch_cpu import TorchCpu
-from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, Bundle, this_machine, write_manifest
+from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, PIECES, Bundle, this_machine, write_manifest
+from trtllm_build.measure import measure
+from trtllm_build.network.cache import cache_bytes
 from trtllm_build.network.weights import weight_files
 from trtllm_build.plan import Plan
 from trtllm_build.runtime.request import SamplerConfig
@@ -63,11 +66,12 @@ def build(plan: Plan, report: Report) -> dict[str, Any]:
         return done
     work = _work_directory(plan, inputs, note)
     quantize(plan, checkpoint, work, note)
-    compile_engine(plan, checkpoint, work, note)
-    verification = verify_engine(plan, checkpoint, work, note)
+    runtime, timings = compile_engine(plan, checkpoint, work, note)
+    verification = verify_engine(plan, checkpoint, work, runtime, note)
     (work / _INPUTS).unlink()
     (work / LOG).write_text("\n".join(log) + "\n")
-    manifest = write_bundle(plan, inputs, verification, work, time.perf_counter() - start)
+    measured = {"denoising_step": timings, "build_seconds": round(time.perf_counter() - start, 1)}
+    manifest = write_bundle(plan, inputs, runtime, verification, measured, work)
     note(f"bundle   {plan.out}: {_size(work_bytes(plan.out))}, manifest {manifest['manifest_hash'][:12]}")
     return manifest
 
@@ -100,8 +104,14 @@ def quantize(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> No
     note(f"quantize {plan.precision}: {_size(work_bytes(folder))} in {len(weight_files(plan.arch))} files")
 
 
-def compile_engine(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> None:
-    """Write what the runtime needs beside the weights: shapes, sampler defaults, tokenizer."""
+def compile_engine(
+    plan: Plan, checkpoint: Checkpoint, work: Path, note: Report
+) -> tuple[dict[str, Any], list[dict[str, Any]]]:
+    """Write what the runtime needs beside the weights, compile the network's pieces, and measure them against eager.
+
+    Returns:
+        How the runtime is to execute, and the timings behind that choice.
+    """
     end = checkpoint.generation_config.get("eos_token_id")
     ends = plan.arch.eos_token_ids if end is None else tuple(end) if isinstance(end, list) else (end,)
     arch = plan.arch.with_changes(eos_token_ids=ends, vision_config=None)
@@ -112,17 +122,32 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report)
         (work / "tokenizer").mkdir(exist_ok=True)
         for path in checkpoint.tokenizer_files:
             shutil.copyfile(path, work / "tokenizer" / path.name)
-    note(
-        f"compile  {plan.backend}: torch {torch.__version__}, tokenizer {'yes' if checkpoint.tokenizer_files else 'no'}"
-    )
+    weights = TorchCpu.weights(_unchecked(plan, work, {}))
+    compiled = None
+    if not plan.compile:
+        note("compile  not asked for (compile=false): every piece runs eagerly")
+    elif aot.compiler() is None:
+        note("compile  no C++ compiler found (g++, or $CXX): every piece runs eagerly; install one and build again")
+    else:
+        aot.compile_pieces(arch, weights, work / PIECES, lambda name: note(f"compile  {name}"))
+        compiled = work / PIECES
+    timings = measure(arch, weights, compiled)
+    best = min(timings, key=lambda t: t["ms"])
+    for t in timings:
+        note(
+            f"compile  a denoising step, {t['pieces']}, {t['threads']} threads: {t['ms']} ms{' (chosen)' * (t is best)}"
+        )
+    return {"pieces": best["pieces"], "threads": best["threads"]}, timings
 
 
-def verify_engine(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> dict[str, Any]:
+def verify_engine(
+    plan: Plan, checkpoint: Checkpoint, work: Path, runtime: dict[str, Any], note: Report
+) -> dict[str, Any]:
     """Compare the engine, loaded from the files just written, with transformers on the checkpoint."""
     if not fits_in_memory(checkpoint):
         note("verify   not run: transformers' float32 copy does not fit into this machine's memory")
         return {"verified": "none", "parity": None}
-    parity = verify(checkpoint, TorchCpu.load(_unchecked(plan, work)), plan.precision)
+    parity = verify(checkpoint, TorchCpu.load(_unchecked(plan, work, runtime)), plan.precision)
     note(
         f"verify   {parity.cases} cases against transformers: "
         f"largest difference {parity.max_abs:.1e}, same argmax {parity.top1:.1%}"
@@ -131,28 +156,37 @@ def verify_engine(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) 
 
 
 def write_bundle(
-    plan: Plan, inputs: dict[str, Any], verification: dict[str, Any], work: Path, seconds: float
+    plan: Plan,
+    inputs: dict[str, Any],
+    runtime: dict[str, Any],
+    verification: dict[str, Any],
+    measured: dict[str, Any],
+    work: Path,
 ) -> dict[str, Any]:
     """Write the manifest and put the bundle in place."""
     arch = plan.arch
     manifest = {
         **inputs,
         "hardware": this_machine(),
+        "runtime": runtime,
         "verified": verification["verified"],
         "measured": {
             "parity": verification["parity"],
-            "build_seconds": round(seconds, 1),
+            **measured,
             "on": platform.processor() or platform.machine(),
         },
         "io": {
-            "encode": {"slots": ["batch"], "token_ids": ["tokens"], "positions": ["tokens"]},
+            "encode": {"slot": [], "token_ids": ["tokens"], "start": []},
             "denoise": {
-                "slots": ["batch"],
-                "canvas_ids": ["batch", arch.canvas_length],
-                "soft_embeddings": ["batch", arch.canvas_length, arch.hidden_size],
-                "temperature": ["batch"],
-                "draws": ["batch", arch.canvas_length],
+                "slot": [],
+                "canvas_ids": [f"1 to {arch.canvas_length}"],
+                "soft_embeddings": ["canvas", arch.hidden_size],
+                "temperature": [],
+                "draws": ["canvas"],
             },
+            "cache_bytes_of_a_slot": cache_bytes(
+                arch, getattr(torch, plan.dtypes["attention"]), plan.limits.context + plan.limits.canvas
+            ),
         },
         "log": LOG,
     }
@@ -170,6 +204,7 @@ def build_inputs(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
         "backend": plan.backend,
         "precision": {"name": plan.precision, **plan.dtypes},
         "limits": asdict(plan.limits),
+        "compile": plan.compile,
         "checkpoint": {"name": plan.checkpoint.resolve().name, "sha256": checkpoint.sha256},
         "toolchain": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
     }
@@ -199,9 +234,9 @@ def _work_directory(plan: Plan, inputs: dict[str, Any], note: Report) -> Path:
     return work
 
 
-def _unchecked(plan: Plan, work: Path) -> Bundle:
-    """The unfinished bundle, to load its weights before there is a manifest."""
-    return Bundle(work, {"limits": asdict(plan.limits)})
+def _unchecked(plan: Plan, work: Path, runtime: dict[str, Any]) -> Bundle:
+    """The unfinished bundle, to load it before there is a manifest."""
+    return Bundle(work, {"limits": asdict(plan.limits), "runtime": runtime})
 
 
 def _class_of(name: str) -> str:

@@ -29,6 +29,7 @@ class Plan:
         precision: name of the precision.
         dtypes: dtype name by class of tensor.
         limits: what the engine will admit.
+        compile: whether to compile the network's pieces ahead of time.
         arch: the checkpoint's architecture.
     """
 
@@ -39,6 +40,7 @@ class Plan:
     precision: str
     dtypes: dict[str, str]
     limits: Limits
+    compile: bool
     arch: Architecture
 
 
@@ -71,8 +73,19 @@ def make_plan(overrides: Sequence[str]) -> Plan:
     checkpoint = Path(config.checkpoint)
     arch = Architecture.load(checkpoint)
     context = config.gpu.limits.context or arch.max_position_embeddings
-    for name, value in (("gpu.limits.slots", config.gpu.limits.slots), ("gpu.limits.context", context)):
-        require(isinstance(value, int) and value >= 1, name, value, "an integer >= 1", f"pass {name}=8")
+    limits = Limits(
+        context,
+        config.gpu.limits.slots,
+        arch.canvas_length,
+        arch.vocab_size,
+        config.gpu.limits.queue,
+        config.gpu.limits.cache_tokens,
+    )
+    for name in ("slots", "context", "queue", "cache_tokens"):
+        value = getattr(limits, name)
+        good = (isinstance(value, int) and value >= 1) or (name == "cache_tokens" and value is None)
+        require(good, f"gpu.limits.{name}", value, "an integer >= 1", f"pass gpu.limits.{name}=8")
+    require(isinstance(config.compile, bool), "compile", config.compile, "true or false", "pass compile=true")
     require(
         context <= arch.max_position_embeddings,
         "gpu.limits.context",
@@ -90,7 +103,8 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         backend=gpu.backend,
         precision=precision,
         dtypes={str(k): str(v) for k, v in dtypes.items() if k != "name"},
-        limits=Limits(context, config.gpu.limits.slots, arch.canvas_length, arch.vocab_size),
+        limits=limits,
+        compile=config.compile,
         arch=arch,
     )
 

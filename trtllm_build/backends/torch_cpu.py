@@ -9,82 +9,84 @@ from safetensors import safe_open
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
+from trtllm_build.backends.aot import load_pieces
+from trtllm_build.backends.base import CanvasStep
 from trtllm_build.bundle import Bundle
-from trtllm_build.network.attention import KV
+from trtllm_build.network.cache import PREFILL_CHUNK, KVCache
 from trtllm_build.network.network import Network
-from trtllm_build.network.vocabulary import ReadOut, capped_logits, read_out, soft_embeddings
+from trtllm_build.network.pieces import Pieces, eager_pieces
+from trtllm_build.network.vocabulary import ReadOut, Vocabulary
 from trtllm_build.network.weights import NetworkWeights
-
-# Tokens of a prompt encoded at a time: memory stays linear in the prompt's length.
-PREFILL_CHUNK = 512
 
 
 class TorchCpu:
     """See :class:`trtllm_build.backends.base.Backend`."""
 
-    def __init__(self, arch: Architecture, weights: NetworkWeights):
-        self.network = Network(arch, weights)
-        self._caches: dict[int, list[KV]] = {}
-        self._lengths: dict[int, int] = {}
+    def __init__(self, arch: Architecture, weights: NetworkWeights, pieces: Pieces):
+        self.arch = arch
+        self.network = Network(arch, weights, pieces)
+        self.vocabulary = Vocabulary(
+            weights.embedding, arch.final_logit_softcapping, arch.embed_scale, pieces.statistics
+        )
+        self._caches: dict[int, KVCache] = {}
 
     @classmethod
     def load(cls, bundle: Bundle) -> TorchCpu:
-        """Map the bundle's weight files into memory."""
+        """Map the bundle's weights into memory, and load its compiled pieces."""
+        folder = bundle.pieces_directory
+        pieces = eager_pieces(bundle.arch) if folder is None else load_pieces(bundle.arch, folder)
+        return cls(bundle.arch, cls.weights(bundle), pieces)
+
+    @staticmethod
+    def weights(bundle: Bundle) -> NetworkWeights:
+        """The bundle's weights, mapped into memory."""
 
         def read(file: str, name: str) -> Tensor:
             with safe_open(bundle.weight_path(file), "pt") as tensors:
                 tensor: Tensor = tensors.get_tensor(name)
             return tensor
 
-        return cls(bundle.arch, NetworkWeights.read(bundle.arch, read))
+        return NetworkWeights.read(bundle.arch, read)
+
+    def admit(self, slot: int, room: int, reused: int) -> None:
+        held = self._caches[slot].length if slot in self._caches else 0
+        if reused not in (0, held):
+            raise ValueError(f"slot {slot} holds {held} tokens, cannot keep {reused}")
+        if reused:
+            self._caches[slot].grow(room)
+        else:
+            self._caches[slot] = KVCache(self.arch, self.network.dtype, room)
 
     @torch.inference_mode()
-    def encode(self, slot: int, token_ids: Tensor, positions: Tensor) -> None:
-        cache = self._caches.get(slot) or self.network.empty_cache()
-        self._caches[slot] = self._encoded(token_ids, positions, cache)
-        self._lengths[slot] = int(positions[-1]) + 1
+    def encode(self, slot: int, token_ids: Tensor, start: int) -> None:
+        cache = self._caches[slot]
+        if start != cache.length:
+            raise ValueError(f"slot {slot} holds {cache.length} tokens, cannot go on at {start}")
+        self.network.encode(token_ids, cache)
 
     @torch.inference_mode()
-    def denoise(
-        self, slots: Sequence[int], canvas_ids: Tensor, soft_embeddings: Tensor, temperature: Tensor, draws: Tensor
-    ) -> list[ReadOut]:
+    def denoise(self, steps: Sequence[CanvasStep]) -> list[ReadOut | Exception]:
         # Canvas by canvas: on a CPU the rounding of a matrix product depends on its number of rows, and a request's
         # tokens may not depend on its company.
-        arch, embedding = self.network.arch, self.network.weights.embedding
-        results = []
-        for slot, ids, soft, t, u in zip(slots, canvas_ids, soft_embeddings, temperature, draws, strict=True):
-            hidden = self._hidden(slot, ids, soft)
-            results.append(read_out(hidden, embedding, arch.final_logit_softcapping, arch.embed_scale, float(t), u))
+        results: list[ReadOut | Exception] = []
+        for step in steps:
+            try:
+                hidden = self.network.denoise(step.canvas_ids, step.soft_embeddings, self._caches[step.slot])
+                results.append(self.vocabulary.read_out(hidden, step.temperature, step.draws, step.soft, step.choices))
+            except Exception as error:
+                results.append(error)
         return results
 
     @torch.inference_mode()
     def logits(self, prompt_ids: Tensor, canvas_ids: Tensor, previous_logits: Tensor | None) -> Tensor:
-        arch, embedding = self.network.arch, self.network.weights.embedding
-        soft = self.new_soft_embeddings(len(canvas_ids))
-        if previous_logits is not None:
-            soft = soft_embeddings(previous_logits.to(embedding.dtype), embedding, arch.embed_scale)
-        positions = torch.arange(len(prompt_ids) + len(canvas_ids))
-        cache = self._encoded(prompt_ids, positions[: len(prompt_ids)], self.network.empty_cache())
-        hidden = self.network.denoise(canvas_ids, soft, positions[len(prompt_ids) :], cache)
-        return capped_logits(hidden, embedding, arch.final_logit_softcapping)
+        cache = KVCache(self.arch, self.network.dtype, len(prompt_ids) + len(canvas_ids))
+        for ids in torch.split(prompt_ids, PREFILL_CHUNK):
+            self.network.encode(ids, cache)
+        soft = None if previous_logits is None else self.vocabulary.soft_embeddings(previous_logits)
+        return self.vocabulary.logits(self.network.denoise(canvas_ids, soft, cache))
 
     def release(self, slot: int) -> None:
         self._caches.pop(slot, None)
-        self._lengths.pop(slot, None)
-
-    def new_soft_embeddings(self, canvas: int) -> Tensor:
-        return torch.zeros(canvas, self.network.arch.hidden_size, dtype=self.network.dtype)
 
     def cache_bytes(self) -> int:
-        return sum(t.nbytes for cache in self._caches.values() for kv in cache for t in kv)
-
-    def _encoded(self, token_ids: Tensor, positions: Tensor, cache: list[KV]) -> list[KV]:
-        for ids, where in zip(
-            torch.split(token_ids, PREFILL_CHUNK), torch.split(positions, PREFILL_CHUNK), strict=True
-        ):
-            cache = self.network.encode(ids, where, cache)
-        return cache
-
-    def _hidden(self, slot: int, canvas_ids: Tensor, soft: Tensor) -> Tensor:
-        positions = self._lengths[slot] + torch.arange(len(canvas_ids))
-        return self.network.denoise(canvas_ids, soft, positions, self._caches[slot])
+        return sum(cache.nbytes() for cache in self._caches.values())

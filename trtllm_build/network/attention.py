@@ -1,65 +1,75 @@
-"""Attention of one layer over [cache; new tokens]."""
+"""Attention of one layer over a cache and new tokens. Scale 1.0: queries and keys are normed.
+
+Keys and values are ``[length, kv_heads, head_size]``, so that the first tokens of a longer buffer are one contiguous
+piece of it.
+"""
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
-from trtllm_build.network.norm import rms_norm
-from trtllm_build.network.rope import rotate
-from trtllm_build.network.weights import LayerWeights
-
-KV = tuple[Tensor, Tensor]  # keys and values, each [kv_heads, length, head_size]
+_flash = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
 
 
-def project(x: Tensor, w: LayerWeights, head_size: int, rope: tuple[Tensor, Tensor], eps: float) -> tuple[Tensor, KV]:
-    """Queries, keys and values of new tokens, normed and rotated.
-
-    Args:
-        x: ``[tokens, hidden]``, already normed.
-        w: the layer's weights.
-        head_size: width of a head.
-        rope: cosine and sine, each ``[tokens, head_size]``.
-        eps: of the norms.
-
-    Returns:
-        Queries ``[heads, tokens, head_size]`` and ``(keys, values)``, each ``[kv_heads, tokens, head_size]``.
-    """
-    tokens = x.shape[0]
-    q = F.linear(x, w.q_proj).view(tokens, -1, head_size)
-    k = F.linear(x, w.k_proj).view(tokens, -1, head_size)
-    v = k if w.v_proj is None else F.linear(x, w.v_proj).view(tokens, -1, head_size)
-    q = rotate(rms_norm(q, w.q_norm, eps), *rope)
-    k = rotate(rms_norm(k, w.k_norm, eps), *rope)
-    v = rms_norm(v, None, eps)
-    return q.transpose(0, 1), (k.transpose(0, 1), v.transpose(0, 1))
+def attend(q: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Every query reads every key: ``[tokens, heads * head_size]`` for ``q [tokens, heads, head_size]``."""
+    tokens, heads, size = q.shape
+    groups = heads // keys.shape[1]
+    # heads of one key-value head become more queries of it: keys are read once and never repeated
+    folded = q.transpose(0, 1).reshape(1, -1, groups * tokens, size)
+    out: Tensor = _flash(folded, _heads_first(keys), _heads_first(values), scale=1.0)[0]
+    return out.view(heads, tokens, size).transpose(0, 1).reshape(tokens, -1)
 
 
-def append(cache: KV, new: KV) -> KV:
-    """Cache with new entries at its end."""
-    return torch.cat([cache[0], new[0]], dim=1), torch.cat([cache[1], new[1]], dim=1)
-
-
-def attend(q: Tensor, kv: KV, mask: Tensor | None) -> Tensor:
-    """Softmax attention at scale 1.0 (queries and keys are normed): ``[tokens, heads * head_size]``.
+def attend_causal(q: Tensor, keys: Tensor, values: Tensor, window: int | None) -> Tensor:
+    """Queries are the last tokens of ``keys``; each reads itself and what is before it, within ``window``.
 
     Args:
-        q: ``[heads, tokens, head_size]``.
-        kv: keys and values ``[kv_heads, length, head_size]``.
-        mask: ``[tokens, length]`` bool, true where attended; None attends to everything.
-    """
-    out = F.scaled_dot_product_attention(
-        q[None], kv[0][None], kv[1][None], attn_mask=mask, scale=1.0, enable_gqa=q.shape[0] != kv[0].shape[0]
-    )
-    return out[0].transpose(0, 1).reshape(q.shape[1], -1)
-
-
-def causal_mask(tokens: int, cached: int, window: int | None) -> Tensor:
-    """Which of ``[cached; tokens]`` each new token may read: itself and what is before it, within ``window``.
+        q: ``[tokens, heads, head_size]``.
+        keys: ``[cached + tokens, kv_heads, head_size]``.
+        values: like ``keys``.
+        window: keys a query reads at most, its own included; None for all.
 
     Returns:
-        ``[tokens, cached + tokens]`` bool.
+        ``[tokens, heads * head_size]``.
     """
-    query = torch.arange(cached, cached + tokens)[:, None]
-    key = torch.arange(cached + tokens)[None, :]
-    mask = key <= query
-    return mask if window is None else mask & (query - key < window)
+    tokens, cached = q.shape[0], keys.shape[0] - q.shape[0]
+    if window is not None and window < keys.shape[0]:
+        # cached is less than a window here, so the mask is bounded, whatever the length of the prompt
+        parts = [_masked(q, keys, values, _window_mask(tokens, cached, window))]
+    else:
+        parts = [_causal(q, keys[cached:], values[cached:])]
+        if cached:
+            parts.append(_masked(q, keys[:cached], values[:cached], None))
+    return _merge(parts).transpose(0, 1).reshape(tokens, -1).to(q.dtype)
+
+
+def _window_mask(tokens: int, cached: int, window: int) -> Tensor:
+    """``[tokens, cached + tokens]`` bool, true where read."""
+    distance = torch.arange(cached, cached + tokens)[:, None] - torch.arange(cached + tokens)[None, :]
+    return (distance >= 0) & (distance < window)
+
+
+def _causal(q: Tensor, keys: Tensor, values: Tensor) -> tuple[Tensor, Tensor]:
+    out, weight = _flash(_heads_first(q), _heads_first(keys), _heads_first(values), is_causal=True, scale=1.0)
+    return out[0], weight[0]
+
+
+def _masked(q: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None) -> tuple[Tensor, Tensor]:
+    added = None if mask is None else torch.zeros(mask.shape, dtype=q.dtype).masked_fill_(~mask, float("-inf"))
+    out, weight = _flash(_heads_first(q), _heads_first(keys), _heads_first(values), attn_mask=added, scale=1.0)
+    return out[0], weight[0]
+
+
+def _merge(parts: list[tuple[Tensor, Tensor]]) -> Tensor:
+    """Attention over the union of key sets, from each one's output and log of its softmax's denominator.
+
+    (Log-sum-exp merging, Dao et al., FlashAttention, 2022, section 3.1.) A mask of the whole length is never made.
+    """
+    if len(parts) == 1:
+        return parts[0][0]
+    shares = torch.softmax(torch.stack([weight for _, weight in parts]), dim=0)[..., None]
+    return sum((out * share for (out, _), share in zip(parts, shares, strict=True)), torch.zeros(()))
+
+
+def _heads_first(x: Tensor) -> Tensor:
+    return x.transpose(0, 1)[None]

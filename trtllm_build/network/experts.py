@@ -1,11 +1,10 @@
-"""Router and experts of one layer."""
+"""The experts of one layer."""
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trtllm_build.network.norm import rms_norm
-from trtllm_build.network.weights import LayerWeights
+from trtllm_build.network.linear import is_large, linear
 
 
 def gelu_gated(gate: Tensor, up: Tensor) -> Tensor:
@@ -13,46 +12,36 @@ def gelu_gated(gate: Tensor, up: Tensor) -> Tensor:
     return F.gelu(gate, approximate="tanh") * up
 
 
-def mlp(x: Tensor, gate: Tensor, up: Tensor, down: Tensor) -> Tensor:
-    """Gated MLP: ``[tokens, hidden] -> [tokens, hidden]``."""
-    return F.linear(gelu_gated(F.linear(x, gate), F.linear(x, up)), down)
-
-
-def route(residual: Tensor, w: LayerWeights, top_k: int, eps: float) -> tuple[Tensor, Tensor]:
-    """Experts of each token, from the raw residual.
-
-    Returns:
-        Weights ``[tokens, top_k]`` float32 (they sum to 1 before ``per_expert_scale``) and expert ids
-        ``[tokens, top_k]``.
-    """
-    x = rms_norm(residual, None, eps) * w.router_scale * residual.shape[-1] ** -0.5
-    probabilities = torch.softmax(F.linear(x, w.router_proj), dim=-1, dtype=torch.float32)
-    weights, ids = torch.topk(probabilities, top_k, dim=-1)
-    weights = weights / weights.sum(-1, keepdim=True)
-    return weights * w.per_expert_scale[ids], ids
-
-
-def experts(x: Tensor, w: LayerWeights, weights: Tensor, ids: Tensor) -> Tensor:
+def experts(x: Tensor, gate_up: Tensor, down: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
     """Weighted sum of each token's experts.
 
-    Tokens are sorted by expert, so that each expert's weights are read once, as a view; none is gathered.
+    Tokens are sorted by expert, so that each expert's weights are read once, where they lie; none is gathered.
 
     Args:
         x: ``[tokens, hidden]``, already normed.
-        w: the layer's weights.
+        gate_up: ``[experts, 2 * width, hidden]``.
+        down: ``[experts, hidden, width]``.
         weights: ``[tokens, top_k]`` float32.
         ids: ``[tokens, top_k]`` expert ids.
     """
     top_k = ids.shape[1]
     order = ids.flatten().argsort(stable=True)
     tokens = order // top_k
-    rows = x[tokens]
-    counts = torch.bincount(ids.flatten(), minlength=w.experts_down.shape[0]).tolist()
-    parts, start = [], 0
-    for expert, count in enumerate(counts):
-        if count:
-            gate, up = F.linear(rows[start : start + count], w.experts_gate_up[expert]).chunk(2, dim=-1)
-            parts.append(F.linear(gelu_gated(gate, up), w.experts_down[expert]))
-            start += count
-    scaled = torch.cat(parts) * weights.flatten()[order, None]
+    counts = torch.bincount(ids.flatten(), minlength=len(down))
+    gate, up = _grouped(x[tokens], gate_up, counts).chunk(2, dim=-1)
+    scaled = _grouped(gelu_gated(gate, up), down, counts) * weights.flatten()[order, None]
     return torch.zeros_like(x).index_add_(0, tokens, scaled.to(x.dtype))
+
+
+def _grouped(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
+    """Product of each group of rows with its own matrix.
+
+    Args:
+        rows: ``[sum(counts), in]``, in the order of the groups.
+        weight: ``[groups, out, in]``.
+        counts: ``[groups]`` rows of each.
+    """
+    if not is_large(weight[0]):
+        return F.grouped_mm(rows, weight.transpose(1, 2), offs=counts.cumsum(0).int())
+    groups = torch.split(rows, counts.tolist())
+    return torch.cat([linear(group, w) for group, w in zip(groups, weight, strict=True) if len(group)])

@@ -2,107 +2,117 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.network.attention import KV, append, attend, causal_mask, project
-from trtllm_build.network.experts import experts, mlp, route
+from trtllm_build.network.attention import attend, attend_causal
+from trtllm_build.network.cache import KVCache
+from trtllm_build.network.experts import experts
 from trtllm_build.network.norm import rms_norm
+from trtllm_build.network.pieces import Pieces, before_experts_weights, condition_weights, project_weights
 from trtllm_build.network.rope import inverse_frequencies, rotation
 from trtllm_build.network.weights import LayerWeights, NetworkWeights
 
-Rope = dict[bool, tuple[Tensor, Tensor]]  # by whether the layer is global
-
 
 class Network:
-    """Encode and denoise over plain tensors and plain KV caches; keeps no state between calls."""
+    """Encode and denoise over plain tensors and a request's cache; keeps no state between calls."""
 
-    def __init__(self, arch: Architecture, weights: NetworkWeights):
+    def __init__(self, arch: Architecture, weights: NetworkWeights, pieces: Pieces):
         self.arch = arch
         self.weights = weights
+        self.pieces = pieces
         self.dtype = weights.embedding.dtype
         self._frequencies = {kind: inverse_frequencies(arch, kind) for kind in (False, True)}
+        self._project = [project_weights(w) for w in weights.layers]
+        self._before = [before_experts_weights(w) for w in weights.layers]
+        self._condition = condition_weights(weights)
+        self._scale = torch.tensor(arch.embed_scale, dtype=self.dtype)
 
-    def empty_cache(self) -> list[KV]:
-        """A cache of length 0 for every layer."""
-        arch = self.arch
-        shapes = [(arch.kv_heads(i), 0, arch.head_size(i)) for i in range(arch.num_hidden_layers)]
-        return [(torch.empty(shape, dtype=self.dtype), torch.empty(shape, dtype=self.dtype)) for shape in shapes]
+    def encode(self, ids: Tensor, cache: KVCache) -> None:
+        """Causal pass over clean tokens ``[tokens]`` that follow the cached ones; they are cached too.
 
-    def embed(self, ids: Tensor) -> Tensor:
-        """Scaled embeddings ``[..., hidden]`` of token ids."""
-        return F.embedding(ids, self.weights.embedding) * torch.tensor(self.arch.embed_scale, dtype=self.dtype)
-
-    def encode(self, ids: Tensor, positions: Tensor, cache: Sequence[KV]) -> list[KV]:
-        """Causal pass over clean tokens that follow the cached ones.
-
-        Args:
-            ids: ``[tokens]``.
-            positions: ``[tokens]``.
-            cache: one ``(keys, values)`` a layer.
-
-        Returns:
-            The longer cache. Sliding layers keep their last ``sliding_window - 1`` entries: with the
-            query's own, that is the window.
+        Raises:
+            FloatingPointError: naming the layer, when a hidden state is not finite; the cache is then of no use.
         """
-        rope = self._rope(positions)
-        hidden = self.embed(ids)
-        longer = []
-        for index, w in enumerate(self.weights.layers):
-            window = None if self.arch.is_global(index) else self.arch.sliding_window
-            q, new = self._project(hidden, index, w, rope)
-            mask = causal_mask(len(ids), cache[index][0].shape[1], window)
-            keys, values = append(cache[index], new)
-            hidden = self._after_attention(hidden, attend(q, (keys, values), mask), w) * w.encode_scalar
-            keep = 0 if window is None else max(0, keys.shape[1] - window + 1)
-            longer.append((keys[:, keep:], values[:, keep:]))
-        return longer
+        *_, hidden = self._encode_layers(ids, cache)
+        if not _finite(hidden):
+            self._blame(self._encode_layers(ids, cache), "encoding")
+        cache.advance(len(ids))
 
-    def denoise(self, canvas_ids: Tensor, soft: Tensor, positions: Tensor, cache: Sequence[KV]) -> Tensor:
-        """Bidirectional pass over one canvas, which reads all of its cache and all of itself.
+    def denoise(self, canvas_ids: Tensor, soft: Tensor | None, cache: KVCache) -> Tensor:
+        """Bidirectional pass over one canvas, which reads all of the cache and all of itself.
 
         Args:
             canvas_ids: ``[canvas]``.
-            soft: soft embeddings of the previous step ``[canvas, hidden]``; zeros at the first.
-            positions: ``[canvas]``, continuing after the cached tokens.
-            cache: one ``(keys, values)`` a layer; not changed.
+            soft: soft embeddings of the previous step ``[canvas, hidden]``; None at the first.
+            cache: what comes before the canvas; not changed.
 
         Returns:
             Normed hidden states ``[canvas, hidden]``.
+
+        Raises:
+            FloatingPointError: naming the layer, when a hidden state is not finite.
         """
-        rope = self._rope(positions)
-        hidden = self._condition(self.embed(canvas_ids), soft)
-        for index, w in enumerate(self.weights.layers):
-            q, new = self._project(hidden, index, w, rope)
-            attended = attend(q, append(cache[index], new), None)
-            hidden = self._after_attention(hidden, attended, w) * w.denoise_scalar
+        *_, hidden = self._denoise_layers(canvas_ids, soft, cache)
+        if not _finite(hidden):
+            self._blame(self._denoise_layers(canvas_ids, soft, cache), "denoising")
         return rms_norm(hidden, self.weights.final_norm, self.arch.rms_norm_eps)
 
-    def _rope(self, positions: Tensor) -> Rope:
+    def _encode_layers(self, ids: Tensor, cache: KVCache) -> Iterator[Tensor]:
+        """Hidden states ``[tokens, hidden]`` that each layer reads."""
+        rope = self._rope(cache.length, len(ids))
+        hidden = F.embedding(ids, self.weights.embedding) * self._scale
+        for index, w in enumerate(self.weights.layers):
+            yield hidden
+            q, k, v = self._heads(index, hidden, rope)
+            keys, values = cache.extend(index, k, v)
+            if index + 1 < len(self.weights.layers):  # of the last layer nothing but keys and values is ever read
+                window = None if self.arch.is_global(index) else self.arch.sliding_window
+                hidden = self._rest(index, hidden, attend_causal(q, keys, values, window), w, w.encode_scalar)
+
+    def _denoise_layers(self, canvas_ids: Tensor, soft: Tensor | None, cache: KVCache) -> Iterator[Tensor]:
+        """Hidden states ``[canvas, hidden]`` that the first layer reads and that each layer gives."""
+        rope = self._rope(cache.length, len(canvas_ids))
+        embedded = F.embedding(canvas_ids, self.weights.embedding) * self._scale
+        soft = torch.zeros_like(embedded) if soft is None else soft
+        (hidden,) = self.pieces.condition(embedded, soft, *self._condition)
+        yield hidden
+        for index, w in enumerate(self.weights.layers):
+            q, k, v = self._heads(index, hidden, rope)
+            hidden = self._rest(index, hidden, attend(q, *cache.extend(index, k, v)), w, w.denoise_scalar)
+            yield hidden
+
+    def _rope(self, start: int, tokens: int) -> dict[bool, tuple[Tensor, Tensor]]:
+        """Rotation of both kinds of layer, by whether it is global."""
+        positions = torch.arange(start, start + tokens)
         return {kind: rotation(positions, f, self.dtype) for kind, f in self._frequencies.items()}
 
-    def _condition(self, embedded: Tensor, soft: Tensor) -> Tensor:
-        """Self-conditioning: the canvas's embeddings plus an MLP of the previous step's expectation."""
-        w, eps = self.weights, self.arch.rms_norm_eps
-        signal = rms_norm(soft, w.conditioning_norm, eps)
-        signal = mlp(signal, w.conditioning_gate_proj, w.conditioning_up_proj, w.conditioning_down_proj)
-        return rms_norm(embedded + signal, None, eps)
+    def _heads(self, index: int, hidden: Tensor, rope: dict[bool, tuple[Tensor, Tensor]]) -> tuple[Tensor, ...]:
+        is_global = self.arch.is_global(index)
+        project = self.pieces.project_global if is_global else self.pieces.project_sliding
+        return tuple(project(hidden, *rope[is_global], *self._project[index]))
 
-    def _project(self, hidden: Tensor, index: int, w: LayerWeights, rope: Rope) -> tuple[Tensor, KV]:
-        eps = self.arch.rms_norm_eps
-        x = rms_norm(hidden, w.input_norm, eps)
-        return project(x, w, self.arch.head_size(index), rope[self.arch.is_global(index)], eps)
+    def _rest(self, index: int, hidden: Tensor, attended: Tensor, w: LayerWeights, scalar: Tensor) -> Tensor:
+        pieces = self.pieces
+        before = pieces.before_experts_global if self.arch.is_global(index) else pieces.before_experts_sliding
+        residual, dense, x, weights, ids = before(hidden, attended, *self._before[index])
+        sparse = experts(x, w.experts_gate_up, w.experts_down, weights, ids)
+        norms = w.post_experts_norm, w.post_feedforward_norm
+        (after,) = pieces.after_experts(residual, dense, sparse, *norms, scalar)
+        return after
 
-    def _after_attention(self, hidden: Tensor, attended: Tensor, w: LayerWeights) -> Tensor:
-        """Output projection and residual, then dense MLP and experts side by side, and their residual."""
-        eps = self.arch.rms_norm_eps
-        residual = hidden + rms_norm(F.linear(attended, w.o_proj), w.post_attention_norm, eps)
-        dense = mlp(rms_norm(residual, w.pre_mlp_norm, eps), w.gate_proj, w.up_proj, w.down_proj)
-        weights, ids = route(residual, w, self.arch.top_k_experts, eps)
-        sparse = experts(rms_norm(residual, w.pre_experts_norm, eps), w, weights, ids)
-        both = rms_norm(dense, w.post_mlp_norm, eps) + rms_norm(sparse, w.post_experts_norm, eps)
-        return residual + rms_norm(both, w.post_feedforward_norm, eps)
+    def _blame(self, layers: Iterator[Tensor], phase: str) -> None:
+        """Run again to find where it began: looking at every layer each time would cost every request."""
+        first = "the embedding" if phase == "encoding" else "the embedding and self-conditioning"
+        names = [first, *(f"layer {i}" for i in range(len(self.weights.layers)))]
+        for name, hidden in zip(names, layers, strict=False):
+            if not _finite(hidden):
+                raise FloatingPointError(f"NaN or infinity in the hidden state after {name}, {phase}")
+
+
+def _finite(x: Tensor) -> bool:
+    return bool(torch.isfinite(x).all())

@@ -1,12 +1,25 @@
-"""From hidden states to tokens: the tied output projection and what a denoising step reads off it."""
+"""From hidden states to tokens: one pass over the vocabulary, the way attention is computed without its score matrix.
 
+Hidden states are the queries, the embedding table is keys and values. A chunk of the table gives its logits, they
+update running statistics and the running soft embedding, and are gone: nothing of vocabulary width outlives a chunk
+(online softmax, Milakov and Gimelshein, arXiv 1805.02867).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from nemo_diffgemma.diffusion import sampler
+from trtllm_build.network.linear import linear
+from trtllm_build.network.pieces import SUB, Piece
+
+# Tokens a chunk: its logits and the table's rows stay in the cache of one CPU core complex.
+CHUNK = 4096
+_LOWEST = -1e30  # below every logit, and still a number: its difference to itself is 0
 
 
 @dataclass(frozen=True)
@@ -17,46 +30,191 @@ class ReadOut:
         argmax_ids: ``[canvas]`` int64.
         sampled_ids: ``[canvas]`` int64.
         entropy: ``[canvas]`` float32, nats, of the tempered distribution.
-        soft_embeddings: ``[canvas, hidden]``: expected embedding under the tempered distribution.
+        soft_embeddings: ``[canvas, hidden]``: expected embedding under the tempered distribution; None when the step
+            was a canvas's last.
     """
 
     argmax_ids: Tensor
     sampled_ids: Tensor
     entropy: Tensor
-    soft_embeddings: Tensor
+    soft_embeddings: Tensor | None
 
 
-def soft_cap(logits: Tensor, cap: float) -> Tensor:
-    """``cap * tanh(logits / cap)`` in float32."""
-    return torch.tanh(logits.float() / cap) * cap
-
-
-def capped_logits(hidden: Tensor, embedding: Tensor, cap: float) -> Tensor:
-    """Soft-capped logits ``[..., vocab]`` float32 of normed hidden states ``[..., hidden]``."""
-    return soft_cap(F.linear(hidden, embedding), cap)
-
-
-def soft_embeddings(tempered: Tensor, embedding: Tensor, scale: float) -> Tensor:
-    """``softmax(tempered) @ embedding * scale``: ``[..., vocab] -> [..., hidden]`` in the embedding's dtype."""
-    probabilities = torch.softmax(tempered, dim=-1, dtype=torch.float32).to(embedding.dtype)
-    return torch.matmul(probabilities, embedding) * torch.tensor(scale, dtype=embedding.dtype)
-
-
-def read_out(hidden: Tensor, embedding: Tensor, cap: float, scale: float, temperature: float, draws: Tensor) -> ReadOut:
-    """Argmax, sample, entropy and next soft embedding at every position of one canvas.
+@dataclass(frozen=True)
+class Choice:
+    """What some positions of a canvas choose from.
 
     Args:
-        hidden: normed hidden states ``[canvas, hidden]``.
+        rows: positions in the canvas, ``[rows]`` int64.
+        fixed: the one token of each of them, ``[rows]`` int64; with it the other two mean nothing.
+        allowed: ascending token ids to choose from, ``[allowed]`` int64; None for the whole vocabulary.
+        excluded: token ids ruled out.
+    """
+
+    rows: Tensor
+    fixed: Tensor | None = None
+    allowed: Tensor | None = None
+    excluded: tuple[int, ...] = ()
+
+
+class Vocabulary:
+    """The tied embedding as output projection.
+
+    Args:
         embedding: ``[vocab, hidden]``.
         cap: soft-cap of the logits.
         scale: of embeddings, sqrt(hidden).
-        temperature: of this step.
-        draws: ``[canvas]`` uniforms in [0, 1).
+        statistics: :func:`trtllm_build.network.pieces.statistics`, eager or compiled.
     """
-    tempered = capped_logits(hidden, embedding, cap) / temperature
-    return ReadOut(
-        argmax_ids=tempered.argmax(-1),
-        sampled_ids=sampler.sample(tempered, draws),
-        entropy=sampler.entropy(tempered),
-        soft_embeddings=soft_embeddings(tempered.to(embedding.dtype), embedding, scale),
-    )
+
+    def __init__(self, embedding: Tensor, cap: float, scale: float, statistics: Piece):
+        self._embedding = embedding
+        self._cap = cap
+        self._scale = torch.tensor(scale, dtype=embedding.dtype)
+        self._statistics = statistics
+
+    def logits(self, hidden: Tensor) -> Tensor:
+        """For checking: soft-capped logits ``[..., vocab]`` float32 of normed hidden states ``[..., hidden]``."""
+        return torch.tanh(linear(hidden, self._embedding).float() / self._cap) * self._cap
+
+    def soft_embeddings(self, tempered: Tensor) -> Tensor:
+        """For checking: ``softmax(tempered) @ embedding * scale``, ``[..., vocab] -> [..., hidden]``."""
+        probabilities = torch.softmax(tempered, dim=-1, dtype=torch.float32).to(self._embedding.dtype)
+        return torch.matmul(probabilities, self._embedding) * self._scale
+
+    def read_out(
+        self, hidden: Tensor, temperature: float, draws: Tensor, soft: bool, choices: Sequence[Choice] | None = None
+    ) -> ReadOut:
+        """Argmax, sample, entropy and next soft embedding at every position of one canvas.
+
+        Args:
+            hidden: normed hidden states ``[canvas, hidden]``.
+            temperature: of this step.
+            draws: ``[canvas]`` uniforms in [0, 1).
+            soft: whether soft embeddings are wanted.
+            choices: every position in exactly one; None: all choose from the whole vocabulary.
+        """
+        if choices is None:
+            return self._pass(hidden, temperature, draws, soft, None, ())
+        parts = [
+            self._certain(c.fixed, soft)
+            if c.fixed is not None
+            else self._pass(hidden[c.rows], temperature, draws[c.rows], soft, c.allowed, c.excluded)
+            for c in choices
+        ]
+        order = torch.cat([c.rows for c in choices]).argsort()
+        embeddings = [p.soft_embeddings for p in parts if p.soft_embeddings is not None]
+        return ReadOut(
+            argmax_ids=torch.cat([p.argmax_ids for p in parts])[order],
+            sampled_ids=torch.cat([p.sampled_ids for p in parts])[order],
+            entropy=torch.cat([p.entropy for p in parts])[order],
+            soft_embeddings=torch.cat(embeddings)[order] if soft else None,
+        )
+
+    def _certain(self, ids: Tensor, soft: bool) -> ReadOut:
+        """A distribution with all its weight on one token."""
+        return ReadOut(ids, ids, torch.zeros(len(ids)), self._embedding[ids] * self._scale if soft else None)
+
+    def _pass(
+        self,
+        hidden: Tensor,
+        temperature: float,
+        draws: Tensor,
+        soft: bool,
+        allowed: Tensor | None,
+        excluded: Sequence[int],
+    ) -> ReadOut:
+        rows = len(hidden)
+        inverse = torch.tensor(1.0 / temperature)
+        highest = torch.full((rows,), _LOWEST)
+        best, argmax = torch.full((rows,), float("-inf")), torch.zeros(rows, dtype=torch.int64)
+        expected = torch.zeros(rows, hidden.shape[1])
+        total, weighted = torch.zeros(rows, dtype=torch.float64), torch.zeros(rows, dtype=torch.float64)
+        sums: list[tuple[Tensor, Tensor]] = []
+        for start, table in self._chunks(allowed):
+            products = self._products(hidden, table, start, allowed, excluded)
+            exponentials, top, where, new, subs, below = self._statistics(products, inverse, highest)
+            argmax = torch.where(top > best, start + where, argmax)
+            best = torch.maximum(best, top)
+            fade = torch.exp(highest - new)
+            wide = fade.double()
+            # entropy from how far logits are below the highest: no difference of large numbers
+            weighted = wide * (weighted + total * (new - highest)) + below
+            total = wide * total + subs.sum(-1, dtype=torch.float64)
+            if soft:
+                part = linear(exponentials.flatten(1)[:, : len(table)], table.T)
+                expected = expected * fade[:, None] + part
+            sums.append((new, subs))
+            highest = new
+        sampled = self._sample(hidden, inverse, highest, sums, draws, allowed, excluded)
+        entropy = (total.log() + weighted / total).float()
+        embeddings = (expected / total[:, None].float()).to(hidden.dtype) * self._scale if soft else None
+        if allowed is not None:
+            argmax, sampled = allowed[argmax], allowed[sampled]
+        return ReadOut(argmax, sampled, entropy, embeddings)
+
+    def _chunks(self, allowed: Tensor | None) -> Iterator[tuple[int, Tensor]]:
+        """First index and rows of the table, a chunk at a time."""
+        size = len(self._embedding) if allowed is None else len(allowed)
+        for start in range(0, size, CHUNK):
+            yield start, self._rows(start, min(start + CHUNK, size), allowed)
+
+    def _rows(self, start: int, stop: int, allowed: Tensor | None) -> Tensor:
+        return self._embedding[start:stop] if allowed is None else self._embedding[allowed[start:stop]]
+
+    def _products(
+        self, hidden: Tensor, table: Tensor, start: int, allowed: Tensor | None, excluded: Sequence[int]
+    ) -> Tensor:
+        """Un-capped logits ``[rows, subs, SUB]``; minus infinity for what is excluded and past the table's end."""
+        products = linear(hidden, table)
+        for token in excluded:
+            index = _index(token, allowed)
+            if index is not None and start <= index < start + len(table):
+                products[:, index - start] = float("-inf")
+        missing = -len(table) % SUB
+        if missing:
+            products = F.pad(products, (0, missing), value=float("-inf"))
+        return products.view(len(hidden), -1, SUB)
+
+    def _sample(
+        self,
+        hidden: Tensor,
+        inverse: Tensor,
+        highest: Tensor,
+        sums: Sequence[tuple[Tensor, Tensor]],
+        draws: Tensor,
+        allowed: Tensor | None,
+        excluded: Sequence[int],
+    ) -> Tensor:
+        """The first index whose cumulative probability exceeds the draw: first its sub-chunk, then within it.
+
+        The logits of that sub-chunk are computed again; the draw's place between its bounds is carried over, so that
+        rounding cannot push a draw out of it.
+        """
+        subs = torch.cat([part.double() * torch.exp(new - highest).double()[:, None] for new, part in sums], dim=-1)
+        cumulative = subs.cumsum(-1)
+        target = draws.double() * cumulative[:, -1]
+        which = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
+        # a draw that rounding puts at the very end belongs to the last sub-chunk that has any weight
+        which = torch.minimum(which, (subs > 0).long().cumsum(-1).argmax(-1))
+        inside = subs.gather(-1, which[:, None])
+        share = ((target[:, None] - (cumulative.gather(-1, which[:, None]) - inside)) / inside).clamp(0, 1)
+        size = len(self._embedding) if allowed is None else len(allowed)
+        exponentials = torch.empty(len(hidden), SUB, dtype=torch.float64)
+        for sub in sorted(set(which.tolist())):
+            rows = (which == sub).nonzero()[:, 0]
+            table = self._rows(sub * SUB, min((sub + 1) * SUB, size), allowed)
+            products = self._products(hidden[rows], table, sub * SUB, allowed, excluded)
+            exponentials[rows] = self._statistics(products, inverse, highest[rows])[0][:, 0].double()
+        within = exponentials.cumsum(-1)
+        local = torch.searchsorted(within, share * within[:, -1:], right=True)[:, 0]
+        local = torch.minimum(local, (exponentials > 0).long().cumsum(-1).argmax(-1))
+        return which * SUB + local
+
+
+def _index(token: int, allowed: Tensor | None) -> int | None:
+    """Where a token is in the table or among the allowed ones."""
+    if allowed is None:
+        return token
+    found = int(torch.searchsorted(allowed, token))
+    return found if found < len(allowed) and int(allowed[found]) == token else None

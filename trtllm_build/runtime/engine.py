@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import queue
-import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, overload
 
@@ -16,12 +16,17 @@ from nemo_diffgemma.errors import require
 from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.bundle import Bundle
-from trtllm_build.runtime.detokenize import Detokenizer
-from trtllm_build.runtime.request import Block, Event, FinishReason, Request
+from trtllm_build.network.cache import PREFILL_CHUNK, cache_bytes
+from trtllm_build.runtime.request import Block, Event, FinishReason, Request, RequestStats
+from trtllm_build.runtime.scheduler import Scheduler
 from trtllm_build.runtime.sequence import Sequence as RunningSequence
-from trtllm_build.runtime.worker import Ticket, Worker
+from trtllm_build.runtime.stats import EngineStats
+from trtllm_build.runtime.ticket import Ticket
+from trtllm_build.runtime.worker import Worker
 
 Prompt = str | Sequence[int]
+PAGE = 64  # tokens of cache that are reserved at a time
+_OPTIONS = tuple(f.name for f in fields(Request) if f.name not in ("prompt_ids", "max_tokens", "seed", "sampler"))
 
 
 @dataclass(frozen=True)
@@ -34,8 +39,7 @@ class Generation:
         finish_reason: why it ended.
         denoising_steps: steps of each canvas.
         entropies: mean entropy (nats) after each step, a tuple a canvas.
-        time_to_first_block: seconds from submission to the first committed block.
-        seconds: from submission to the last event.
+        stats: what it took.
     """
 
     text: str
@@ -43,30 +47,37 @@ class Generation:
     finish_reason: FinishReason
     denoising_steps: tuple[int, ...]
     entropies: tuple[tuple[float, ...], ...]
-    time_to_first_block: float
-    seconds: float
+    stats: RequestStats
 
 
-def load_engine(directory: str | Path) -> Engine:
+def load_engine(directory: str | Path, threads: int | None = None) -> Engine:
     """Open a bundle and make it ready to generate.
+
+    Args:
+        directory: the bundle.
+        threads: CPU threads to run on; None for as many as the build found fastest.
 
     Raises:
         FieldError: when the bundle is missing, damaged, of another contract version, or for other hardware.
     """
-    return Engine(Bundle.open(directory))
+    return Engine(Bundle.open(directory), threads)
 
 
 class Engine:
     """A loaded bundle. One worker thread runs it; every method may be called from any thread."""
 
-    def __init__(self, bundle: Bundle):
+    def __init__(self, bundle: Bundle, threads: int | None = None):
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.limits = bundle.limits
         self.sampler = bundle.sampler
         self.tokenizer = None if bundle.tokenizer_directory is None else Tokenizer(bundle.tokenizer_directory)
         self._backend = TorchCpu.load(bundle)
-        self._worker = Worker(self._backend, self.limits.slots, self.limits.canvas)
+        limits = self.limits
+        room = limits.context + limits.canvas  # the last canvas may reach past the context
+        pages = -(-(limits.cache_tokens or limits.slots * room) // PAGE)
+        scheduler = Scheduler(limits.slots, pages, PAGE, PREFILL_CHUNK, limits.queue)
+        self._worker = Worker(self._backend, scheduler, threads or min(bundle.threads, os.cpu_count() or 1))
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:
         """Queue a request; returns at once.
@@ -78,17 +89,15 @@ class Engine:
 
         Raises:
             FieldError: when the request does not fit the engine's limits.
+            QueueFull: when as many requests wait as may wait.
         """
-        self._check(request)
-        sequence = RunningSequence(
-            request,
-            on_event,
-            Detokenizer(self.tokenizer),
-            self.limits.canvas,
-            self.limits.vocab_size,
-            self.bundle.arch.eos_token_ids,
-        )
-        return self._worker.submit(sequence)
+        sequence = self._sequence(request, on_event)
+        room = request.room(self.limits.canvas)
+        return self._worker.submit(sequence, room, cache_bytes(self.bundle.arch, self._backend.network.dtype, room))
+
+    def stats(self) -> EngineStats:
+        """Totals since the engine was loaded, and what it holds now."""
+        return self._worker.stats()
 
     @overload
     def generate(
@@ -118,10 +127,8 @@ class Engine:
         max_tokens: int = 256,
         seed: int = 0,
         *,
-        ignore_eos: bool = False,
         stream: bool = False,
-        drafts: bool = False,
-        **sampling: Any,
+        **options: Any,
     ) -> list[Generation] | Iterator[tuple[int, Event]]:
         """Generate for one prompt or several at once.
 
@@ -129,25 +136,40 @@ class Engine:
             prompts: a string (tokenised as it stands), a list of token ids, or a list of either.
             max_tokens: most tokens to return a prompt.
             seed: every prompt's seed; its tokens depend on nothing else that runs.
-            ignore_eos: go on to ``max_tokens`` whatever the model writes.
             stream: return an iterator of ``(index of the prompt, Draft or Block)`` as they come.
-            drafts: with ``stream``, also every step's provisional canvas.
-            **sampling: ``max_denoising_steps``, ``t_min``, ``t_max``, ``entropy_bound``,
-                ``confidence_threshold``, ``stability_threshold``; the checkpoint's own where not given.
+            **options: fields of :class:`SamplerConfig` (the checkpoint's own where not given) and of :class:`Request`
+                (``ignore_eos``, ``stop``, ``min_tokens``, ``draft_every``, ``canvas_length``, ``pinned``, ...).
 
         Raises:
             FieldError: on an unknown or impossible value, before anything runs.
             RuntimeError: when a request fails while it runs.
         """
-        names = list(self.sampler.__dataclass_fields__)
-        for name, value in sampling.items():
-            require(name in names, name, value, ", ".join(names), f"remove {name}")
-        sampler = replace(self.sampler, **sampling)
-        requests = [Request(self._ids(p), max_tokens, seed, sampler, ignore_eos, drafts) for p in _as_list(prompts)]
+        sampling = tuple(self.sampler.__dataclass_fields__)
+        for name, value in options.items():
+            require(name in sampling + _OPTIONS, name, value, ", ".join(sampling + _OPTIONS), f"remove {name}")
+        sampler = replace(self.sampler, **{n: v for n, v in options.items() if n in sampling})
+        rest = {n: v for n, v in options.items() if n not in sampling}
+        return self.run(
+            [Request(self._ids(p), max_tokens, seed, sampler, **rest) for p in _as_list(prompts)], stream=stream
+        )
+
+    @overload
+    def run(self, requests: Sequence[Request], *, stream: Literal[False] = ...) -> list[Generation]: ...
+
+    @overload
+    def run(self, requests: Sequence[Request], *, stream: Literal[True]) -> Iterator[tuple[int, Event]]: ...
+
+    @overload
+    def run(self, requests: Sequence[Request], *, stream: bool) -> list[Generation] | Iterator[tuple[int, Event]]: ...
+
+    def run(
+        self, requests: Sequence[Request], *, stream: bool = False
+    ) -> list[Generation] | Iterator[tuple[int, Event]]:
+        """As :meth:`generate`, for requests that each say all of what they want."""
         for request in requests:
-            self._check(request)
+            self._sequence(request, lambda _event: None)  # all are checked before any runs
         events = self._events(requests)
-        return ((index, event) for index, event, _ in events) if stream else _collect(events, len(requests))
+        return events if stream else _collect(events, len(requests))
 
     def logits(
         self,
@@ -172,27 +194,36 @@ class Engine:
         """Cancel every request and end the worker."""
         self._worker.close()
 
-    def _events(self, requests: list[Request]) -> Iterator[tuple[int, Event, float]]:
-        """Run requests, yield ``(index, event, seconds since submission)``; cancel them when not read to the end."""
-        inbox: queue.Queue[tuple[int, Event, float]] = queue.Queue()
-        start = time.perf_counter()
+    def _events(self, requests: Sequence[Request]) -> Iterator[tuple[int, Event]]:
+        """Run requests, yield ``(index, event)``; cancel them when not read to the end."""
+        inbox: queue.Queue[tuple[int, Event]] = queue.Queue()
+        tickets: list[Ticket] = []
+        ended = 0
 
         def receiver(index: int) -> Callable[[Event], None]:
-            return lambda event: inbox.put((index, event, time.perf_counter() - start))
+            return lambda event: inbox.put((index, event))
 
-        tickets = [self.submit(request, receiver(index)) for index, request in enumerate(requests)]
         try:
-            remaining = len(requests)
-            while remaining:
-                index, event, seconds = inbox.get()
+            while ended < len(requests):
+                # one's own requests leave the queue room for others'
+                while len(tickets) < min(len(requests), ended + 2 * self.limits.slots):
+                    tickets.append(self.submit(requests[len(tickets)], receiver(len(tickets))))
+                index, event = inbox.get()
                 if isinstance(event, Block):
                     if event.finish_reason == "error":
                         raise RuntimeError(f"prompt {index}: {event.error}")
-                    remaining -= event.finish_reason is not None
-                yield index, event, seconds
+                    ended += event.finish_reason is not None
+                yield index, event
         finally:
             for ticket in tickets:
                 ticket.cancel()
+
+    def _sequence(self, request: Request, on_event: Callable[[Event], None]) -> RunningSequence:
+        self._check(request)
+        limits = self.limits
+        return RunningSequence(
+            request, on_event, self.tokenizer, limits.canvas, limits.vocab_size, self.bundle.arch.eos_token_ids
+        )
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
         if not isinstance(prompt, str):
@@ -232,6 +263,22 @@ class Engine:
             f"at most {limits.context - prompt} after a prompt of {prompt} tokens (context {limits.context})",
             "lower max_tokens, shorten the prompt, or build with a larger gpu.limits.context",
         )
+        canvas = request.canvas(limits.canvas)
+        require(
+            canvas <= limits.canvas,
+            "canvas_length",
+            canvas,
+            f"at most {limits.canvas}, the model's own",
+            f"pass canvas_length={limits.canvas}",
+        )
+        room = request.room(limits.canvas)
+        require(
+            limits.cache_tokens is None or room <= limits.cache_tokens,
+            "max_tokens",
+            request.max_tokens,
+            f"prompt and canvases of at most {limits.cache_tokens} tokens (gpu.limits.cache_tokens), not {room}",
+            "lower max_tokens, shorten the prompt, or build with a larger gpu.limits.cache_tokens",
+        )
 
 
 def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
@@ -241,20 +288,23 @@ def _as_list(prompts: Prompt | Sequence[Prompt]) -> list[Prompt]:
     return list(prompts)  # type: ignore[arg-type]
 
 
-def _collect(events: Iterator[tuple[int, Event, float]], count: int) -> list[Generation]:
-    blocks: list[list[tuple[Block, float]]] = [[] for _ in range(count)]
-    for index, event, seconds in events:
+def _collect(events: Iterator[tuple[int, Event]], count: int) -> list[Generation]:
+    blocks: list[list[Block]] = [[] for _ in range(count)]
+    for index, event in events:
         if isinstance(event, Block):
-            blocks[index].append((event, seconds))
-    return [
-        Generation(
-            text="".join(b.text for b, _ in row),
-            token_ids=tuple(t for b, _ in row for t in b.token_ids),
-            finish_reason=row[-1][0].finish_reason or "error",
-            denoising_steps=tuple(b.denoising_steps for b, _ in row),
-            entropies=tuple(b.entropies for b, _ in row),
-            time_to_first_block=row[0][1],
-            seconds=row[-1][1],
-        )
-        for row in blocks
-    ]
+            blocks[index].append(event)
+    return [_generation(row) for row in blocks]
+
+
+def _generation(blocks: Sequence[Block]) -> Generation:
+    last = blocks[-1]
+    assert last.finish_reason is not None
+    assert last.stats is not None
+    return Generation(
+        text="".join(b.text for b in blocks),
+        token_ids=tuple(t for b in blocks for t in b.token_ids),
+        finish_reason=last.finish_reason,
+        denoising_steps=tuple(b.denoising_steps for b in blocks),
+        entropies=tuple(b.entropies for b in blocks),
+        stats=last.stats,
+    )

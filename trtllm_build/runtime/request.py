@@ -8,8 +8,9 @@ from typing import Any, Literal, Self
 
 from nemo_diffgemma.errors import require
 
-FinishReason = Literal["stop", "length", "cancelled", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 MAX_SEED = 2**64 - 1
+FIT = "fit"
 
 
 @dataclass(frozen=True)
@@ -58,15 +59,26 @@ class SamplerConfig:
 
 @dataclass(frozen=True)
 class Request:
-    """One generation.
+    """One generation. Positions count tokens of the answer from 0, across its canvases.
 
     Args:
         prompt_ids: token ids of the prompt, at least one.
         max_tokens: most tokens to return; need not be a multiple of the canvas.
         seed: all randomness follows from it; 0 to 2**64 - 1.
         sampler: how canvases are denoised.
-        ignore_eos: go on to ``max_tokens`` whatever the model writes.
-        drafts: also report the argmax canvas after every denoising step.
+        ignore_eos: go on to ``max_tokens`` whatever the model writes; stop tokens and strings still end it.
+        min_tokens: no end of sequence and no stop token before this position.
+        stop: texts before the first of which the answer is cut.
+        stop_token_ids: tokens before the first of which the answer is cut.
+        draft_every: also report the argmax canvas after every so many denoising steps; 0 for never.
+        priority: lower goes first.
+        deadline: seconds from submission after which it is ended; None for never.
+        canvas_length: tokens a canvas; None for the model's own, ``"fit"`` for the narrowest that holds ``max_tokens``.
+        seed_canvas: token ids that the answer's first positions start from, instead of noise.
+        pinned: position -> the token that stands there, whatever the model thinks. No end of sequence is written before
+            the last of them.
+        allowed: token ids that the answer is made of; None for the whole vocabulary.
+        allowed_at: position -> token ids allowed there, instead of ``allowed``.
 
     Raises:
         FieldError: on a value out of range. Limits of the engine are checked when it is submitted.
@@ -77,7 +89,17 @@ class Request:
     seed: int = 0
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
     ignore_eos: bool = False
-    drafts: bool = False
+    min_tokens: int = 0
+    stop: tuple[str, ...] = ()
+    stop_token_ids: tuple[int, ...] = ()
+    draft_every: int = 0
+    priority: int = 0
+    deadline: float | None = None
+    canvas_length: int | Literal["fit"] | None = None
+    seed_canvas: tuple[int, ...] = ()
+    pinned: Mapping[int, int] = field(default_factory=dict)
+    allowed: tuple[int, ...] | None = None
+    allowed_at: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         require(
@@ -85,6 +107,42 @@ class Request:
         )
         _integer("max_tokens", self.max_tokens, 1)
         _integer("seed", self.seed, 0, MAX_SEED)
+        _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
+        _integer("draft_every", self.draft_every, 0)
+        _integer("priority", self.priority, -(2**31), 2**31 - 1)
+        good = self.deadline is None or (isinstance(self.deadline, int | float) and 0 < self.deadline < float("inf"))
+        require(good, "deadline", self.deadline, "seconds > 0, or None", "pass deadline=60")
+        if self.canvas_length not in (None, FIT):
+            _integer("canvas_length", self.canvas_length, 1)
+        for text in self.stop:
+            require(isinstance(text, str) and text != "", "stop", text, "texts that are not empty", "leave it out")
+        size = len(self.seed_canvas)
+        require(
+            size <= self.max_tokens,
+            "seed_canvas",
+            f"{size} tokens",
+            f"at most max_tokens ({self.max_tokens})",
+            "shorten it, or raise max_tokens",
+        )
+        self._check_positions("pinned", self.pinned)
+        self._check_positions("allowed_at", self.allowed_at)
+        for name, ids in (("allowed", self.allowed), *((f"allowed_at[{p}]", i) for p, i in self.allowed_at.items())):
+            require(ids is None or len(ids) > 0, name, ids, "at least one token id", "leave it out to allow all")
+
+    def _check_positions(self, name: str, positions: Mapping[int, object]) -> None:
+        for position in positions:
+            _integer(f"{name}: position", position, 0, self.max_tokens - 1)
+
+    def canvas(self, full: int) -> int:
+        """Tokens a canvas of this request, in an engine whose canvas has ``full``."""
+        if self.canvas_length is None:
+            return full
+        return min(full, self.max_tokens) if self.canvas_length == FIT else int(self.canvas_length)
+
+    def room(self, full: int) -> int:
+        """Most tokens its cache holds: the prompt, and canvases up to ``max_tokens``."""
+        canvas = self.canvas(full)
+        return len(self.prompt_ids) + -(-self.max_tokens // canvas) * canvas
 
 
 @dataclass(frozen=True)
@@ -107,6 +165,35 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class RequestStats:
+    """What a finished request took.
+
+    Args:
+        queue_seconds: from submission to admission; None when it never was.
+        first_block_seconds: from submission to the first committed block; None when there was none.
+        seconds: from submission to the end.
+        prompt_tokens: tokens of the prompt.
+        reused_tokens: of them, found in the cache of an earlier request.
+        encoded_tokens: tokens encoded, committed canvases included.
+        canvases: canvases denoised.
+        denoising_steps: steps of all of them.
+        accepted_per_step: mean number of positions accepted in a step.
+        cache_bytes: bytes that its cache can come to fill.
+    """
+
+    queue_seconds: float | None
+    first_block_seconds: float | None
+    seconds: float
+    prompt_tokens: int
+    reused_tokens: int
+    encoded_tokens: int
+    canvases: int
+    denoising_steps: int
+    accepted_per_step: float
+    cache_bytes: int
+
+
+@dataclass(frozen=True)
 class Block:
     """A finished canvas: committed, it will not change.
 
@@ -118,6 +205,7 @@ class Block:
         entropies: mean entropy (nats) of the canvas after each step.
         finish_reason: set on the last block of a request, None before.
         error: what went wrong, for finish_reason ``error``.
+        stats: on the last block.
     """
 
     canvas_index: int
@@ -127,6 +215,7 @@ class Block:
     entropies: tuple[float, ...] = ()
     finish_reason: FinishReason | None = None
     error: str | None = None
+    stats: RequestStats | None = None
 
 
 Event = Draft | Block

@@ -1,4 +1,4 @@
-"""One admitted request: the canvas it is working on and what it has committed."""
+"""One request: the canvas it is working on and what it has committed."""
 
 from __future__ import annotations
 
@@ -10,101 +10,132 @@ from torch import Tensor
 
 from nemo_diffgemma.diffusion import draws, sampler, stopping
 from nemo_diffgemma.diffusion.schedule import temperature
+from nemo_diffgemma.tokenizer import Tokenizer
+from trtllm_build.backends.base import CanvasStep
 from trtllm_build.network.vocabulary import ReadOut
 from trtllm_build.runtime.detokenize import Detokenizer
-from trtllm_build.runtime.request import Block, Draft, Event, FinishReason, Request
+from trtllm_build.runtime.request import Block, Draft, Event, FinishReason, Request, RequestStats
+from trtllm_build.runtime.rules import Rules
 
 
 class Sequence:
-    """State of one request in a slot. All of it follows from the request: no randomness of its own.
+    """State of one request. All of it follows from the request: no randomness of its own.
 
     Args:
         request: what was asked.
         emit: called with every event.
-        detokenizer: text of this request.
-        canvas_length: tokens a canvas.
+        tokenizer: for its texts; None for an engine without one.
+        canvas_length: tokens a canvas of the engine.
         vocab_size: token ids run from 0 to this, exclusive.
-        end_ids: end-of-sequence token ids.
+        eos_ids: end-of-sequence token ids.
+
+    Raises:
+        FieldError: on stop strings without a tokenizer, and on token ids that are none.
     """
 
     def __init__(
         self,
         request: Request,
         emit: Callable[[Event], None],
-        detokenizer: Detokenizer,
+        tokenizer: Tokenizer | None,
         canvas_length: int,
         vocab_size: int,
-        end_ids: Collection[int],
+        eos_ids: Collection[int],
     ):
         self.request = request
-        self.emit = emit
-        self._detokenizer = detokenizer
-        self._length = canvas_length
+        self._emit = emit
+        self._detokenizer = Detokenizer(tokenizer, request.stop)
+        self._length = request.canvas(canvas_length)
         self._vocab_size = vocab_size
-        self._end_ids = () if request.ignore_eos else tuple(end_ids)
+        self._end_ids = frozenset((() if request.ignore_eos else tuple(eos_ids)) + request.stop_token_ids)
+        self._rules = Rules(request, self._length, vocab_size, self._end_ids)
         self._returned = 0
+        self._on_canvas = False
         self.canvas_index = -1
+        self.finish_reason: FinishReason | None = None
+        self.tokens = 0  # returned
+        self.steps = 0  # of all canvases
+        self.accepted = 0  # positions, over all steps
 
-    # -- what the next denoising step takes -------------------------------------------
+    def next_step(self, slot: int) -> CanvasStep:
+        """What the backend needs for the next denoising step; begins a canvas where none is under way."""
+        if not self._on_canvas:
+            self._start_canvas()
+        s = self.request.sampler
+        remaining = s.max_denoising_steps - self._step
+        return CanvasStep(
+            slot,
+            self._canvas_ids,
+            self._soft_embeddings,
+            temperature(remaining, s.max_denoising_steps, s.t_min, s.t_max),
+            self._draws(draws.SAMPLE, self._step + 1),
+            soft=remaining > 1,
+            choices=self._choices,
+        )
 
-    def start_canvas(self, soft_embeddings: Tensor) -> None:
-        """Begin the next canvas from noise; ``soft_embeddings [canvas, hidden]`` are zeros."""
+    def _start_canvas(self) -> None:
+        self._on_canvas = True
         self.canvas_index += 1
-        self.step = 0
-        self.soft_embeddings = soft_embeddings
-        self.canvas_ids = draws.uniform_to_token(self._draws(draws.NOISE), self._vocab_size)
+        self._step = 0
+        self._choices = self._rules.choices(self.canvas_index)
+        self._canvas_ids = self._rules.start(self.canvas_index, self._choices, self._draws(draws.NOISE))
+        self._soft_embeddings: Tensor | None = None
         self._history = torch.full((1, self.request.sampler.stability_threshold, self._length), -1)
         self._entropies: list[float] = []
-
-    @property
-    def temperature(self) -> float:
-        """Temperature of the next step."""
-        s = self.request.sampler
-        return temperature(s.max_denoising_steps - self.step, s.max_denoising_steps, s.t_min, s.t_max)
-
-    def sample_draws(self) -> Tensor:
-        """Uniforms ``[canvas]`` for sampling in the next step."""
-        return self._draws(draws.SAMPLE, self.step + 1)
 
     def _draws(self, purpose: int, step: int = draws.INITIAL_STEP) -> Tensor:
         return draws.uniforms(self.request.seed, self.canvas_index, step, purpose, self._length)
 
-    # -- what a denoising step gave ---------------------------------------------------
-
     def advance(self, result: ReadOut) -> bool:
-        """Take one step's result. True when the canvas is finished."""
+        """Take one step's result. True when the canvas is finished.
+
+        Raises:
+            FloatingPointError: when an entropy is not finite.
+        """
         s = self.request.sampler
-        self.step += 1
+        self._step += 1
+        self.steps += 1
         mean_entropy = float(result.entropy.mean())
         if not math.isfinite(mean_entropy):
-            raise FloatingPointError(f"NaN or infinity in canvas {self.canvas_index}, denoising step {self.step}")
+            raise FloatingPointError(f"NaN or infinity in canvas {self.canvas_index}, denoising step {self._step}")
         self._entropies.append(mean_entropy)
-        self._argmax_ids = result.argmax_ids.tolist()
-        stable = bool(stopping.stable(self._history, result.argmax_ids[None]))
-        confident = bool(stopping.confident(result.entropy[None], s.confidence_threshold))
-        self._history = stopping.push(self._history, result.argmax_ids[None])
+        argmax = result.argmax_ids
+        self._argmax_ids = argmax.tolist()
+        stable = bool(stopping.stable(self._history, argmax[None]))
+        finished = (stable and mean_entropy < s.confidence_threshold) or self._step == s.max_denoising_steps
+        self._history = stopping.push(self._history, argmax[None])
         accepted = sampler.accept(result.entropy[None], s.entropy_bound)[0]
-        noise = self._draws(draws.NOISE, self.step)
-        self.canvas_ids = sampler.renoise(result.sampled_ids, accepted, noise, self._vocab_size)
-        self.soft_embeddings = result.soft_embeddings
-        if self.request.drafts:
+        self.accepted += int(accepted.sum())
+        noise = self._rules.noise(self._choices, self._draws(draws.NOISE, self._step))
+        self._canvas_ids = torch.where(accepted, result.sampled_ids, noise)
+        self._soft_embeddings = result.soft_embeddings
+        if self.request.draft_every and self._step % self.request.draft_every == 0:
             ids = tuple(self._cut()[0])
             text = self._detokenizer.preview(ids)
-            self.emit(Draft(self.canvas_index, self.step, ids, text, mean_entropy))
-        return (stable and confident) or self.step == s.max_denoising_steps
+            self._emit(Draft(self.canvas_index, self._step, ids, text, mean_entropy))
+        return finished
 
-    def commit(self) -> Tensor | None:
-        """Emit the finished canvas. Returns its tokens ``[canvas]`` to encode, or None when the request is done."""
+    def commit(self, stats: Callable[[], RequestStats]) -> tuple[int, ...] | None:
+        """Emit the finished canvas. Returns its tokens, to be encoded, or None when the request is done."""
+        self._on_canvas = False
         ids, reason = self._cut()
         self._returned += len(ids)
-        text = self._detokenizer.push(ids, last=reason is not None)
-        self.emit(Block(self.canvas_index, tuple(ids), text, self.step, tuple(self._entropies), reason))
-        return torch.tensor(self._argmax_ids) if reason is None else None
+        piece = self._detokenizer.push(ids, last=reason is not None)
+        if piece.stopped:
+            reason = "stop"
+        self.tokens += len(piece.token_ids)
+        self.finish_reason = reason
+        end = None if reason is None else stats()
+        entropies = tuple(self._entropies)
+        self._emit(Block(self.canvas_index, piece.token_ids, piece.text, self._step, entropies, reason, stats=end))
+        return tuple(self._argmax_ids) if reason is None else None
 
-    def end(self, reason: FinishReason, error: str | None = None) -> None:
-        """Emit a last block without tokens: the request was cancelled or failed."""
-        text = self._detokenizer.push((), last=True)
-        self.emit(Block(max(self.canvas_index, 0), (), text, 0, (), reason, error))
+    def end(self, reason: FinishReason, stats: RequestStats, error: str | None = None) -> None:
+        """Emit a last block, of what was held back: the request was cancelled, is late, or failed."""
+        piece = self._detokenizer.push((), last=True)
+        self.tokens += len(piece.token_ids)
+        index = max(self.canvas_index, 0)
+        self._emit(Block(index, piece.token_ids, piece.text, 0, (), reason, error, stats))
 
     def _cut(self) -> tuple[list[int], FinishReason | None]:
         """The argmax canvas up to its end of sequence or to ``max_tokens``, and why it ends there."""

@@ -1,156 +1,179 @@
-"""The engine's one thread: requests join and leave the running batch between denoising steps."""
+"""The engine's one thread: asks the scheduler what to do, has the backend do it, reports what came of it."""
 
 from __future__ import annotations
 
 import logging
 import threading
-from collections import deque
+import time
 
 import torch
 
-from trtllm_build.backends.base import Backend
+from trtllm_build.backends.base import Backend, CanvasStep
 from trtllm_build.network.vocabulary import ReadOut
+from trtllm_build.runtime.request import FinishReason
+from trtllm_build.runtime.scheduler import Admission, Encode, Job, QueueFull, Scheduler
 from trtllm_build.runtime.sequence import Sequence
+from trtllm_build.runtime.stats import EngineStats, Totals
+from trtllm_build.runtime.ticket import Ticket
 
 _log = logging.getLogger(__name__)
 
 
-class Ticket:
-    """A submitted request."""
-
-    def __init__(self, sequence: Sequence, wake: threading.Condition):
-        self.sequence = sequence
-        self.cancelled = False
-        self._wake = wake
-        self._done = threading.Event()
-
-    def cancel(self) -> None:
-        """End the request at the next denoising step; its last event says ``cancelled``. May be called at any time."""
-        with self._wake:
-            self.cancelled = True
-            self._wake.notify()
-
-    def wait(self, timeout: float | None = None) -> bool:
-        """Wait for the last event (seconds); False when the time ran out first."""
-        return self._done.wait(timeout)
-
-    def finish(self) -> None:
-        """Called by the worker after the last event."""
-        self._done.set()
-
-
 class Worker:
-    """First come, first served, over a fixed number of slots."""
+    """Runs requests until it is closed.
 
-    def __init__(self, backend: Backend, slots: int, canvas_length: int):
+    Args:
+        backend: the loaded engine.
+        scheduler: decides; this object serialises access to it.
+        threads: CPU threads of the backend.
+    """
+
+    def __init__(self, backend: Backend, scheduler: Scheduler, threads: int):
         self._backend = backend
-        self._canvas_length = canvas_length
-        self._free = list(reversed(range(slots)))
-        self._waiting: deque[Ticket] = deque()
-        self._running: dict[int, Ticket] = {}
+        self._scheduler = scheduler
+        self._threads = threads
+        self._tickets: dict[int, Ticket] = {}
+        self._totals = Totals()
+        self._submitted = 0
         self._wake = threading.Condition()
         self._closing = False
         self._thread = threading.Thread(target=self._run, name="diffgemma-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, sequence: Sequence) -> Ticket:
-        """Queue a request."""
-        ticket = Ticket(sequence, self._wake)
+    def submit(self, sequence: Sequence, room: int, cache_bytes: int) -> Ticket:
+        """Queue a request whose cache needs ``room`` tokens.
+
+        Raises:
+            QueueFull: when as many requests wait as may wait.
+        """
+        request = sequence.request
         with self._wake:
             if self._closing:
                 raise RuntimeError("the engine is closed")
-            self._waiting.append(ticket)
+            ticket = Ticket(self._submitted, sequence, cache_bytes, self._cancel)
+            end = None if request.deadline is None else ticket.submitted + request.deadline
+            try:
+                self._scheduler.submit(Job(ticket.key, request.prompt_ids, room, request.priority, end))
+            except QueueFull:
+                self._totals.refused += 1
+                raise
+            self._submitted += 1
+            self._tickets[ticket.key] = ticket
             self._wake.notify()
         return ticket
+
+    def stats(self) -> EngineStats:
+        """Totals since the start, and what is held now."""
+        with self._wake:
+            return self._totals.snapshot(self._scheduler.waiting, self._scheduler.running, self._backend.cache_bytes())
 
     def close(self) -> None:
         """Cancel what runs and waits, and end the thread."""
         with self._wake:
             self._closing = True
-            for ticket in [*self._waiting, *self._running.values()]:
-                ticket.cancelled = True
+            for key in self._scheduler.keys():
+                self._scheduler.cancel(key)
             self._wake.notify()
         self._thread.join()
 
+    def _cancel(self, key: int) -> None:
+        with self._wake:
+            self._scheduler.cancel(key)
+            self._wake.notify()
+
     def _run(self) -> None:
+        torch.set_num_threads(self._threads)
         while True:
             with self._wake:
-                self._wake.wait_for(lambda: self._closing or self._waiting or self._running)
-                if self._closing and not self._waiting and not self._running:
+                self._wake.wait_for(lambda: self._closing or not self._scheduler.idle)
+                if self._scheduler.idle:
                     return
-                cancelled = [t for t in self._waiting if t.cancelled]
-                self._waiting = deque(t for t in self._waiting if not t.cancelled)
-                admitted = [self._waiting.popleft() for _ in range(min(len(self._free), len(self._waiting)))]
-            for ticket in cancelled:
-                self._leave(None, ticket, "cancelled")
-            for slot, ticket in list(self._running.items()):
-                if ticket.cancelled:
-                    self._leave(slot, ticket, "cancelled")
-            for ticket in admitted:
-                self._admit(ticket)
-            if self._running:
-                self._step()
+                plan = self._scheduler.plan(time.monotonic())
+            for ended in plan.ended:
+                if ended.slot is not None:
+                    self._backend.release(ended.slot)
+                self._leave(ended.key, ended.reason)
+            for slot in plan.evicted:
+                self._backend.release(slot)
+            for admission in plan.admitted:
+                self._admit(admission)
+            for piece in plan.encode:
+                self._encode(piece)
+            self._denoise([(key, slot) for key, slot in plan.denoise if key in self._tickets])
 
-    def _admit(self, ticket: Ticket) -> None:
-        slot = self._free.pop()
-        self._running[slot] = ticket
+    def _admit(self, admission: Admission) -> None:
+        ticket = self._tickets[admission.key]
+        ticket.admitted, ticket.reused = time.monotonic(), admission.reused
         try:
-            prompt = torch.tensor(ticket.sequence.request.prompt_ids)
-            self._backend.encode(slot, prompt, torch.arange(len(prompt)))
-            self._start_canvas(ticket)
+            self._backend.admit(admission.slot, admission.room, admission.reused)
         except Exception as error:
-            self._leave(slot, ticket, "error", error)
+            self._fail(admission.key, error)
 
-    def _start_canvas(self, ticket: Ticket) -> None:
-        ticket.sequence.start_canvas(self._backend.new_soft_embeddings(self._canvas_length))
+    def _encode(self, piece: Encode) -> None:
+        if piece.key not in self._tickets:
+            return
+        try:
+            self._backend.encode(piece.slot, torch.tensor(piece.tokens), piece.start)
+        except Exception as error:
+            self._fail(piece.key, error)
+            return
+        self._tickets[piece.key].encoded += len(piece.tokens)
+        with self._wake:
+            self._scheduler.encoded(piece.key)
 
-    def _step(self) -> None:
+    def _denoise(self, running: list[tuple[int, int]]) -> None:
         """One denoising step of every running canvas; finished ones are committed."""
-        slots, tickets = list(self._running), list(self._running.values())
-        sequences = [t.sequence for t in tickets]
-        try:
-            results = self._backend.denoise(
-                slots,
-                torch.stack([s.canvas_ids for s in sequences]),
-                torch.stack([s.soft_embeddings for s in sequences]),
-                torch.tensor([s.temperature for s in sequences]),
-                torch.stack([s.sample_draws() for s in sequences]),
-            )
-        except Exception as error:
-            for slot, ticket in zip(slots, tickets, strict=True):
-                self._leave(slot, ticket, "error", error)
-            return
-        for slot, ticket, result in zip(slots, tickets, results, strict=True):
+        steps: list[CanvasStep] = []
+        keys: list[int] = []
+        for key, slot in running:
             try:
-                self._advance(slot, ticket, result)
-            except Exception as error:  # what fails in one request stays in that request
-                self._leave(slot, ticket, "error", error)
-
-    def _advance(self, slot: int, ticket: Ticket, result: ReadOut) -> None:
-        sequence = ticket.sequence
-        if not sequence.advance(result):
+                steps.append(self._tickets[key].sequence.next_step(slot))
+                keys.append(key)
+            except Exception as error:
+                self._fail(key, error)
+        if not steps:
             return
-        tokens = sequence.commit()
-        if tokens is None:
-            self._release(slot, ticket)
-            return
-        start = len(sequence.request.prompt_ids) + sequence.canvas_index * self._canvas_length
-        self._backend.encode(slot, tokens, torch.arange(start, start + len(tokens)))
-        self._start_canvas(ticket)
-
-    def _leave(self, slot: int | None, ticket: Ticket, reason: str, error: Exception | None = None) -> None:
         try:
-            if reason == "cancelled":
-                ticket.sequence.end("cancelled")
-            else:
-                ticket.sequence.end("error", f"{type(error).__name__}: {error}")
+            results = self._backend.denoise(steps)
+        except Exception as error:
+            results = [error] * len(steps)
+        for key, result in zip(keys, results, strict=True):
+            try:  # what fails in one request stays in that request
+                self._advance(key, result)
+            except Exception as error:
+                self._fail(key, error)
+
+    def _advance(self, key: int, result: ReadOut | Exception) -> None:
+        if isinstance(result, Exception):
+            raise result
+        ticket = self._tickets[key]
+        if not ticket.sequence.advance(result):
+            return
+        ticket.first_block = ticket.first_block or time.monotonic()
+        tokens = ticket.sequence.commit(ticket.stats)
+        if tokens is not None:
+            with self._wake:
+                self._scheduler.committed(key, tokens)
+            return
+        with self._wake:
+            self._scheduler.finished(key)
+        self._close_ticket(key, ticket.sequence.finish_reason or "length")
+
+    def _fail(self, key: int, error: Exception) -> None:
+        with self._wake:
+            self._scheduler.failed(key)
+        self._leave(key, "error", f"{type(error).__name__}: {error}")
+
+    def _leave(self, key: int, reason: FinishReason, error: str | None = None) -> None:
+        ticket = self._tickets[key]
+        try:
+            ticket.sequence.end(reason, ticket.stats(), error)
         except Exception:  # the caller's own callback raised: its request ends all the same, and no other suffers
             _log.exception("a request's callback raised on its last event (%s)", reason)
-        self._release(slot, ticket)
+        self._close_ticket(key, reason)
 
-    def _release(self, slot: int | None, ticket: Ticket) -> None:
-        if slot is not None:
-            self._backend.release(slot)
-            del self._running[slot]
-            self._free.append(slot)
+    def _close_ticket(self, key: int, reason: FinishReason) -> None:
+        ticket = self._tickets.pop(key)
+        with self._wake:
+            self._totals.add(reason, ticket.sequence.tokens, ticket.stats())
         ticket.finish()

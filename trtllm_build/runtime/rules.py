@@ -1,0 +1,112 @@
+"""What a request rules about its canvases: pinned tokens, allowed sets, and how early it may end."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Sequence
+
+import torch
+from torch import Tensor
+
+from nemo_diffgemma.diffusion.draws import uniform_to_token
+from nemo_diffgemma.errors import require
+from trtllm_build.network.vocabulary import Choice
+from trtllm_build.runtime.request import Request
+
+
+class Rules:
+    """The controls of one request, by canvas.
+
+    Args:
+        request: what was asked.
+        canvas: tokens a canvas.
+        vocab_size: token ids run from 0 to this, exclusive.
+        end_ids: tokens that end the answer.
+
+    Raises:
+        FieldError: when a token id is not in the vocabulary, or a position is left without any.
+    """
+
+    def __init__(self, request: Request, canvas: int, vocab_size: int, end_ids: Collection[int]):
+        self._request = request
+        self._canvas = canvas
+        self._vocab_size = vocab_size
+        self._end_ids = frozenset(end_ids)
+        # an answer that ended before a pinned token would lose it
+        self._earliest_end = max((request.min_tokens, *(p + 1 for p in request.pinned)))
+        self._check_ids("stop_token_ids", request.stop_token_ids)
+        self._check_ids("seed_canvas", request.seed_canvas)
+        self._check_ids("pinned", request.pinned.values())
+        self._check_ids("allowed", request.allowed or ())
+        for position, ids in request.allowed_at.items():
+            self._check_ids(f"allowed_at[{position}]", ids)
+        self._free = not (request.pinned or request.allowed or request.allowed_at or self._earliest_end)
+        self._sets: dict[tuple[int | None, bool], Tensor] = {}
+        for position in range(request.max_tokens if not self._free else 0):
+            self._allowed(position)
+
+    def choices(self, index: int) -> list[Choice] | None:
+        """What each position of canvas ``index`` chooses from; None when all choose from the whole vocabulary."""
+        if self._free:
+            return None
+        start = index * self._canvas
+        pinned = [row for row in range(self._canvas) if start + row in self._request.pinned]
+        groups: dict[tuple[int | None, bool], list[int]] = {}
+        for row in sorted(set(range(self._canvas)) - set(pinned)):
+            groups.setdefault(self._group(start + row), []).append(row)
+        found = []
+        for (_, early), rows in groups.items():
+            allowed = self._allowed(start + rows[0])
+            excluded = tuple(sorted(self._end_ids)) if early and allowed is None else ()
+            found.append(Choice(torch.tensor(rows), allowed=allowed, excluded=excluded))
+        if pinned:
+            fixed = torch.tensor([self._request.pinned[start + row] for row in pinned])
+            found.append(Choice(torch.tensor(pinned), fixed=fixed))
+        return found
+
+    def start(self, index: int, choices: Sequence[Choice] | None, uniforms: Tensor) -> Tensor:
+        """Token ids ``[canvas]`` that canvas ``index`` starts from: the request's own, else noise."""
+        ids = self.noise(choices, uniforms)
+        own = self._request.seed_canvas[index * self._canvas : (index + 1) * self._canvas]
+        ids[: len(own)] = torch.tensor(own, dtype=torch.int64)
+        for choice in choices or ():
+            if choice.fixed is not None:
+                ids[choice.rows] = choice.fixed
+        return ids
+
+    def noise(self, choices: Sequence[Choice] | None, uniforms: Tensor) -> Tensor:
+        """Uniformly random tokens ``[canvas]`` of those that each position allows, from draws in [0, 1)."""
+        ids = uniform_to_token(uniforms, self._vocab_size)
+        for choice in choices or ():
+            if choice.fixed is not None:
+                ids[choice.rows] = choice.fixed
+            elif choice.allowed is not None:
+                drawn = uniform_to_token(uniforms[choice.rows], len(choice.allowed))
+                ids[choice.rows] = choice.allowed[drawn]
+        return ids
+
+    def _group(self, position: int) -> tuple[int | None, bool]:
+        """What decides the set of a position: its own entry if it has one, and whether the answer may not end yet."""
+        return position if position in self._request.allowed_at else None, position < self._earliest_end
+
+    def _allowed(self, position: int) -> Tensor | None:
+        """Ascending ids allowed at a position, without those that would end the answer too early."""
+        ids = self._request.allowed_at.get(position, self._request.allowed)
+        if ids is None or position in self._request.pinned:
+            return None
+        group = self._group(position)
+        if group not in self._sets:
+            left = set(ids) - self._end_ids if group[1] else set(ids)
+            require(
+                len(left) > 0,
+                "allowed",
+                f"only tokens that end the answer at position {position}",
+                f"another token before position {self._earliest_end} (min_tokens, pinned)",
+                "allow one more token there",
+            )
+            self._sets[group] = torch.tensor(sorted(left))
+        return self._sets[group]
+
+    def _check_ids(self, name: str, ids: Collection[int] | Sequence[int]) -> None:
+        wrong = [i for i in ids if not (isinstance(i, int) and 0 <= i < self._vocab_size)]
+        allowed = f"token ids from 0 to {self._vocab_size - 1}"
+        require(not wrong, name, wrong[:1], allowed, "use this engine's tokenizer")
