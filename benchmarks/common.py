@@ -47,6 +47,7 @@ def random_checkpoint(name: str, arch: Architecture) -> Path:
         return torch.randn(shape, generator=g).mul_(float(shape[-1]) ** -0.5)
 
     tensors = {key: tensor(key, shape) for key, shape in text_tensors(arch).items()}
+    console.print(f"random weights: {directory}", style="dim")
     return write_checkpoint(directory, arch, tensors, {"eos_token_id": list(arch.eos_token_ids)}, ())
 
 

@@ -125,7 +125,8 @@ class Scheduler:
         slots: most jobs that run at once.
         pages: cache pages, of all slots together.
         page: tokens a page.
-        chunk: most tokens encoded in one plan, so that a long prompt does not hold up running canvases.
+        chunk: most tokens of committed canvases, and most tokens of prompts, encoded in one plan, so that a long prompt
+            does not hold up running canvases.
         queue: most jobs that wait.
     """
 
@@ -187,7 +188,7 @@ class Scheduler:
         """Pages that neither a running job nor a kept cache holds."""
         return self._pages - sum(r.pages for r in [*self._running.values(), *self._kept.values()])
 
-    def keys(self) -> tuple[int, ...]:
+    def unfinished(self) -> tuple[int, ...]:
         """All jobs that have not ended."""
         return (*self._waiting, *self._running)
 
@@ -282,7 +283,13 @@ class Scheduler:
         for r in self._running.values():
             r.planned = 0
         pending = [r for r in self._running.values() if r.cached < len(r.tokens)]
-        pending.sort(key=lambda r: r.cached < len(r.job.tokens))  # stable: commits, then prompts
+        # a budget each: under one for both, the canvases of others could keep a prompt out plan after plan
+        commits = self._pieces([r for r in pending if r.cached >= len(r.job.tokens)])
+        prompts = self._pieces([r for r in pending if r.cached < len(r.job.tokens)])
+        return (*commits, *prompts)
+
+    def _pieces(self, pending: Sequence[_Running]) -> list[Encode]:
+        """The next piece of each, in order, while they fit a chunk."""
         pieces = []
         budget = self._chunk
         for r in pending:
@@ -295,7 +302,7 @@ class Scheduler:
             budget -= size
             r.planned = size
             pieces.append(Encode(r.job.key, r.slot, r.cached, tuple(r.tokens[r.cached : r.cached + size])))
-        return tuple(pieces)
+        return pieces
 
     # -- what came of it --------------------------------------------------------------
 
@@ -346,7 +353,7 @@ class Scheduler:
         Raises:
             ValueError: when the job has ended.
         """
-        if key not in self.keys():
+        if key not in self.unfinished():
             raise ValueError(f"job {key}: reported as failed, but it has ended")
         slot = self._remove(key)
         if slot is not None:

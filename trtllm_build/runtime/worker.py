@@ -71,7 +71,7 @@ class Worker:
         """Cancel what runs and waits, and end the thread."""
         with self._wake:
             self._closing = True
-            for key in self._scheduler.keys():
+            for key in self._scheduler.unfinished():
                 self._scheduler.cancel(key)
             self._wake.notify()
         self._thread.join()
