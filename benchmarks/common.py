@@ -85,11 +85,12 @@ def memory() -> tuple[int, int]:
 
 def show(name: str, title: str, rows: Sequence[Mapping[str, Any]], **values: Any) -> None:
     """Print rows as a table, write everything to ``build/bench/<name>.json`` and print that too."""
-    table = Table(title=title)
-    for column in rows[0]:
-        table.add_column(column.replace("_", " "), justify="right")
+    table = Table("", title=title)  # a row a figure: there are more figures than things compared
+    names, *figures = rows[0]
     for row in rows:
-        table.add_row(*(_cell(v) for v in row.values()))
+        table.add_column(str(row[names]), justify="right")
+    for figure in figures:
+        table.add_row(figure.replace("_", " "), *(_cell(row[figure]) for row in rows))
     console.print(table)
     cpu = platform.processor() or platform.machine()
     machine = {"cpu": cpu, "capability": torch.backends.cpu.get_cpu_capability(), "torch": torch.__version__}

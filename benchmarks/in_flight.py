@@ -19,7 +19,8 @@ def main() -> None:
     """Entry point."""
     argparse.ArgumentParser(description=__doc__).parse_args()
     ends = simulate(1000)
-    show("scheduler", "1,000 simulated requests", [dict(sorted(ends.items()))], accounted=sum(ends.values()))
+    rows = [{"requests": "1,000 simulated", **dict(sorted(ends.items()))}]
+    show("scheduler", "scheduler", rows, accounted=sum(ends.values()))
     real(64)
 
 
@@ -32,7 +33,7 @@ def simulate(count: int) -> Counter[str]:
     submitted, now = 0, 0.0
     while submitted < count or not scheduler.idle:
         now += 1
-        for _ in range(draw.choice((0,) * 12 + (1, 1, 2, 6))):
+        for _ in range(draw.choice((0,) * 12 + (1, 1, 2, 40))):
             if submitted == count:
                 break
             prompt = tuple(draw.choices(range(100), k=draw.choice((5, 80, 700, 3000))))

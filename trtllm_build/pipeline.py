@@ -100,6 +100,7 @@ def quantize(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> No
         }
         partial = target.with_suffix(".partial")
         save_file(tensors, partial)
+        del tensors
         partial.rename(target)
     note(f"quantize {plan.precision}: {_size(work_bytes(folder))} in {len(weight_files(plan.arch))} files")
 

@@ -45,6 +45,8 @@ class Reference:
         ]
         if missing or report.unexpected_keys:
             raise RuntimeError(f"transformers does not take this layout: {missing} {report.unexpected_keys}")
+        if arch.hidden_size % 4 or arch.moe_intermediate_size % 4:
+            model.set_experts_implementation("eager")  # its grouped product wants rows of whole 16 bytes
         self.model = model.eval()
 
     @torch.inference_mode()

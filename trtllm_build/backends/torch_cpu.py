@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import cache
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -41,9 +43,12 @@ class TorchCpu:
     def weights(bundle: Bundle) -> NetworkWeights:
         """The bundle's weights, mapped into memory."""
 
+        @cache
+        def opened(file: str) -> Any:
+            return safe_open(bundle.weight_path(file), "pt")  # each opening maps the whole file anew
+
         def read(file: str, name: str) -> Tensor:
-            with safe_open(bundle.weight_path(file), "pt") as tensors:
-                tensor: Tensor = tensors.get_tensor(name)
+            tensor: Tensor = opened(file).get_tensor(name)
             return tensor
 
         return NetworkWeights.read(bundle.arch, read)

@@ -41,7 +41,8 @@ def _grouped(rows: Tensor, weight: Tensor, counts: Tensor) -> Tensor:
         weight: ``[groups, out, in]``.
         counts: ``[groups]`` rows of each.
     """
-    if not is_large(weight[0]):
+    # torch's grouped product wants rows of whole 16 bytes
+    if not is_large(weight[0]) and weight.shape[-1] * weight.element_size() % 16 == 0:
         return F.grouped_mm(rows, weight.transpose(1, 2), offs=counts.cumsum(0).int())
     groups = torch.split(rows, counts.tolist())
     return torch.cat([linear(group, w) for group, w in zip(groups, weight, strict=True) if len(group)])

@@ -74,14 +74,14 @@ class Rules:
         return ids
 
     def noise(self, choices: Sequence[Choice] | None, uniforms: Tensor) -> Tensor:
-        """Uniformly random tokens ``[canvas]`` of those that each position allows, from draws in [0, 1)."""
+        """Uniformly random tokens ``[canvas]`` from draws in [0, 1), and pinned ones.
+
+        Of the whole vocabulary, whatever a position allows: that is the noise that the model has learnt to see as noise.
+        """
         ids = uniform_to_token(uniforms, self._vocab_size)
         for choice in choices or ():
             if choice.fixed is not None:
                 ids[choice.rows] = choice.fixed
-            elif choice.allowed is not None:
-                drawn = uniform_to_token(uniforms[choice.rows], len(choice.allowed))
-                ids[choice.rows] = choice.allowed[drawn]
         return ids
 
     def _group(self, position: int) -> tuple[int | None, bool]:
