@@ -76,7 +76,7 @@ class Rules:
     def noise(self, choices: Sequence[Choice] | None, uniforms: Tensor) -> Tensor:
         """Uniformly random tokens ``[canvas]`` from draws in [0, 1), and pinned ones.
 
-        Of the whole vocabulary, whatever a position allows: that is the noise that the model has learnt to see as noise.
+        Of the whole vocabulary, whatever a position allows: that is what the model has learnt to see as noise.
         """
         ids = uniform_to_token(uniforms, self._vocab_size)
         for choice in choices or ():
