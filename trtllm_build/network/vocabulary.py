@@ -20,6 +20,7 @@ from trtllm_build.network.pieces import SUB, Piece
 # Tokens a chunk: its logits and the table's rows stay in the cache of one CPU core complex.
 CHUNK = 4096
 _LOWEST = -1e30  # below every logit, and still a number: its difference to itself is 0
+_NOTHING = 1e-30
 
 
 @dataclass(frozen=True)
@@ -192,13 +193,14 @@ class Vocabulary:
         rounding cannot push a draw out of it.
         """
         subs = torch.cat([part.double() * torch.exp(new - highest).double()[:, None] for new, part in sums], dim=-1)
+        # what weighs nothing beside the highest logit's 1 may weigh nothing at all when it is computed again
+        subs = torch.where(subs < _NOTHING, 0.0, subs)
         cumulative = subs.cumsum(-1)
         target = draws.double() * cumulative[:, -1]
         which = torch.searchsorted(cumulative, target[:, None], right=True)[:, 0]
-        # a draw that rounding puts at the very end belongs to the last sub-chunk that has any weight
-        which = torch.minimum(which, (subs > 0).long().cumsum(-1).argmax(-1))
         inside = subs.gather(-1, which[:, None])
-        share = ((target[:, None] - (cumulative.gather(-1, which[:, None]) - inside)) / inside).clamp(0, 1)
+        share = (target[:, None] - (cumulative.gather(-1, which[:, None]) - inside)) / inside
+        share = share.clamp(0, 1 - 2**-53)
         size = len(self._embedding) if allowed is None else len(allowed)
         exponentials = torch.empty(len(hidden), SUB, dtype=torch.float64)
         for sub in sorted(set(which.tolist())):
@@ -207,9 +209,7 @@ class Vocabulary:
             products = self._products(hidden[rows], table, sub * SUB, allowed, excluded)
             exponentials[rows] = self._statistics(products, inverse, highest[rows])[0][:, 0].double()
         within = exponentials.cumsum(-1)
-        local = torch.searchsorted(within, share * within[:, -1:], right=True)[:, 0]
-        local = torch.minimum(local, (exponentials > 0).long().cumsum(-1).argmax(-1))
-        return which * SUB + local
+        return which * SUB + torch.searchsorted(within, share * within[:, -1:], right=True)[:, 0]
 
 
 def _index(token: int, allowed: Tensor | None) -> int | None:

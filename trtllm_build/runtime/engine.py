@@ -18,7 +18,7 @@ from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.bundle import Bundle
 from trtllm_build.network.cache import PREFILL_CHUNK, cache_bytes
 from trtllm_build.runtime.request import Block, Event, FinishReason, Request, RequestStats
-from trtllm_build.runtime.scheduler import Scheduler
+from trtllm_build.runtime.scheduler import QueueFull, Scheduler
 from trtllm_build.runtime.sequence import Sequence as RunningSequence
 from trtllm_build.runtime.stats import EngineStats
 from trtllm_build.runtime.ticket import Ticket
@@ -135,7 +135,8 @@ class Engine:
         Args:
             prompts: a string (tokenised as it stands), a list of token ids, or a list of either.
             max_tokens: most tokens to return a prompt.
-            seed: every prompt's seed; its tokens depend on nothing else that runs.
+            seed: every prompt's seed; its tokens depend on nothing else that runs. (What is reused of an earlier
+                request's cache can differ in the last bits from what would be encoded anew, see :class:`Scheduler`.)
             stream: return an iterator of ``(index of the prompt, Draft or Block)`` as they come.
             **options: fields of :class:`SamplerConfig` (the checkpoint's own where not given) and of :class:`Request`
                 (``ignore_eos``, ``stop``, ``min_tokens``, ``draft_every``, ``canvas_length``, ``pinned``, ...).
@@ -143,6 +144,7 @@ class Engine:
         Raises:
             FieldError: on an unknown or impossible value, before anything runs.
             RuntimeError: when a request fails while it runs.
+            QueueFull: when other callers' requests fill the queue.
         """
         sampling = tuple(self.sampler.__dataclass_fields__)
         for name, value in options.items():
@@ -207,7 +209,12 @@ class Engine:
             while ended < len(requests):
                 # one's own requests leave the queue room for others'
                 while len(tickets) < min(len(requests), ended + 2 * self.limits.slots):
-                    tickets.append(self.submit(requests[len(tickets)], receiver(len(tickets))))
+                    try:
+                        tickets.append(self.submit(requests[len(tickets)], receiver(len(tickets))))
+                    except QueueFull:
+                        if ended == len(tickets):
+                            raise
+                        break  # the next goes in when one of its own has ended
                 index, event = inbox.get()
                 if isinstance(event, Block):
                     if event.finish_reason == "error":

@@ -11,6 +11,7 @@ from nemo_diffgemma.errors import require
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
 MAX_SEED = 2**64 - 1
 FIT = "fit"
+LEAST_TEMPERATURE = 1e-6  # the soft-cap divided by less is no float32 to compute with
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,9 @@ class SamplerConfig:
             value = getattr(self, name)
             good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
             require(good, name, value, "a finite number >= 0", f"pass {name}={getattr(type(self), name)}")
-        require(self.t_min > 0, "t_min", self.t_min, "a number > 0", "pass t_min=0.4")
+        require(
+            self.t_min >= LEAST_TEMPERATURE, "t_min", self.t_min, f"a number >= {LEAST_TEMPERATURE}", "pass t_min=0.4"
+        )
         require(
             self.t_max >= self.t_min, "t_max", self.t_max, f"at least t_min ({self.t_min})", f"pass t_max={self.t_min}"
         )
@@ -110,12 +113,22 @@ class Request:
         _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
         _integer("draft_every", self.draft_every, 0)
         _integer("priority", self.priority, -(2**31), 2**31 - 1)
-        good = self.deadline is None or (isinstance(self.deadline, int | float) and 0 < self.deadline < float("inf"))
+        seconds = isinstance(self.deadline, int | float) and not isinstance(self.deadline, bool)
+        good = self.deadline is None or (seconds and 0 < self.deadline < float("inf"))
         require(good, "deadline", self.deadline, "seconds > 0, or None", "pass deadline=60")
         if self.canvas_length not in (None, FIT):
-            _integer("canvas_length", self.canvas_length, 1)
+            good = isinstance(self.canvas_length, int) and not isinstance(self.canvas_length, bool)
+            good = good and int(self.canvas_length or 0) >= 1
+            require(good, "canvas_length", self.canvas_length, f'an integer >= 1, "{FIT}" or None', "leave it out")
+        _sequence("stop", self.stop, str)
         for text in self.stop:
-            require(isinstance(text, str) and text != "", "stop", text, "texts that are not empty", "leave it out")
+            require(text != "", "stop", text, "texts that are not empty", "leave it out")
+        for name in ("stop_token_ids", "seed_canvas", "allowed"):
+            if getattr(self, name) is not None:
+                _sequence(name, getattr(self, name), int)
+        for name in ("pinned", "allowed_at"):
+            value = getattr(self, name)
+            require(isinstance(value, Mapping), name, value, "a mapping from positions", f"pass {name}={{}}")
         size = len(self.seed_canvas)
         require(
             size <= self.max_tokens,
@@ -225,3 +238,8 @@ def _integer(name: str, value: object, low: int, high: int | None = None) -> Non
     good = isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
     allowed = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
     require(good, name, value, allowed, f"pass {name}={low}")
+
+
+def _sequence(name: str, value: object, kind: type) -> None:
+    good = isinstance(value, tuple | list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
+    require(good, name, value, f"a tuple of {kind.__name__}", f"pass {name}=(...)")

@@ -12,6 +12,8 @@ from nemo_diffgemma.errors import require
 from trtllm_build.network.vocabulary import Choice
 from trtllm_build.runtime.request import Request
 
+_Group = tuple[tuple[int, ...] | None, bool]
+
 
 class Rules:
     """The controls of one request, by canvas.
@@ -39,8 +41,16 @@ class Rules:
         self._check_ids("allowed", request.allowed or ())
         for position, ids in request.allowed_at.items():
             self._check_ids(f"allowed_at[{position}]", ids)
+        early = [p for p, token in request.pinned.items() if token in self._end_ids and p + 1 < self._earliest_end]
+        require(
+            not early,
+            "pinned",
+            f"token {request.pinned[early[0]]} at position {early[0]}" if early else "",
+            "a token that ends the answer at the last pinned position only",
+            "leave out the pins behind it",
+        )
         self._free = not (request.pinned or request.allowed or request.allowed_at or self._earliest_end)
-        self._sets: dict[tuple[int | None, bool], Tensor] = {}
+        self._sets: dict[_Group, Tensor] = {}
         for position in range(request.max_tokens if not self._free else 0):
             self._allowed(position)
 
@@ -50,7 +60,7 @@ class Rules:
             return None
         start = index * self._canvas
         pinned = [row for row in range(self._canvas) if start + row in self._request.pinned]
-        groups: dict[tuple[int | None, bool], list[int]] = {}
+        groups: dict[_Group, list[int]] = {}
         for row in sorted(set(range(self._canvas)) - set(pinned)):
             groups.setdefault(self._group(start + row), []).append(row)
         found = []
@@ -58,6 +68,8 @@ class Rules:
             allowed = self._allowed(start + rows[0])
             excluded = tuple(sorted(self._end_ids)) if early and allowed is None else ()
             found.append(Choice(torch.tensor(rows), allowed=allowed, excluded=excluded))
+        if list(groups) == [(None, False)] and not pinned:
+            return None
         if pinned:
             fixed = torch.tensor([self._request.pinned[start + row] for row in pinned])
             found.append(Choice(torch.tensor(pinned), fixed=fixed))
@@ -84,21 +96,21 @@ class Rules:
                 ids[choice.rows] = choice.fixed
         return ids
 
-    def _group(self, position: int) -> tuple[int | None, bool]:
-        """What decides the set of a position: its own entry if it has one, and whether the answer may not end yet."""
-        return position if position in self._request.allowed_at else None, position < self._earliest_end
+    def _group(self, position: int) -> _Group:
+        """The ids that a position is given, and whether those that end the answer are ruled out there."""
+        early = position < self._earliest_end and bool(self._end_ids)
+        return self._request.allowed_at.get(position, self._request.allowed), early
 
     def _allowed(self, position: int) -> Tensor | None:
         """Ascending ids allowed at a position, without those that would end the answer too early."""
-        ids = self._request.allowed_at.get(position, self._request.allowed)
+        ids, early = group = self._group(position)
         if ids is None or position in self._request.pinned:
             return None
-        group = self._group(position)
         if group not in self._sets:
-            left = set(ids) - self._end_ids if group[1] else set(ids)
+            left = set(ids) - self._end_ids if early else set(ids)
             require(
                 len(left) > 0,
-                "allowed",
+                f"allowed_at[{position}]" if position in self._request.allowed_at else "allowed",
                 f"only tokens that end the answer at position {position}",
                 f"another token before position {self._earliest_end} (min_tokens, pinned)",
                 "allow one more token there",

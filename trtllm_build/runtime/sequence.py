@@ -43,7 +43,7 @@ class Sequence:
         eos_ids: Collection[int],
     ):
         self.request = request
-        self._emit = emit
+        self.emit = emit
         self._detokenizer = Detokenizer(tokenizer, request.stop)
         self._length = request.canvas(canvas_length)
         self._vocab_size = vocab_size
@@ -52,7 +52,6 @@ class Sequence:
         self._returned = 0
         self._on_canvas = False
         self.canvas_index = -1
-        self.finish_reason: FinishReason | None = None
         self.tokens = 0  # returned
         self.steps = 0  # of all canvases
         self.accepted = 0  # positions, over all steps
@@ -112,11 +111,11 @@ class Sequence:
         if self.request.draft_every and self._step % self.request.draft_every == 0:
             ids = tuple(self._cut()[0])
             text = self._detokenizer.preview(ids)
-            self._emit(Draft(self.canvas_index, self._step, ids, text, mean_entropy))
+            self.emit(Draft(self.canvas_index, self._step, ids, text, mean_entropy))
         return finished
 
-    def commit(self, stats: Callable[[], RequestStats]) -> tuple[int, ...] | None:
-        """Emit the finished canvas. Returns its tokens, to be encoded, or None when the request is done."""
+    def commit(self, stats: Callable[[], RequestStats]) -> tuple[Block, tuple[int, ...] | None]:
+        """The finished canvas, and its tokens, which are to be encoded; None when the request is done."""
         self._on_canvas = False
         ids, reason = self._cut()
         self._returned += len(ids)
@@ -124,18 +123,17 @@ class Sequence:
         if piece.stopped:
             reason = "stop"
         self.tokens += len(piece.token_ids)
-        self.finish_reason = reason
         end = None if reason is None else stats()
         entropies = tuple(self._entropies)
-        self._emit(Block(self.canvas_index, piece.token_ids, piece.text, self._step, entropies, reason, stats=end))
-        return tuple(self._argmax_ids) if reason is None else None
+        block = Block(self.canvas_index, piece.token_ids, piece.text, self._step, entropies, reason, stats=end)
+        return block, tuple(self._argmax_ids) if reason is None else None
 
-    def end(self, reason: FinishReason, stats: RequestStats, error: str | None = None) -> None:
-        """Emit a last block, of what was held back: the request was cancelled, is late, or failed."""
+    def end(self, reason: FinishReason, stats: RequestStats, error: str | None = None) -> Block:
+        """A last block, of what was held back: the request was cancelled, is late, or failed."""
         piece = self._detokenizer.push((), last=True)
         self.tokens += len(piece.token_ids)
         index = max(self.canvas_index, 0)
-        self._emit(Block(index, piece.token_ids, piece.text, 0, (), reason, error, stats))
+        return Block(index, piece.token_ids, piece.text, 0, (), reason, error, stats)
 
     def _cut(self) -> tuple[list[int], FinishReason | None]:
         """The argmax canvas up to its end of sequence or to ``max_tokens``, and why it ends there."""

@@ -10,7 +10,7 @@ import torch
 
 from trtllm_build.backends.base import Backend, CanvasStep
 from trtllm_build.network.vocabulary import ReadOut
-from trtllm_build.runtime.request import FinishReason
+from trtllm_build.runtime.request import Block, FinishReason
 from trtllm_build.runtime.scheduler import Admission, Encode, Job, QueueFull, Scheduler
 from trtllm_build.runtime.sequence import Sequence
 from trtllm_build.runtime.stats import EngineStats, Totals
@@ -150,14 +150,15 @@ class Worker:
         if not ticket.sequence.advance(result):
             return
         ticket.first_block = ticket.first_block or time.monotonic()
-        tokens = ticket.sequence.commit(ticket.stats)
-        if tokens is not None:
+        block, tokens = ticket.sequence.commit(ticket.stats)
+        if tokens is None:
             with self._wake:
-                self._scheduler.committed(key, tokens)
+                self._scheduler.finished(key)
+            self._end(key, block)
             return
+        ticket.sequence.emit(block)
         with self._wake:
-            self._scheduler.finished(key)
-        self._close_ticket(key, ticket.sequence.finish_reason or "length")
+            self._scheduler.committed(key, tokens)
 
     def _fail(self, key: int, error: Exception) -> None:
         with self._wake:
@@ -166,14 +167,17 @@ class Worker:
 
     def _leave(self, key: int, reason: FinishReason, error: str | None = None) -> None:
         ticket = self._tickets[key]
-        try:
-            ticket.sequence.end(reason, ticket.stats(), error)
-        except Exception:  # the caller's own callback raised: its request ends all the same, and no other suffers
-            _log.exception("a request's callback raised on its last event (%s)", reason)
-        self._close_ticket(key, reason)
+        self._end(key, ticket.sequence.end(reason, ticket.stats(), error))
 
-    def _close_ticket(self, key: int, reason: FinishReason) -> None:
+    def _end(self, key: int, block: Block) -> None:
+        """Count a request, then let its caller see its last block."""
         ticket = self._tickets.pop(key)
+        assert block.finish_reason is not None
+        assert block.stats is not None
         with self._wake:
-            self._totals.add(reason, ticket.sequence.tokens, ticket.stats())
+            self._totals.add(block.finish_reason, ticket.sequence.tokens, block.stats)
+        try:
+            ticket.sequence.emit(block)
+        except Exception:  # the caller's own callback raised: its request ends all the same, and no other suffers
+            _log.exception("a request's callback raised on its last event (%s)", block.finish_reason)
         ticket.finish()
