@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import json
-import os
 import subprocess
 import sys
 import time
@@ -37,7 +36,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--model", choices=("184m", "released_layers"), default="184m", help="which (184m)")
     parser.add_argument("--steps", type=int, default=8, help="denoising steps a canvas (8)")
-    parser.add_argument("--rounds", type=int, default=3, help="timed canvases of each side (3); the best counts")
+    parser.add_argument("--rounds", type=int, default=2, help="timed canvases of each side (2); the best counts")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side (2)")
     parser.add_argument("--precision", choices=DTYPES, action="append", help="default: both")
     parser.add_argument("--side", nargs=2, help=argparse.SUPPRESS)
@@ -102,14 +101,10 @@ def compare(model: str, precision: str, steps: int, rounds: int, threads: int) -
     engine = built_engine(checkpoint, f"{model}/{precision}", f"precision={precision}")
     paths = {"transformers": checkpoint, "engine": engine}
     base = [sys.executable, "-m", "benchmarks.cpu_vs_transformers", "--steps", str(steps), "--threads", str(threads)]
-    # a thread that spins while it waits for its next turn would take the other side's core
-    environment = os.environ | {"OMP_WAIT_POLICY": "PASSIVE"}
     children = {}
     for name, path in paths.items():
         command = [*base, "--side", f"{name}:{precision}", str(path)]
-        children[name] = subprocess.Popen(
-            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, env=environment
-        )
+        children[name] = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
     results: dict[str, list[dict[str, Any]]] = {name: [] for name in children}
     for turn in range(rounds + 1):  # the first measures memory and warms up
         for name, child in children.items():
