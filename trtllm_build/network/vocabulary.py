@@ -144,7 +144,7 @@ class Vocabulary:
             total = wide * total + subs.sum(-1, dtype=torch.float64)
             if soft:
                 part = linear(exponentials.flatten(1)[:, : len(table)], table.T)
-                expected = expected * fade[:, None] + part
+                expected.mul_(fade[:, None]).add_(part)
             sums.append((new, subs))
             highest = new
         sampled = self._sample(hidden, inverse, highest, sums, draws, allowed, excluded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import atexit
 import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
@@ -78,6 +79,7 @@ class Engine:
         pages = -(-(limits.cache_tokens or limits.slots * room) // PAGE)
         scheduler = Scheduler(limits.slots, pages, PAGE, PREFILL_CHUNK, limits.queue)
         self._worker = Worker(self._backend, scheduler, threads or min(bundle.threads, os.cpu_count() or 1))
+        atexit.register(self.close)  # a thread inside torch while the interpreter goes down would abort it
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:
         """Queue a request; returns at once.
@@ -194,6 +196,7 @@ class Engine:
 
     def close(self) -> None:
         """Cancel every request and end the worker."""
+        atexit.unregister(self.close)
         self._worker.close()
 
     def _events(self, requests: Sequence[Request]) -> Iterator[tuple[int, Event]]:
