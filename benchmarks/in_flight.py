@@ -33,7 +33,7 @@ def simulate(count: int) -> Counter[str]:
     submitted, now = 0, 0.0
     while submitted < count or not scheduler.idle:
         now += 1
-        for _ in range(draw.choice((0,) * 12 + (1, 1, 2, 40))):
+        for _ in range(draw.choice((0,) * 60 + (1, 1, 2, 40))):
             if submitted == count:
                 break
             prompt = tuple(draw.choices(range(100), k=draw.choice((5, 80, 700, 3000))))

@@ -24,7 +24,7 @@ from nemo_diffgemma.errors import FieldError
 from trtllm_build.backends import aot
 from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, PIECES, Bundle, this_machine, write_manifest
-from trtllm_build.measure import measure
+from trtllm_build.measure import choose, measure
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.network.weights import weight_files
 from trtllm_build.plan import Plan
@@ -133,7 +133,7 @@ def compile_engine(
         aot.compile_pieces(arch, weights, work / PIECES, lambda name: note(f"compile  {name}"))
         compiled = work / PIECES
     timings = measure(arch, weights, compiled)
-    best = min(timings, key=lambda t: t["ms"])
+    best = choose(timings)
     for t in timings:
         note(
             f"compile  a denoising step, {t['pieces']}, {t['threads']} threads: {t['ms']} ms{' (chosen)' * (t is best)}"

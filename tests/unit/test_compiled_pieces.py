@@ -14,6 +14,7 @@ from trtllm_build.backends import aot
 from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.bundle import PIECES as FOLDER
 from trtllm_build.bundle import Bundle
+from trtllm_build.measure import choose
 from trtllm_build.network.pieces import PIECES, SUB, Pieces, eager_pieces
 from trtllm_build.network.weights import NetworkWeights
 from trtllm_build.pipeline import build
@@ -69,8 +70,18 @@ def test_a_wrong_stride_shape_or_type_is_an_error_not_garbage(bundle: Bundle, co
 def test_the_manifest_says_what_was_measured_and_chosen(bundle: Bundle) -> None:
     timings = bundle.manifest["measured"]["denoising_step"]
     assert {(t["pieces"], t["threads"]) for t in timings} >= {("eager", 1), ("compiled", 1)}
-    best = min(timings, key=lambda t: t["ms"])
+    best = choose(timings)
     assert bundle.manifest["runtime"] == {"pieces": best["pieces"], "threads": best["threads"]}
+
+
+def test_more_threads_must_repay() -> None:
+    def timing(pieces: str, threads: int, ms: float) -> dict[str, object]:
+        return {"pieces": pieces, "threads": threads, "ms": ms}
+
+    one, slow, two = timing("compiled", 1, 2.0), timing("eager", 1, 3.0), timing("compiled", 2, 1.6)
+    assert choose([slow, two, one]) == one
+    assert choose([slow, one, fast := timing("eager", 2, 1.4)]) == fast
+    assert choose([slow]) == slow
 
 
 def test_without_a_compiler_the_build_says_so_and_runs_eagerly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
