@@ -56,8 +56,8 @@ def measure(arch: Architecture, weights: NetworkWeights, compiled: Path | None) 
 def choose(timings: Sequence[dict[str, Any]]) -> dict[str, Any]:
     """The quickest of :func:`measure`'s, on as few threads as will do.
 
-    More threads must save a quarter of the time: a server needs cores for other things than denoising, and a thread that
-    waits for a core holds up all others.
+    More threads must save a quarter of the time: a server needs cores for other things than denoising, and a thread
+    that waits for a core holds up all others.
     """
     best, *more = sorted(timings, key=lambda t: (t["threads"], t["ms"]))
     for t in more:
