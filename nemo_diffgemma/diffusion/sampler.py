@@ -1,9 +1,11 @@
-"""What one denoising step does with the distribution at each canvas position."""
+"""What one denoising step does with the distribution at each canvas position.
+
+:func:`entropy` and :func:`sample` are the definitions, over logits of the whole vocabulary: an engine computes them in
+chunks, and is tested against these.
+"""
 
 import torch
 from torch import Tensor
-
-from nemo_diffgemma.diffusion.draws import uniform_to_token
 
 
 def entropy(logits: Tensor) -> Tensor:
@@ -45,15 +47,3 @@ def accept(entropies: Tensor, entropy_bound: Tensor | float) -> Tensor:
     ordered, order = torch.sort(entropies, dim=-1)
     keep = ordered.cumsum(-1) - ordered <= entropy_bound
     return torch.zeros_like(keep).scatter(-1, order, keep)
-
-
-def renoise(sampled: Tensor, accepted: Tensor, uniforms: Tensor, vocab_size: int) -> Tensor:
-    """The next canvas: accepted positions take the sample, all others a uniformly random token.
-
-    Args:
-        sampled: ``[..., canvas]`` token ids.
-        accepted: ``[..., canvas]`` bool.
-        uniforms: ``[..., canvas]`` draws in [0, 1).
-        vocab_size: number of tokens to draw from.
-    """
-    return torch.where(accepted, sampled, uniform_to_token(uniforms, vocab_size))

@@ -46,7 +46,6 @@ class Sequence:
         self.emit = emit
         self._detokenizer = Detokenizer(tokenizer, request.stop)
         self._length = request.canvas(canvas_length)
-        self._vocab_size = vocab_size
         self._end_ids = frozenset((() if request.ignore_eos else tuple(eos_ids)) + request.stop_token_ids)
         self._rules = Rules(request, self._length, vocab_size, self._end_ids)
         self._returned = 0
@@ -101,7 +100,8 @@ class Sequence:
         argmax = result.argmax_ids
         self._argmax_ids = argmax.tolist()
         stable = bool(stopping.stable(self._history, argmax[None]))
-        finished = (stable and mean_entropy < s.confidence_threshold) or self._step == s.max_denoising_steps
+        confident = bool(stopping.confident(result.entropy[None], s.confidence_threshold))
+        finished = (stable and confident) or self._step == s.max_denoising_steps
         self._history = stopping.push(self._history, argmax[None])
         accepted = sampler.accept(result.entropy[None], s.entropy_bound)[0]
         self.accepted += int(accepted.sum())
