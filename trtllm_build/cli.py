@@ -25,6 +25,7 @@ keys of build (Hydra overrides):
   gpu.limits.slots=N    canvases denoised at the same time
   gpu.limits.context=N  most prompt and output tokens of one request
   gpu.limits.queue=N    requests that may wait for a slot
+  gpu.limits.cache_tokens=N  tokens of cache of all requests together
   compile=false         run the network eagerly, without compiling it ahead of time
 """
 

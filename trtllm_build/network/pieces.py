@@ -48,7 +48,7 @@ def eager_pieces(arch: Architecture) -> Pieces:
     return Pieces(
         condition=partial(condition, eps=eps),
         project_sliding=partial(project, eps=eps, size=arch.head_dim),
-        project_global=partial(project_global, eps=eps, size=arch.global_head_dim),
+        project_global=partial(project, eps=eps, size=arch.global_head_dim),
         before_experts_sliding=before,
         before_experts_global=before,
         after_experts=partial(after_experts, eps=eps),
@@ -62,7 +62,7 @@ def condition_weights(w: NetworkWeights) -> tuple[Tensor, ...]:
 
 
 def project_weights(w: LayerWeights) -> tuple[Tensor, ...]:
-    """Weights of :func:`project`, or without ``v_proj`` of :func:`project_global`, in its order."""
+    """Weights of :func:`project`, in its order."""
     values = () if w.v_proj is None else (w.v_proj,)
     return w.input_norm, w.q_proj, w.k_proj, w.q_norm, w.k_norm, *values
 
@@ -95,7 +95,7 @@ def project(
     k_proj: Tensor,
     q_norm: Tensor,
     k_norm: Tensor,
-    v_proj: Tensor,
+    v_proj: Tensor | None = None,
     *,
     eps: float,
     size: int,
@@ -105,7 +105,8 @@ def project(
     Args:
         hidden: ``[tokens, hidden]``.
         cos, sin: rotation, each ``[tokens, head_size]``.
-        norm, q_proj, k_proj, q_norm, k_norm, v_proj: the layer's weights.
+        norm, q_proj, k_proj, q_norm, k_norm, v_proj: the layer's weights; without ``v_proj``, as in global layers, the
+            value is the un-normed key projection.
         eps: of the norms.
         size: width of a head.
 
@@ -113,33 +114,9 @@ def project(
         Each ``[tokens, heads or kv_heads, head_size]``.
     """
     x = rms_norm(hidden, norm, eps)
-    v = linear(x, v_proj)
-    return _normed_heads(linear(x, q_proj), linear(x, k_proj), v, cos, sin, q_norm, k_norm, eps, size)
-
-
-def project_global(
-    hidden: Tensor,
-    cos: Tensor,
-    sin: Tensor,
-    norm: Tensor,
-    q_proj: Tensor,
-    k_proj: Tensor,
-    q_norm: Tensor,
-    k_norm: Tensor,
-    *,
-    eps: float,
-    size: int,
-) -> tuple[Tensor, Tensor, Tensor]:
-    """As :func:`project`, for layers without ``v_proj``: the value is the un-normed key projection."""
-    x = rms_norm(hidden, norm, eps)
-    k = linear(x, k_proj)
-    return _normed_heads(linear(x, q_proj), k, k, cos, sin, q_norm, k_norm, eps, size)
-
-
-def _normed_heads(
-    q: Tensor, k: Tensor, v: Tensor, cos: Tensor, sin: Tensor, q_norm: Tensor, k_norm: Tensor, eps: float, size: int
-) -> tuple[Tensor, Tensor, Tensor]:
-    q, k, v = (x.view(x.shape[0], -1, size) for x in (q, k, v))
+    q, k = linear(x, q_proj), linear(x, k_proj)
+    v = k if v_proj is None else linear(x, v_proj)
+    q, k, v = (heads.view(heads.shape[0], -1, size) for heads in (q, k, v))
     q = rotate(rms_norm(q, q_norm, eps), cos, sin)
     return q, rotate(rms_norm(k, k_norm, eps), cos, sin), rms_norm(v, None, eps)
 

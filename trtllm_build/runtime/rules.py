@@ -80,21 +80,14 @@ class Rules:
         ids = self.noise(choices, uniforms)
         own = self._request.seed_canvas[index * self._canvas : (index + 1) * self._canvas]
         ids[: len(own)] = torch.tensor(own, dtype=torch.int64)
-        for choice in choices or ():
-            if choice.fixed is not None:
-                ids[choice.rows] = choice.fixed
-        return ids
+        return _pinned(choices, ids)
 
     def noise(self, choices: Sequence[Choice] | None, uniforms: Tensor) -> Tensor:
         """Uniformly random tokens ``[canvas]`` from draws in [0, 1), and pinned ones.
 
         Of the whole vocabulary, whatever a position allows: that is what the model has learnt to see as noise.
         """
-        ids = uniform_to_token(uniforms, self._vocab_size)
-        for choice in choices or ():
-            if choice.fixed is not None:
-                ids[choice.rows] = choice.fixed
-        return ids
+        return _pinned(choices, uniform_to_token(uniforms, self._vocab_size))
 
     def _group(self, position: int) -> _Group:
         """The ids that a position is given, and whether those that end the answer are ruled out there."""
@@ -118,7 +111,15 @@ class Rules:
             self._sets[group] = torch.tensor(sorted(left))
         return self._sets[group]
 
-    def _check_ids(self, name: str, ids: Collection[int] | Sequence[int]) -> None:
+    def _check_ids(self, name: str, ids: Collection[int]) -> None:
         wrong = [i for i in ids if not (isinstance(i, int) and 0 <= i < self._vocab_size)]
         allowed = f"token ids from 0 to {self._vocab_size - 1}"
         require(not wrong, name, wrong[:1], allowed, "use this engine's tokenizer")
+
+
+def _pinned(choices: Sequence[Choice] | None, ids: Tensor) -> Tensor:
+    """``ids [canvas]`` with pinned tokens in their places."""
+    for choice in choices or ():
+        if choice.fixed is not None:
+            ids[choice.rows] = choice.fixed
+    return ids

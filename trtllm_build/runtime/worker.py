@@ -167,7 +167,12 @@ class Worker:
 
     def _leave(self, key: int, reason: FinishReason, error: str | None = None) -> None:
         ticket = self._tickets[key]
-        self._end(key, ticket.sequence.end(reason, ticket.stats(), error))
+        try:
+            block = ticket.sequence.end(reason, ticket.stats(), error)
+        except Exception:  # what it held back cannot be decoded: it ends without; this thread is everybody's
+            _log.exception("the last text of a request is lost (%s)", reason)
+            block = Block(max(ticket.sequence.canvas_index, 0), (), "", 0, (), reason, error, ticket.stats())
+        self._end(key, block)
 
     def _end(self, key: int, block: Block) -> None:
         """Count a request, then let its caller see its last block."""
