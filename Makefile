@@ -11,7 +11,7 @@ CHECKPOINT ?= build/demo/checkpoint
 ENGINE ?= build/demo/engine
 PROMPT ?= To JSON: Mara orders 7 red lamps for Monday.
 
-# the CPU has nothing to compile, and NVIDIA's telemetry has nowhere to go
+# training on a CPU runs eagerly (the engine's ahead-of-time compilation is not torch.compile); nothing is looked up online
 export TORCH_COMPILE_DISABLE := 1
 export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1

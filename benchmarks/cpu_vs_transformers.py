@@ -1,8 +1,6 @@
-"""One canvas of this engine and of transformers' ``generate`` in turns.
+"""One canvas of a 184M-parameter model with the real vocabulary: this engine and transformers' ``generate`` in turns.
 
-On a model of 184M parameters with the real vocabulary, where the vocabulary is the cost, or on two layers of the
-released dimensions, where the experts are. Same random weights, same number of forced denoising steps, same threads,
-both in one run, each in a process of its own.
+Same random weights, same number of forced denoising steps, same threads, both in one run, each in a process of its own.
 """
 
 from __future__ import annotations
@@ -19,7 +17,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import architecture, built_engine, console, memory, random_checkpoint, reset_peak, show
-from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
+from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint
 from trtllm_build import Engine, load_engine
 from trtllm_build.backends.base import CanvasStep
@@ -34,7 +32,6 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--model", choices=("184m", "released_layers"), default="184m", help="which (184m)")
     parser.add_argument("--steps", type=int, default=8, help="denoising steps a canvas (8)")
     parser.add_argument("--rounds", type=int, default=2, help="timed canvases of each side (2); the best counts")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side (2)")
@@ -45,60 +42,35 @@ def main() -> None:
     if given.side:
         serve_side(given.side[0], given.side[1], given.steps, given.threads)
         return
-    rows = [compare(given.model, p, given.steps, given.rounds, given.threads) for p in given.precision or DTYPES]
-    title = f"{given.model}: 256 tokens after 256, one canvas"
-    show(f"cpu_vs_transformers_{given.model}", title, rows, steps=given.steps, threads=given.threads)
+    rows = [compare(p, given.steps, given.rounds, given.threads) for p in given.precision or DTYPES]
+    show("cpu_vs_transformers", "256 tokens after 256, one canvas", rows, steps=given.steps, threads=given.threads)
 
 
-def shapes(model: str) -> Architecture:
-    """The models of the comparison."""
-    if model == "184m":
-        return architecture(
-            vocab_size=262_144,
-            hidden_size=512,
-            intermediate_size=512,
-            num_hidden_layers=6,
-            num_attention_heads=8,
-            num_key_value_heads=8,
-            head_dim=64,
-            num_global_key_value_heads=2,
-            global_head_dim=128,
-            num_experts=32,
-            top_k_experts=4,
-            moe_intermediate_size=128,
-            sliding_window=1024,
-            canvas_length=256,
-            max_position_embeddings=4096,
-        )
-    return released_layers()
-
-
-def released_layers() -> Architecture:
-    """One sliding and one global layer of the released checkpoint's dimensions."""
-    return Architecture(
-        vocab_size=8192,
-        hidden_size=2816,
-        intermediate_size=2112,
-        num_hidden_layers=2,
-        num_attention_heads=16,
+def shapes() -> Architecture:
+    """The model of the comparison."""
+    return architecture(
+        vocab_size=262_144,
+        hidden_size=512,
+        intermediate_size=512,
+        num_hidden_layers=6,
+        num_attention_heads=8,
         num_key_value_heads=8,
-        head_dim=256,
+        head_dim=64,
         num_global_key_value_heads=2,
-        global_head_dim=512,
-        num_experts=128,
-        top_k_experts=8,
-        moe_intermediate_size=704,
+        global_head_dim=128,
+        num_experts=32,
+        top_k_experts=4,
+        moe_intermediate_size=128,
         sliding_window=1024,
-        layer_types=(SLIDING, GLOBAL),
         canvas_length=256,
         max_position_embeddings=4096,
     )
 
 
-def compare(model: str, precision: str, steps: int, rounds: int, threads: int) -> dict[str, Any]:
+def compare(precision: str, steps: int, rounds: int, threads: int) -> dict[str, Any]:
     """Both sides in turns at one precision."""
-    checkpoint = random_checkpoint(model, shapes(model))
-    engine = built_engine(checkpoint, f"{model}/{precision}", f"precision={precision}")
+    checkpoint = random_checkpoint("184m", shapes())
+    engine = built_engine(checkpoint, f"184m/{precision}", f"precision={precision}")
     paths = {"transformers": checkpoint, "engine": engine}
     base = [sys.executable, "-m", "benchmarks.cpu_vs_transformers", "--steps", str(steps), "--threads", str(threads)]
     children = {}

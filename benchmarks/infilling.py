@@ -57,7 +57,7 @@ def row(name: str, results: Sequence[Generation], answers: Sequence[Sequence[int
 
 def narrow() -> None:
     """Time of a 10-token answer by width of its canvas, on the model with the real vocabulary."""
-    engine = load_engine(built_engine(random_checkpoint("184m", shapes("184m")), "184m/fp32"))
+    engine = load_engine(built_engine(random_checkpoint("184m", shapes()), "184m/fp32"))
     prompt = list(range(1000, 1256))
     widths = (256, 128, 64, 32, 10)
     best: dict[int, float] = {}
