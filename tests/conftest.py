@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
 from pathlib import Path
@@ -12,6 +13,7 @@ import torch
 from nemo_diffgemma.quiet import quiet_start
 
 quiet_start()
+os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; has to be said before any is defined
 
 from nemo_diffgemma.tokenizer import SPECIAL_TOKENS, train_tokenizer  # noqa: E402
 from tests.support import GENERATION_CONFIG, random_tensors, small_architecture  # noqa: E402

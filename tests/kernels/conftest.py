@@ -1,0 +1,3 @@
+from tests.kernels.interpreter import correct_interpreter
+
+correct_interpreter()
