@@ -7,6 +7,7 @@ INSTALLED := $(VENV)/.installed
 
 GPU ?= cpu
 PRECISION ?=
+WEIGHTS ?=
 CHECKPOINT ?= build/demo/checkpoint
 ENGINE ?= build/demo/engine
 PROMPT ?= To JSON: Mara orders 7 red lamps for Monday.
@@ -46,7 +47,7 @@ train: $(INSTALLED)  ## train the demo model and write its checkpoint
 	@$(BIN)/diffgemma-train output=$(CHECKPOINT)
 
 engine: $(INSTALLED)  ## compile CHECKPOINT for GPU
-	@$(BIN)/diffgemma-engine build gpu=$(GPU) checkpoint=$(CHECKPOINT) $(if $(filter cpu,$(GPU)),out=$(ENGINE)) $(if $(PRECISION),precision=$(PRECISION))
+	@$(BIN)/diffgemma-engine build gpu=$(GPU) $(if $(WEIGHTS),weights=$(WEIGHTS),checkpoint=$(CHECKPOINT)) $(if $(filter cpu,$(GPU)),out=$(ENGINE)) $(if $(PRECISION),precision=$(PRECISION))
 
 serve: $(INSTALLED)  ## serve ENGINE with Triton on 127.0.0.1
 	@$(BIN)/diffgemma-serve --engine $(ENGINE)

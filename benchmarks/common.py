@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
-from nemo_diffgemma.checkpoint import text_tensors, write_checkpoint
+from nemo_diffgemma.checkpoint import HELD_OUT, text_tensors, write_checkpoint
 from nemo_diffgemma.errors import require
-from triton_repo.evaluate import Question, read_questions
+from nemo_diffgemma.questions import Question, read_questions
 from trtllm_build import Engine, load_engine
 from trtllm_build.pipeline import build
 from trtllm_build.plan import make_plan
@@ -65,7 +65,7 @@ def demo() -> tuple[Engine, list[Question]]:
         FieldError: when it has not run.
     """
     root = Path("build/demo")
-    held_out = root / "train" / "data" / "held_out.jsonl"
+    held_out = root / "checkpoint" / HELD_OUT
     for path in (root / "engine", held_out):
         require(path.exists(), "demo", str(path), "what `make demo` leaves", "run `make demo`")
     return load_engine(root / "engine"), read_questions(held_out)

@@ -20,7 +20,8 @@ from benchmarks.common import architecture, built_engine, console, memory, rando
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint
 from trtllm_build import Engine, load_engine
-from trtllm_build.backends.base import CanvasStep
+from trtllm_build.backends.base import CanvasStep, EncodeStep
+from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.network.linear import linear
 from trtllm_build.reference import Reference
 
@@ -147,9 +148,15 @@ def their_side(path: Path, precision: str, prompt: list[int], steps: int, _threa
     return generate, dict
 
 
+def on_cpu(engine: Engine) -> TorchCpu:
+    """The engine's backend, which is measured part by part."""
+    assert isinstance(engine._backend, TorchCpu)
+    return engine._backend
+
+
 def weights_of(engine: Engine) -> list[torch.Tensor]:
     """Every weight of a loaded engine."""
-    w = engine._backend.network.weights
+    w = on_cpu(engine).network.weights
     layers = [t for layer in w.layers for t in vars(layer).values() if t is not None]
     return [*layers, *(t for t in vars(w).values() if isinstance(t, torch.Tensor))]
 
@@ -160,9 +167,9 @@ def where_time_goes(engine: Engine, dtype: torch.dtype, prompt: list[int]) -> di
 
     The floor is the arithmetic of the step at the rate of the CPU's best product of such shapes, measured here and now.
     """
-    backend, arch = engine._backend, engine.bundle.arch
+    backend, arch = on_cpu(engine), engine.bundle.arch
     backend.admit(99, 1024, 0)
-    backend.encode(99, torch.tensor(prompt), 0)
+    backend.encode([EncodeStep(99, torch.tensor(prompt), 0)])
     ids, soft = torch.arange(256), torch.randn(256, arch.hidden_size).to(dtype)
     cache = backend._caches[99]
     hidden = backend.network.denoise(ids, soft, cache)

@@ -13,8 +13,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
 import nemo_diffgemma
-from nemo_diffgemma.checkpoint import Checkpoint
+from nemo_diffgemma.checkpoint import HELD_OUT, Checkpoint
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.questions import read_questions
 from nemo_diffgemma.quiet import quiet_start
 from triton_repo import evaluate, report
 from triton_repo.client import Client, GenerationError
@@ -68,7 +69,7 @@ def build(console: Console) -> None:
 
 def serve(console: Console) -> dict[str, object]:
     """Serve the bundle, stream a few answers, check all of them, stop the server; returns the report."""
-    questions = evaluate.read_questions(RUN / "data" / "held_out.jsonl")
+    questions = read_questions(CHECKPOINT / HELD_OUT)
     _stage(console, 3, "serve: tritonserver on loopback")
     with (
         Server(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -11,23 +10,11 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_diffgemma.tokenizer import Message, Tokenizer
+from nemo_diffgemma.questions import Question
+from nemo_diffgemma.tokenizer import Tokenizer
 from triton_repo.client import Client
 
 Progress = Callable[[], None]
-
-
-@dataclass(frozen=True)
-class Question:
-    """A held-out conversation: what is asked, and the one right answer."""
-
-    messages: tuple[Message, ...]
-    answer: str
-
-    @property
-    def prompt(self) -> str:
-        """The last thing the user said."""
-        return str(self.messages[-1]["content"])
 
 
 @dataclass(frozen=True)
@@ -47,12 +34,6 @@ class Answer:
     tokens: int
     first_block_s: float
     entropies: tuple[float, ...] = ()
-
-
-def read_questions(path: Path) -> list[Question]:
-    """Chat JSONL, the last message of each conversation being the answer."""
-    rows = [json.loads(line)["messages"] for line in path.read_text(encoding="utf-8").splitlines()]
-    return [Question(tuple(row[:-1]), row[-1]["content"]) for row in rows]
 
 
 def ask(client: Client, question: Question, max_tokens: int, seed: int, drafts: bool = False) -> Answer:

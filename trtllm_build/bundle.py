@@ -17,21 +17,23 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
+
+import torch
 
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import file_sha256
 from nemo_diffgemma.errors import FieldError, require
 from trtllm_build.runtime.request import SamplerConfig
 
-CONTRACT = 2
+CONTRACT = 3
 MANIFEST = "manifest.json"
 LOG = "build.log"
 # Parts of the manifest that differ from one build of the same inputs to the next.
-_VOLATILE = ("manifest_hash", "measured", "runtime", "verified", "log")
+_VOLATILE = ("manifest_hash", "measured", "runtime", "verified", "remaining", "log")
 PIECES = "pieces"
 
 
@@ -54,6 +56,11 @@ class Limits:
     vocab_size: int
     queue: int
     cache_tokens: int | None
+
+
+def has_gpu(sm: int) -> bool:
+    """Whether this machine has a CUDA GPU of compute capability ``sm`` (90 for 9.0)."""
+    return torch.cuda.is_available() and torch.cuda.get_device_capability() == divmod(sm, 10)
 
 
 def this_machine() -> dict[str, Any]:
@@ -82,8 +89,13 @@ class Bundle:
         self.manifest = manifest
 
     @classmethod
-    def open(cls, directory: str | Path) -> Self:
-        """Read and check ``directory``; see the class for what is raised."""
+    def open(cls, directory: str | Path, elsewhere: bool = False) -> Self:
+        """Read and check ``directory``; see the class for what is raised.
+
+        Args:
+            directory: the bundle.
+            elsewhere: accept one that is for other hardware: it can be looked at, not run.
+        """
         directory = Path(directory)
         path = directory / MANIFEST
         require(
@@ -104,12 +116,29 @@ class Bundle:
         require(contract == CONTRACT, "engine:contract", contract, f"contract version {CONTRACT}", rebuild)
         require(manifest_hash(manifest) == stated, "engine:manifest_hash", stated, manifest_hash(manifest), rebuild)
         bundle = cls(directory, manifest)
-        bundle._check_hardware()
+        if not elsewhere:
+            bundle._check_hardware()
         bundle._check_files(rebuild)
         return bundle
 
+    @classmethod
+    def unfinished(cls, directory: Path, limits: Limits, runtime: dict[str, Any], random: str | None = None) -> Self:
+        """A bundle that is being built, to load it before there is a manifest.
+
+        Args:
+            directory: where it is built.
+            limits: what it will admit.
+            runtime: how it is to execute.
+            random: precision of random weights; None for those of a checkpoint.
+        """
+        source = {} if random is None else {"checkpoint": {"random": True}, "precision": {"name": random}}
+        return cls(directory, {"limits": asdict(limits), "runtime": runtime, "checkpoint": {}, **source})
+
     def _check_hardware(self) -> None:
         built_for = self.manifest["hardware"]
+        if built_for["kind"] == "cuda":
+            self._check_gpu(built_for)
+            return
         here = this_machine()
         remedy = f"run `make engine GPU=cpu` here, or load it on {describe(built_for)}"
         require(
@@ -126,6 +155,16 @@ class Bundle:
             f"compiled for a CPU with {', '.join(missing)}",
             "what this machine's CPU has",
             remedy,
+        )
+
+    def _check_gpu(self, built_for: dict[str, Any]) -> None:
+        has_any = torch.cuda.is_available()
+        require(
+            has_gpu(built_for["sm"]),
+            "engine:hardware",
+            f"built for {describe(built_for)}",
+            f"what this machine has: {torch.cuda.get_device_name() if has_any else 'no CUDA GPU'}",
+            f"run `make engine GPU=cpu` here, or load it on {describe(built_for)}",
         )
 
     def _check_files(self, rebuild: str) -> None:
@@ -155,14 +194,24 @@ class Bundle:
         return Limits(**self.manifest["limits"])
 
     @property
+    def runtime(self) -> dict[str, Any]:
+        """How the build found that it runs best on its hardware."""
+        return dict(self.manifest["runtime"])
+
+    @property
+    def random_precision(self) -> str | None:
+        """Precision of a bundle whose weights are random, made anew at each loading; None when it has weights."""
+        return self.manifest["precision"]["name"] if self.manifest["checkpoint"].get("random") else None
+
+    @property
     def threads(self) -> int:
-        """CPU threads that the build found fastest."""
-        return int(self.manifest["runtime"]["threads"])
+        """CPU threads that the build found fastest; 1 for an engine that computes elsewhere."""
+        return int(self.runtime.get("threads", 1))
 
     @property
     def pieces_directory(self) -> Path | None:
         """Where the compiled pieces lie; None when the build found eager execution faster, or had no compiler."""
-        return self.directory / PIECES if self.manifest["runtime"]["pieces"] == "compiled" else None
+        return self.directory / PIECES if self.runtime["pieces"] == "compiled" else None
 
     @property
     def tokenizer_directory(self) -> Path | None:

@@ -6,6 +6,7 @@ import argparse
 import json
 import sys
 from collections.abc import Sequence
+from functools import partial
 
 from rich.console import Console
 
@@ -15,17 +16,21 @@ from nemo_diffgemma.quiet import quiet_start
 _EXAMPLES = """examples:
   diffgemma-engine build gpu=cpu checkpoint=build/demo/checkpoint out=build/demo/engine
   diffgemma-engine build gpu=cpu precision=bf16 gpu.limits.slots=4 checkpoint=DIR
+  diffgemma-engine build gpu=h100 checkpoint=DIR
   diffgemma-engine inspect build/demo/engine
 
 keys of build (Hydra overrides):
   checkpoint=DIR        Hugging Face-layout DiffusionGemma checkpoint
   gpu=NAME              cpu | h100 | h200 | dgx_spark | rtx5090
   precision=NAME        what the GPU allows; its first where not given
+  weights=random        instead of a checkpoint: made on the GPU, to measure speed (model=NAME: whose shapes)
+  largest_loss=X        most exact match that may be lost on held-out questions against float32
   out=DIR               bundle directory; engines/<checkpoint>/<gpu>-<precision> where not given
   gpu.limits.slots=N    canvases denoised at the same time
   gpu.limits.context=N  most prompt and output tokens of one request
   gpu.limits.queue=N    requests that may wait for a slot
   gpu.limits.cache_tokens=N  tokens of cache of all requests together
+  unified=false         do not write <out>-hf, the quantised checkpoint in the layout vLLM and TensorRT-LLM read
   compile=false         run the network eagerly, without compiling it ahead of time
 """
 
@@ -66,7 +71,7 @@ def _build(overrides: Sequence[str], as_json: bool) -> None:
     from trtllm_build.plan import make_plan
 
     console = Console(stderr=as_json, highlight=False)
-    manifest = build(make_plan(overrides), console.print)
+    manifest = build(make_plan(overrides), partial(console.print, soft_wrap=True))
     if as_json:
         print(json.dumps(manifest, indent=2, sort_keys=True))
 
@@ -74,7 +79,7 @@ def _build(overrides: Sequence[str], as_json: bool) -> None:
 def _inspect(directory: str) -> None:
     from trtllm_build.bundle import Bundle
 
-    print(json.dumps(Bundle.open(directory).manifest, indent=2, sort_keys=True))
+    print(json.dumps(Bundle.open(directory, elsewhere=True).manifest, indent=2, sort_keys=True))
 
 
 if __name__ == "__main__":

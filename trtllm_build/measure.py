@@ -12,7 +12,7 @@ import torch
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.aot import load_pieces
-from trtllm_build.backends.base import CanvasStep
+from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.network.pieces import eager_pieces
 from trtllm_build.network.weights import NetworkWeights
@@ -70,8 +70,8 @@ def _step_seconds(backend: TorchCpu, arch: Architecture) -> float:
     canvas = arch.canvas_length
     ids = torch.arange(canvas) % arch.vocab_size
     backend.admit(0, 2 * canvas, 0)
-    backend.encode(0, ids, 0)
-    soft = torch.ones(canvas, arch.hidden_size, dtype=backend.network.dtype)
+    backend.encode([EncodeStep(0, ids, 0)])
+    soft = torch.ones(canvas, arch.hidden_size, dtype=backend.dtype)
     step = CanvasStep(0, ids, soft, 0.6, torch.full((canvas,), 0.5))
     backend.denoise([step])
     start, count = time.perf_counter(), 0

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
+import os
 import platform
 import shutil
 import time
@@ -17,32 +18,25 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save_file
 
-from nemo_diffgemma.checkpoint import Checkpoint, replace_directory
+from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.checkpoint import Checkpoint, replace_directory, text_tensors
 from nemo_diffgemma.errors import FieldError
-from trtllm_build.backends import aot
-from trtllm_build.backends.torch_cpu import TorchCpu
-from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, PIECES, Bundle, this_machine, write_manifest
-from trtllm_build.measure import choose, measure
+from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, Bundle, has_gpu, write_manifest
+from trtllm_build.compilers import Outcome, compiler
 from trtllm_build.network.cache import cache_bytes
-from trtllm_build.network.weights import weight_files
 from trtllm_build.plan import Plan
+from trtllm_build.quantization.unified import write_unified
+from trtllm_build.quantization.weights import check_quantized, compare_weights, count_parameters, write_weights
 from trtllm_build.runtime.request import SamplerConfig
-from trtllm_build.verify import fits_in_memory, verify
 
 Report = Callable[[str], None]
 _INPUTS = "inputs.json"
-_CLASSES = {
-    "experts": ("experts_",),
-    "router": ("router_", "per_expert_scale"),
-    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
-    "mlp": ("gate_proj", "up_proj", "down_proj", "conditioning_gate", "conditioning_up", "conditioning_down"),
-    "embedding": ("embedding",),
-}
+Manifest = dict[str, Any]
+_FEW = 2**30  # parameters of a model whose layers are all read back
 
 
-def build(plan: Plan, report: Report) -> dict[str, Any]:
+def build(plan: Plan, report: Report) -> Manifest:
     """Run every stage; returns the manifest.
 
     Args:
@@ -59,123 +53,90 @@ def build(plan: Plan, report: Report) -> dict[str, Any]:
         log.append(line)
         report(line)
 
-    checkpoint = import_checkpoint(plan, note)
+    checkpoint = None if plan.checkpoint is None else import_checkpoint(plan.checkpoint, note)
     inputs = build_inputs(plan, checkpoint)
     if (done := _already_built(plan, inputs)) is not None:
         note(f"bundle   {plan.out} is up to date: nothing to do")
         return done
     work = _work_directory(plan, inputs, note)
-    quantize(plan, checkpoint, work, note)
-    runtime, timings = compile_engine(plan, checkpoint, work, note)
-    verification = verify_engine(plan, checkpoint, work, runtime, note)
+    weights = None if checkpoint is None else quantize(plan, checkpoint, work, note)
+    unified = work / "unified"
+    if plan.unified and checkpoint is not None and not unified.is_dir():
+        quantized = plan.recipe.quantize
+        write_unified(checkpoint, unified, lambda line: note(f"unified  {line}"), quantized)
+    describe_model(plan, checkpoint, work)
+    outcome = compiler(plan.backend)(plan, checkpoint, work, note)
+    if unified.is_dir():
+        replace_directory(unified, plan.unified_out)
+        note(
+            f"unified  {plan.unified_out}: Hugging Face layout with hf_quant_config.json, {_size(work_bytes(plan.unified_out))}"
+        )
     (work / _INPUTS).unlink()
     (work / LOG).write_text("\n".join(log) + "\n")
-    measured = {"denoising_step": timings, "build_seconds": round(time.perf_counter() - start, 1)}
-    manifest = write_bundle(plan, inputs, runtime, verification, measured, work)
+    seconds = round(time.perf_counter() - start, 1)
+    manifest = write_bundle(plan, inputs, outcome, {"weights": weights, "build_seconds": seconds}, work)
     note(f"bundle   {plan.out}: {_size(work_bytes(plan.out))}, manifest {manifest['manifest_hash'][:12]}")
     return manifest
 
 
-def import_checkpoint(plan: Plan, note: Report) -> Checkpoint:
+def import_checkpoint(directory: Path, note: Report) -> Checkpoint:
     """Open the checkpoint: every tensor it should have, no other, each of its shape."""
-    checkpoint = Checkpoint(plan.checkpoint)
+    checkpoint = Checkpoint(directory)
     count = sum(torch.Size(s).numel() for s in checkpoint.text_shapes.values())
-    note(f"import   {plan.checkpoint}: {len(checkpoint.text_shapes)} text tensors, {count:,} parameters")
+    note(f"import   {directory}: {len(checkpoint.text_shapes)} text tensors, {count:,} parameters")
     if checkpoint.vision_shapes:
         note(f"import   {len(checkpoint.vision_shapes)} vision tensors stay behind: this engine reads text")
     return checkpoint
 
 
-def quantize(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> None:
-    """Write the weights at the plan's precision, one file a layer; at most one layer is in memory."""
-    folder = work / "weights"
-    folder.mkdir(exist_ok=True)
-    for file, names in weight_files(plan.arch).items():
-        target = folder / f"{file}.safetensors"
-        if target.exists():
-            continue
-        tensors = {
-            ours: checkpoint.tensor(theirs).to(getattr(torch, plan.dtypes[_class_of(ours)])).contiguous()
-            for ours, theirs in names.items()
-        }
-        partial = target.with_suffix(".partial")
-        save_file(tensors, partial)
-        del tensors
-        partial.rename(target)
-    note(f"quantize {plan.precision}: {_size(work_bytes(folder))} in {len(weight_files(plan.arch))} files")
-
-
-def compile_engine(
-    plan: Plan, checkpoint: Checkpoint, work: Path, note: Report
-) -> tuple[dict[str, Any], list[dict[str, Any]]]:
-    """Write what the runtime needs beside the weights, compile the network's pieces, and measure them against eager.
+def quantize(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> dict[str, Any]:
+    """Write the weights at the plan's precision, a file a layer, and show that they hold what the recipe says.
 
     Returns:
-        How the runtime is to execute, and the timings behind that choice.
+        What they hold by class, and how far each quantised class is from the checkpoint.
     """
-    end = checkpoint.generation_config.get("eos_token_id")
+    folder = work / "weights"
+    write_weights(checkpoint, plan.recipe, folder, lambda line: note(f"quantize {plan.recipe.name} {line}"))
+    counts = count_parameters(folder)
+    check_quantized(counts, plan.recipe)
+    for c in counts:
+        note(f"quantize {c.name:<12} {c.parameters:>14,} parameters in {c.dtype:<13} {_size(c.bytes):>9}")
+    layers = sampled_layers(plan.arch)
+    errors = compare_weights(checkpoint, folder, layers) if plan.recipe.format else []
+    for e in errors:
+        note(
+            f"quantize {e.name:<12} {e.tensors} tensors of layers {_listed(layers)} read back: error {e.relative:.2%}, "
+            f"at most {e.worst:.2f} of the format's own"
+        )
+    return {"classes": [asdict(c) for c in counts], "errors": [asdict(e) for e in errors], "error_layers": layers}
+
+
+def describe_model(plan: Plan, checkpoint: Checkpoint | None, work: Path) -> None:
+    """Write what the runtime needs beside the weights: shapes, sampler defaults, tokenizer."""
+    generation_config = {} if checkpoint is None else checkpoint.generation_config
+    end = generation_config.get("eos_token_id")
     ends = plan.arch.eos_token_ids if end is None else tuple(end) if isinstance(end, list) else (end,)
-    arch = plan.arch.with_changes(eos_token_ids=ends, vision_config=None)
-    sampler = SamplerConfig.from_generation_config(checkpoint.generation_config)
-    _write_json(work / "architecture.json", arch.as_dict())
+    sampler = SamplerConfig.from_generation_config(generation_config)
+    _write_json(work / "architecture.json", plan.arch.with_changes(eos_token_ids=ends, vision_config=None).as_dict())
     _write_json(work / "sampler.json", asdict(sampler))
-    if checkpoint.tokenizer_files:
+    if checkpoint is not None and checkpoint.tokenizer_files:
         (work / "tokenizer").mkdir(exist_ok=True)
         for path in checkpoint.tokenizer_files:
             shutil.copyfile(path, work / "tokenizer" / path.name)
-    weights = TorchCpu.weights(_unchecked(plan, work, {}))
-    compiled = None
-    if not plan.compile:
-        note("compile  not asked for (compile=false): every piece runs eagerly")
-    elif aot.compiler() is None:
-        note("compile  no C++ compiler found (g++, or $CXX): every piece runs eagerly; install one and build again")
-    else:
-        aot.compile_pieces(arch, weights, work / PIECES, lambda name: note(f"compile  {name}"))
-        compiled = work / PIECES
-    timings = measure(arch, weights, compiled)
-    best = choose(timings)
-    for t in timings:
-        note(
-            f"compile  a denoising step, {t['pieces']}, {t['threads']} threads: {t['ms']} ms{' (chosen)' * (t is best)}"
-        )
-    return {"pieces": best["pieces"], "threads": best["threads"]}, timings
-
-
-def verify_engine(
-    plan: Plan, checkpoint: Checkpoint, work: Path, runtime: dict[str, Any], note: Report
-) -> dict[str, Any]:
-    """Compare the engine, loaded from the files just written, with transformers on the checkpoint."""
-    if not fits_in_memory(checkpoint):
-        note("verify   not run: transformers' float32 copy does not fit into this machine's memory")
-        return {"verified": "none", "parity": None}
-    parity = verify(checkpoint, TorchCpu.load(_unchecked(plan, work, runtime)), plan.precision)
-    note(
-        f"verify   {parity.cases} cases against transformers: "
-        f"largest difference {parity.max_abs:.1e}, same argmax {parity.top1:.1%}"
-    )
-    return {"verified": "executed", "parity": parity.as_dict()}
 
 
 def write_bundle(
-    plan: Plan,
-    inputs: dict[str, Any],
-    runtime: dict[str, Any],
-    verification: dict[str, Any],
-    measured: dict[str, Any],
-    work: Path,
-) -> dict[str, Any]:
+    plan: Plan, inputs: dict[str, Any], outcome: Outcome, measured: dict[str, Any], work: Path
+) -> Manifest:
     """Write the manifest and put the bundle in place."""
     arch = plan.arch
     manifest = {
         **inputs,
-        "hardware": this_machine(),
-        "runtime": runtime,
-        "verified": verification["verified"],
-        "measured": {
-            "parity": verification["parity"],
-            **measured,
-            "on": platform.processor() or platform.machine(),
-        },
+        "hardware": outcome.hardware,
+        "runtime": outcome.runtime,
+        "verified": outcome.verified,
+        "remaining": outcome.remaining,
+        "measured": {**outcome.measured, **measured},
         "io": {
             "encode": {"slot": [], "token_ids": ["tokens"], "start": []},
             "denoise": {
@@ -186,7 +147,7 @@ def write_bundle(
                 "draws": ["canvas"],
             },
             "cache_bytes_of_a_slot": cache_bytes(
-                arch, getattr(torch, plan.dtypes["attention"]), plan.limits.context + plan.limits.canvas
+                arch, getattr(torch, plan.recipe.dtype), plan.limits.context + plan.limits.canvas
             ),
         },
         "log": LOG,
@@ -196,17 +157,19 @@ def write_bundle(
     return written
 
 
-def build_inputs(plan: Plan, checkpoint: Checkpoint) -> dict[str, Any]:
+def build_inputs(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:
     """Everything that decides what is built; equal inputs give an equal bundle."""
+    source = {"name": plan.name} | ({"random": True} if checkpoint is None else {"sha256": checkpoint.sha256})
     packages = ("torch", "transformers", "safetensors", "diffgemma")
     return {
         "contract": CONTRACT,
         "gpu": plan.gpu,
         "backend": plan.backend,
-        "precision": {"name": plan.precision, **plan.dtypes},
+        "precision": {"name": plan.recipe.name, **plan.recipe.dtypes},
         "limits": asdict(plan.limits),
         "compile": plan.compile,
-        "checkpoint": {"name": plan.checkpoint.resolve().name, "sha256": checkpoint.sha256},
+        "largest_loss": plan.largest_loss,
+        "checkpoint": source,
         "toolchain": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
     }
 
@@ -216,10 +179,12 @@ def _already_built(plan: Plan, inputs: dict[str, Any]) -> dict[str, Any] | None:
     if not (plan.out / MANIFEST).is_file():
         return None
     try:
-        manifest = Bundle.open(plan.out).manifest
-    except FieldError:  # damaged or for elsewhere: it is built again
+        manifest = Bundle.open(plan.out, elsewhere=True).manifest
+    except FieldError:  # damaged: it is built again
         return None
-    return manifest if all(manifest.get(k) == v for k, v in inputs.items()) else None
+    same = all(manifest.get(k) == v for k, v in inputs.items())
+    # built where its GPU is not, and now it is here: what remained is to be run
+    return manifest if same and not (manifest["remaining"] and plan.sm and has_gpu(plan.sm)) else None
 
 
 def _work_directory(plan: Plan, inputs: dict[str, Any], note: Report) -> Path:
@@ -231,18 +196,32 @@ def _work_directory(plan: Plan, inputs: dict[str, Any], note: Report) -> Path:
     else:
         shutil.rmtree(work, ignore_errors=True)
         work.mkdir(parents=True)
+        _reuse_weights(plan, inputs, work)
         (work / _INPUTS).write_text(stamp)
     return work
 
 
-def _unchecked(plan: Plan, work: Path, runtime: dict[str, Any]) -> Bundle:
-    """The unfinished bundle, to load it before there is a manifest."""
-    return Bundle(work, {"limits": asdict(plan.limits), "runtime": runtime})
+def _reuse_weights(plan: Plan, inputs: dict[str, Any], work: Path) -> None:
+    """Take the weights of a bundle of the same inputs, which is built again for what remained to be run."""
+    old = plan.out / MANIFEST
+    if old.is_file():
+        manifest = json.loads(old.read_text())
+        if all(manifest.get(k) == v for k, v in inputs.items()) and (plan.out / "weights").is_dir():
+            shutil.copytree(plan.out / "weights", work / "weights", copy_function=os.link)
 
 
-def _class_of(name: str) -> str:
-    """Class of a tensor, which decides its dtype; what is in no other class is a norm or a scale."""
-    return next((c for c, starts in _CLASSES.items() if name.startswith(starts)), "norms")
+def sampled_layers(arch: Architecture) -> list[int]:
+    """Layers to compare: all of a small model; of a large one the first, the first global and the last."""
+    layers = range(arch.num_hidden_layers)
+    if sum(torch.Size(s).numel() for s in text_tensors(arch).values()) <= _FEW:
+        return list(layers)
+    return sorted({0, next(i for i in layers if arch.is_global(i)), layers[-1]})
+
+
+def _listed(layers: list[int]) -> str:
+    """``0 to 5`` or ``0, 5, 29``."""
+    together = layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1
+    return f"{layers[0]} to {layers[-1]}" if together else ", ".join(map(str, layers))
 
 
 def work_bytes(directory: Path) -> int:

@@ -4,17 +4,20 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from importlib.resources import files
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
+import nemo_diffgemma
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.hydra_config import check_choice, choices, compose_config
 from trtllm_build.bundle import Limits
+from trtllm_build.quantization.recipe import Recipe
 
 CONF = Path(__file__).parent / "conf"
-BUILT_BACKENDS = ("torch_cpu",)
+BUILT_BACKENDS = ("torch_cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -22,26 +25,37 @@ class Plan:
     """One build.
 
     Args:
-        checkpoint: Hugging Face-layout checkpoint directory.
+        checkpoint: Hugging Face-layout checkpoint directory; None for random weights.
+        name: of the model: the checkpoint directory's, or that of the configuration the random weights fit.
         out: bundle directory.
         gpu: name of the target.
         backend: name of the compiler.
-        precision: name of the precision.
-        dtypes: dtype name by class of tensor.
+        sm: compute capability of the GPU, 90 for 9.0; None for a CPU.
+        recipe: what is quantised, and how.
         limits: what the engine will admit.
         compile: whether to compile the network's pieces ahead of time.
+        largest_loss: of exact match on held-out questions, against float32; a build that loses more fails.
+        unified: whether a quantised checkpoint is also written in the unified Hugging Face layout.
         arch: the checkpoint's architecture.
     """
 
-    checkpoint: Path
+    checkpoint: Path | None
+    name: str
     out: Path
     gpu: str
     backend: str
-    precision: str
-    dtypes: dict[str, str]
+    sm: int | None
+    recipe: Recipe
     limits: Limits
     compile: bool
+    largest_loss: float
+    unified: bool
     arch: Architecture
+
+    @property
+    def unified_out(self) -> Path:
+        """Where the unified Hugging Face layout is written: beside the bundle."""
+        return self.out.with_name(f"{self.out.name}-hf")
 
 
 def make_plan(overrides: Sequence[str]) -> Plan:
@@ -68,10 +82,7 @@ def make_plan(overrides: Sequence[str]) -> Plan:
     config = compose_config(
         CONF, "build", [*(o for o in overrides if not o.startswith("precision=")), f"precision={precision}"]
     )
-    if OmegaConf.is_missing(config, "checkpoint"):
-        raise FieldError("checkpoint", None, "a checkpoint directory", "pass checkpoint=DIR; `make train` writes one")
-    checkpoint = Path(config.checkpoint)
-    arch = Architecture.load(checkpoint)
+    checkpoint, name, arch = _source(config, gpu)
     context = config.gpu.limits.context or arch.max_position_embeddings
     limits = Limits(
         context,
@@ -85,7 +96,24 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         value = getattr(limits, name)
         good = (isinstance(value, int) and value >= 1) or (name == "cache_tokens" and value is None)
         require(good, f"gpu.limits.{name}", value, "an integer >= 1", f"pass gpu.limits.{name}=8")
-    require(isinstance(config.compile, bool), "compile", config.compile, "true or false", "pass compile=true")
+    for name in ("compile", "unified"):
+        require(isinstance(config[name], bool), name, config[name], "true or false", f"pass {name}=true")
+    loss = config.largest_loss
+    require(
+        isinstance(loss, int | float) and 0 <= loss <= 1,
+        "largest_loss",
+        loss,
+        "a number from 0 to 1",
+        "pass largest_loss=0.02",
+    )
+    classes = set(config.precision.quantize)
+    require(
+        gpu.backend != "cuda" or classes in (set(), {"experts", "attention", "mlp"}),
+        "precision.quantize",
+        sorted(classes),
+        "[experts, attention, mlp] or none of them, for the cuda backend",
+        f"pass gpu={gpu.name} without precision.quantize",
+    )
     require(
         context <= arch.max_position_embeddings,
         "gpu.limits.context",
@@ -93,20 +121,43 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         f"at most {arch.max_position_embeddings}, the model's max_position_embeddings",
         f"pass gpu.limits.context={arch.max_position_embeddings}",
     )
-    out = Path(config.out) if config.out else Path("engines") / checkpoint.resolve().name / f"{gpu.name}-{precision}"
-    dtypes = OmegaConf.to_container(config.precision)
-    assert isinstance(dtypes, dict)
+    out = Path(config.out) if config.out else Path("engines") / name / f"{gpu.name}-{precision}"
     return Plan(
         checkpoint=checkpoint,
+        name=name,
         out=out,
         gpu=gpu.name,
         backend=gpu.backend,
-        precision=precision,
-        dtypes={str(k): str(v) for k, v in dtypes.items() if k != "name"},
+        sm=gpu.sm,
+        recipe=Recipe.from_config(config.precision),
         limits=limits,
         compile=config.compile,
+        largest_loss=config.largest_loss,
+        unified=config.unified and config.precision.format is not None,
         arch=arch,
     )
+
+
+def _source(config: DictConfig, gpu: DictConfig) -> tuple[Path | None, str, Architecture]:
+    """The checkpoint directory or None, the model's name, its shapes."""
+    missing = OmegaConf.is_missing(config, "checkpoint")
+    weights = config.weights
+    require(weights in (None, "random"), "weights", weights, "random, or nothing", "pass weights=random")
+    if weights is None:
+        if missing:
+            fix = "pass checkpoint=DIR; `make train` writes one"
+            raise FieldError("checkpoint", None, "a checkpoint directory", fix)
+        checkpoint = Path(config.checkpoint)
+        return checkpoint, checkpoint.resolve().name, Architecture.load(checkpoint)
+    require(missing, "checkpoint", config.get("checkpoint"), "none with weights=random", "leave one of them out")
+    allowed = "a GPU of the cuda backend (h100, h200): random weights are made on it"
+    require(gpu.backend == "cuda", "weights", weights, allowed, f"leave weights out, or pass gpu=h100 for {gpu.name}")
+    models = files(nemo_diffgemma) / "conf" / "model"
+    known = sorted(p.name.removesuffix(".yaml") for p in models.iterdir())
+    require(config.model in known, "model", config.model, ", ".join(known), f"pass model={known[-1]}")
+    values = OmegaConf.to_container(OmegaConf.create((models / f"{config.model}.yaml").read_text()))
+    assert isinstance(values, dict)
+    return None, f"random_{config.model}", Architecture.from_dict({str(k): v for k, v in values.items()})
 
 
 def _normal(override: str) -> str:

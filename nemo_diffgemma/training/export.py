@@ -35,7 +35,8 @@ def export(net: Any, config: TrainConfig) -> Path:
             tensors |= dict(base.tensors(base.vision_shapes))
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         generation = (base.generation_config if base else {}) or generation_config(config.arch)
-        write_checkpoint(config.output, config.arch, tensors, generation, tokenizer_files(config))
+        files = tokenizer_files(config)
+        write_checkpoint(config.output, config.arch, tensors, generation, files, config.data.validation)
     if dist.is_initialized():
         dist.barrier()
     return config.output

@@ -11,6 +11,7 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from nemo_diffgemma.checkpoint import Checkpoint
 from tests.support import random_architecture, random_checkpoint, small_architecture
 from trtllm_build import load_engine
+from trtllm_build.backends.base import EncodeStep
 from trtllm_build.pipeline import build
 from trtllm_build.plan import make_plan
 from trtllm_build.reference import Reference
@@ -97,8 +98,8 @@ def test_a_second_canvas_sees_the_committed_first(tmp_path: Path) -> None:
     backend = engine._backend
     prompt, first, second = torch.arange(11), torch.arange(20, 28), torch.arange(40, 48)
     backend.admit(0, 27, 0)
-    backend.encode(0, prompt, 0)
-    backend.encode(0, first, 11)
+    assert backend.encode([EncodeStep(0, prompt, 0)]) == [None]
+    assert backend.encode([EncodeStep(0, first, 11)]) == [None]
     with torch.inference_mode():
         hidden = backend.network.denoise(second, None, backend._caches[0])
     together = Reference(Checkpoint(checkpoint)).logits(torch.cat([prompt, first]), second, None)

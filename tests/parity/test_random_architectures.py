@@ -18,7 +18,7 @@ from torch import Tensor
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
 from nemo_diffgemma.checkpoint import Checkpoint, write_checkpoint
 from tests.support import GENERATION_CONFIG, random_tensors, small_architecture
-from trtllm_build.backends.base import CanvasStep
+from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.network.cache import PREFILL_CHUNK
 from trtllm_build.network.experts import experts, gelu_gated
@@ -170,7 +170,7 @@ class Batch:
             for index in pending:
                 start = self.held(index)
                 size = sizes[int(torch.randint(len(sizes), (1,), generator=self.generator))]
-                self.backend.encode(self.slots[index], self.tokens[index][start : start + size], start)
+                self.backend.encode([EncodeStep(self.slots[index], self.tokens[index][start : start + size], start)])
 
     def logits(self, index: int, canvas: Tensor, soft: Tensor | None) -> Tensor:
         """What the next call of :meth:`denoise` reads out of."""

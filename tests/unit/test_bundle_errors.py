@@ -117,7 +117,7 @@ def test_config_of_another_model(checkpoint: Path) -> None:
     ("overrides", "text"),
     [
         (["gpu=b300"], "gpu: 'b300' cannot be used; allowed: cpu, dgx_spark, h100, h200, rtx5090"),
-        (["gpu=h100"], "the cuda backend for h100 is not built yet in this version; fix: run `make engine GPU=cpu`"),
+        (["gpu=rtx5090"], "the tensorrt_rtx backend for rtx5090 is not built yet in this version"),
         (["gpu=dgx-spark"], "the tensorrt_rtx backend for dgx_spark is not built yet"),
         (["gpu=cpu", "precision=fp9"], "precision: 'fp9' cannot be used; allowed: bf16, fp32"),
         (["gpu=cpu", "gpu.limits.slot=3"], "gpu.limits.slot: '3' cannot be used; allowed: gpu.limits.slots"),
@@ -132,11 +132,11 @@ def test_bad_plans(checkpoint: Path, overrides: list[str], text: str) -> None:
 
 
 def test_the_command_line_prints_one_line_and_exits_2(checkpoint: Path) -> None:
-    command = [sys.executable, "-m", "trtllm_build.cli", "build", "gpu=h100", f"checkpoint={checkpoint}"]
+    command = [sys.executable, "-m", "trtllm_build.cli", "build", "gpu=rtx5090", f"checkpoint={checkpoint}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: gpu: 'h100'")]
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: gpu: 'rtx5090'")]
     assert "Traceback" not in done.stderr
 
 

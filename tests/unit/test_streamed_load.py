@@ -52,7 +52,8 @@ from trtllm_build.plan import make_plan
 
 torch.set_num_threads(1)
 checkpoint, work, precision = sys.argv[1:]
-plan = make_plan(["gpu=cpu", "compile=false", f"checkpoint={checkpoint}", f"out={work}", f"precision={precision}"])
+gpu = "h100" if precision == "fp8" else "cpu"
+plan = make_plan([f"gpu={gpu}", f"checkpoint={checkpoint}", f"out={work}", f"precision={precision}"])
 checkpoint, work = Checkpoint(plan.checkpoint), Path(work)
 
 def status(name):
@@ -136,7 +137,7 @@ def megabytes(folder: Path) -> list[float]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("precision", ["fp32", "bf16"])
+@pytest.mark.parametrize("precision", ["fp32", "bf16", "fp8"])
 def test_quantizing_holds_a_layer_and_not_the_model(precision: str, checkpoint: Path, tmp_path: Path) -> None:
     figures = measured(QUANTIZE, checkpoint, tmp_path / "bundle", precision)
     shards, files = megabytes(checkpoint), megabytes(tmp_path / "bundle" / "weights")

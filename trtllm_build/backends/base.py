@@ -6,9 +6,25 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
+import torch
 from torch import Tensor
 
 from trtllm_build.network.vocabulary import Choice, ReadOut
+
+
+@dataclass(frozen=True)
+class EncodeStep:
+    """New tokens of one sequence.
+
+    Args:
+        slot: whose cache they are appended to.
+        token_ids: ``[tokens]`` int64, at most the backend's ``prefill_chunk``.
+        start: tokens that the slot holds.
+    """
+
+    slot: int
+    token_ids: Tensor
+    start: int
 
 
 @dataclass(frozen=True)
@@ -38,7 +54,14 @@ class Backend(Protocol):
     """A loaded engine's device side. Slots are small integers; each holds one request's KV cache.
 
     No tensor of vocabulary width crosses this door.
+
+    Attributes:
+        dtype: of keys and values.
+        prefill_chunk: most tokens of one :class:`EncodeStep`.
     """
+
+    dtype: torch.dtype
+    prefill_chunk: int
 
     def admit(self, slot: int, room: int, reused: int) -> None:
         """Make room in a slot for ``room`` tokens, canvas included, and keep the ``reused`` tokens it holds, if any.
@@ -47,11 +70,11 @@ class Backend(Protocol):
             ValueError: when ``reused`` is neither 0 nor what the slot holds.
         """
 
-    def encode(self, slot: int, token_ids: Tensor, start: int) -> None:
-        """Causal pass over ``token_ids [tokens]``, which follow the slot's ``start`` cached tokens; appends to them.
+    def encode(self, steps: Sequence[EncodeStep]) -> list[Exception | None]:
+        """Causal pass over each sequence's new tokens, which are appended to its slot.
 
-        Raises:
-            FloatingPointError: naming the layer, when a hidden state is not finite.
+        Returns:
+            One entry a sequence, in their order: None, or why it failed.
         """
 
     def denoise(self, steps: Sequence[CanvasStep]) -> list[ReadOut | Exception]:

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.aot import load_pieces
-from trtllm_build.backends.base import CanvasStep
+from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.bundle import Bundle
 from trtllm_build.network.cache import PREFILL_CHUNK, KVCache
 from trtllm_build.network.network import Network
@@ -30,6 +30,8 @@ class TorchCpu:
         self.vocabulary = Vocabulary(
             weights.embedding, arch.final_logit_softcapping, arch.embed_scale, pieces.statistics
         )
+        self.dtype = self.network.dtype
+        self.prefill_chunk = PREFILL_CHUNK
         self._caches: dict[int, KVCache] = {}
 
     @classmethod
@@ -60,14 +62,24 @@ class TorchCpu:
         if reused:
             self._caches[slot].grow(room)
         else:
-            self._caches[slot] = KVCache(self.arch, self.network.dtype, room)
+            self._caches[slot] = KVCache(self.arch, self.dtype, room)
 
     @torch.inference_mode()
-    def encode(self, slot: int, token_ids: Tensor, start: int) -> None:
-        cache = self._caches[slot]
-        if start != cache.length:
-            raise ValueError(f"slot {slot} holds {cache.length} tokens, cannot go on at {start}")
-        self.network.encode(token_ids, cache)
+    def encode(self, steps: Sequence[EncodeStep]) -> list[Exception | None]:
+        results: list[Exception | None] = []
+        for step in steps:
+            try:
+                self._encode(step)
+                results.append(None)
+            except Exception as error:
+                results.append(error)
+        return results
+
+    def _encode(self, step: EncodeStep) -> None:
+        cache = self._caches[step.slot]
+        if step.start != cache.length:
+            raise ValueError(f"slot {step.slot} holds {cache.length} tokens, cannot go on at {step.start}")
+        self.network.encode(step.token_ids, cache)
 
     @torch.inference_mode()
     def denoise(self, steps: Sequence[CanvasStep]) -> list[ReadOut | Exception]:
@@ -84,7 +96,7 @@ class TorchCpu:
 
     @torch.inference_mode()
     def logits(self, prompt_ids: Tensor, canvas_ids: Tensor, previous_logits: Tensor | None) -> Tensor:
-        cache = KVCache(self.arch, self.network.dtype, len(prompt_ids) + len(canvas_ids))
+        cache = KVCache(self.arch, self.dtype, len(prompt_ids) + len(canvas_ids))
         for ids in torch.split(prompt_ids, PREFILL_CHUNK):
             self.network.encode(ids, cache)
         soft = None if previous_logits is None else self.vocabulary.soft_embeddings(previous_logits)

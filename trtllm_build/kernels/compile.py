@@ -21,7 +21,20 @@ from triton.compiler import ASTSource
 import nemo_diffgemma
 from nemo_diffgemma.architecture import Architecture
 
-MODULES = ("fp8",)
+MODULES = (
+    "attention",
+    "cache",
+    "dispatch",
+    "experts",
+    "fp8",
+    "gate",
+    "heads",
+    "linear",
+    "norm",
+    "residual",
+    "router",
+    "vocabulary",
+)
 SHARED_BYTES = {90: 232_448, 120: 101_376, 121: 101_376}  # a block may use (CUDA C programming guide, table 30)
 
 
@@ -36,6 +49,7 @@ class Case:
             aligned to 16 bytes, as torch's allocations are.
         constants: argument -> value of each ``constexpr``, and None for absent pointers.
         warps, stages: as in :class:`trtllm_build.kernels.tile.Tile`.
+        sms: compute capabilities it is for.
     """
 
     name: str
@@ -44,6 +58,7 @@ class Case:
     constants: dict[str, Any]
     warps: int = 4
     stages: int = 3
+    sms: tuple[int, ...] = tuple(SHARED_BYTES)
 
 
 @dataclass(frozen=True)
@@ -103,7 +118,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sm", type=int, action="append", choices=sorted(SHARED_BYTES), help="90 (H100), 121 (GB10)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args(arguments)
-    done = [compile_case(c, sm) for sm in options.sm or [90, 121] for c in all_cases(released_architecture())]
+    cases = list(all_cases(released_architecture()))
+    done = [compile_case(c, sm) for sm in options.sm or [90, 121] for c in cases if sm in c.sms]
     if options.json:
         print(json.dumps([asdict(c) for c in done], indent=2))
     else:

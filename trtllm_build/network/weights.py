@@ -45,6 +45,7 @@ _HEAD_NAMES = {
     "conditioning_down_proj": f"{DECODER}self_conditioning.down_proj.weight",
 }
 HEAD = "head"
+SCALE = ".scale"  # behind a quantised tensor's name: its scales, one an output channel
 
 Read = Callable[[str, str], Tensor]
 

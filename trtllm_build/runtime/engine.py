@@ -15,9 +15,10 @@ from torch import Tensor
 
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.tokenizer import Tokenizer
-from trtllm_build.backends.torch_cpu import TorchCpu
+from trtllm_build.backends import load_backend
+from trtllm_build.backends.base import Backend
 from trtllm_build.bundle import Bundle
-from trtllm_build.network.cache import PREFILL_CHUNK, cache_bytes
+from trtllm_build.network.cache import cache_bytes
 from trtllm_build.runtime.request import Block, Event, FinishReason, Request, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull, Scheduler
 from trtllm_build.runtime.sequence import Sequence as RunningSequence
@@ -61,23 +62,30 @@ def load_engine(directory: str | Path, threads: int | None = None) -> Engine:
     Raises:
         FieldError: when the bundle is missing, damaged, of another contract version, or for other hardware.
     """
-    return Engine(Bundle.open(directory), threads)
+    bundle = Bundle.open(directory)
+    return Engine(bundle, load_backend(bundle), threads)
 
 
 class Engine:
-    """A loaded bundle. One worker thread runs it; every method may be called from any thread."""
+    """A loaded bundle. One worker thread runs it; every method may be called from any thread.
 
-    def __init__(self, bundle: Bundle, threads: int | None = None):
+    Args:
+        bundle: what it says of itself: limits, sampler, tokenizer.
+        backend: the bundle, loaded.
+        threads: CPU threads to run on; None for as many as the build found fastest.
+    """
+
+    def __init__(self, bundle: Bundle, backend: Backend, threads: int | None = None):
         self.bundle = bundle
         self.manifest = bundle.manifest
         self.limits = bundle.limits
         self.sampler = bundle.sampler
         self.tokenizer = None if bundle.tokenizer_directory is None else Tokenizer(bundle.tokenizer_directory)
-        self._backend = TorchCpu.load(bundle)
+        self._backend = backend
         limits = self.limits
         room = limits.context + limits.canvas  # the last canvas may reach past the context
         pages = -(-(limits.cache_tokens or limits.slots * room) // PAGE)
-        scheduler = Scheduler(limits.slots, pages, PAGE, PREFILL_CHUNK, limits.queue)
+        scheduler = Scheduler(limits.slots, pages, PAGE, backend.prefill_chunk, limits.queue)
         self._worker = Worker(self._backend, scheduler, threads or min(bundle.threads, os.cpu_count() or 1))
         atexit.register(self.close)  # a thread inside torch while the interpreter goes down would abort it
 
@@ -95,7 +103,7 @@ class Engine:
         """
         sequence = self._sequence(request, on_event)
         room = request.room(self.limits.canvas)
-        return self._worker.submit(sequence, room, cache_bytes(self.bundle.arch, self._backend.network.dtype, room))
+        return self._worker.submit(sequence, room, cache_bytes(self.bundle.arch, self._backend.dtype, room))
 
     def stats(self) -> EngineStats:
         """Totals since the engine was loaded, and what it holds now."""

@@ -8,7 +8,7 @@ import time
 
 import torch
 
-from trtllm_build.backends.base import Backend, CanvasStep
+from trtllm_build.backends.base import Backend, CanvasStep, EncodeStep
 from trtllm_build.network.vocabulary import ReadOut
 from trtllm_build.runtime.request import Block, FinishReason
 from trtllm_build.runtime.scheduler import Admission, Encode, Job, QueueFull, Scheduler
@@ -97,8 +97,7 @@ class Worker:
                 self._backend.release(slot)
             for admission in plan.admitted:
                 self._admit(admission)
-            for piece in plan.encode:
-                self._encode(piece)
+            self._encode([piece for piece in plan.encode if piece.key in self._tickets])
             self._denoise([(key, slot) for key, slot in plan.denoise if key in self._tickets])
 
     def _admit(self, admission: Admission) -> None:
@@ -109,17 +108,22 @@ class Worker:
         except Exception as error:
             self._fail(admission.key, error)
 
-    def _encode(self, piece: Encode) -> None:
-        if piece.key not in self._tickets:
+    def _encode(self, pieces: list[Encode]) -> None:
+        """A chunk of each of several prompts, or committed canvases."""
+        if not pieces:
             return
+        steps = [EncodeStep(p.slot, torch.tensor(p.tokens), p.start) for p in pieces]
         try:
-            self._backend.encode(piece.slot, torch.tensor(piece.tokens), piece.start)
+            results = self._backend.encode(steps)
         except Exception as error:
-            self._fail(piece.key, error)
-            return
-        self._tickets[piece.key].encoded += len(piece.tokens)
-        with self._wake:
-            self._scheduler.encoded(piece.key)
+            results = [error] * len(steps)
+        for piece, result in zip(pieces, results, strict=True):
+            if result is not None:
+                self._fail(piece.key, result)
+                continue
+            self._tickets[piece.key].encoded += len(piece.tokens)
+            with self._wake:
+                self._scheduler.encoded(piece.key)
 
     def _denoise(self, running: list[tuple[int, int]]) -> None:
         """One denoising step of every running canvas; finished ones are committed."""

@@ -1,0 +1,144 @@
+"""The engine for one NVIDIA GPU: judged on the CPU wherever it is built, tuned and executed where that GPU is."""
+
+from __future__ import annotations
+
+import os
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_diffgemma.checkpoint import HELD_OUT, Checkpoint
+from nemo_diffgemma.errors import require
+from nemo_diffgemma.questions import read_questions
+from trtllm_build.backends.cuda.backend import Cuda
+from trtllm_build.backends.cuda.network import DeviceNetwork
+from trtllm_build.backends.cuda.ops import Ops, reference_ops, triton_ops
+from trtllm_build.backends.cuda.probes import probes
+from trtllm_build.backends.cuda.tune import tune
+from trtllm_build.backends.cuda.weights import DeviceWeights, from_bundle, from_checkpoint, load_weights
+from trtllm_build.bundle import Bundle, Limits, has_gpu
+from trtllm_build.compilers import Note, Outcome
+from trtllm_build.plan import Plan
+from trtllm_build.quality import Quality, answer
+from trtllm_build.quantization.recipe import named_recipe
+from trtllm_build.runtime.engine import Engine
+from trtllm_build.verify import Parity, compare, fits_in_memory, verify
+
+_QUESTIONS = 200  # at most: enough for a hundredth to be two answers
+_CPU = torch.device("cpu")
+_ON_DEVICE = 0.1  # bfloat16's rounding through all layers, as verify.TOLERANCE has it
+
+
+def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: Note) -> Outcome:
+    """See :class:`trtllm_build.compilers.Compiler`."""
+    assert plan.sm is not None
+    bundle = Bundle.unfinished(work, plan.limits, {}, random=plan.recipe.name if checkpoint is None else None)
+    hardware = {"kind": "cuda", "name": plan.gpu.upper(), "sm": plan.sm}
+    measured = {} if checkpoint is None else simulate(plan, checkpoint, work, note)
+    if not has_gpu(plan.sm):
+        source = "WEIGHTS=random" if checkpoint is None else f"CHECKPOINT={plan.checkpoint}"
+        command = f"make engine GPU={plan.gpu} {source} PRECISION={plan.recipe.name}"
+        note(f"compile  no {hardware['name']} (SM {plan.sm}) here: kernels are not measured, nothing ran on the device")
+        note(f"compile  what remains: on a machine with that GPU run `{command}` (tunes, captures, verifies)")
+        remaining = ["choose kernel providers", "capture CUDA graphs", "compare with the reference on the device"]
+        return Outcome(hardware, {}, "none", measured, [f"{what}: `{command}`" for what in remaining])
+    runtime, on_device = execute(bundle, note)
+    return Outcome(hardware, runtime, "executed", measured | on_device)
+
+
+def simulate(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict[str, Any]:
+    """What the engine computes, computed on the CPU with the bundle's own weights and scales: parity and quality.
+
+    Raises:
+        FieldError: when parity or quality is out of bounds.
+    """
+    if not fits_in_memory(checkpoint):
+        note("verify   whole model not run on the CPU: its float32 copy does not fit into this machine's memory")
+        return {"parity": None, "quality": None}
+    # nothing is asked that needs more room, and on a CPU all of it would be filled with zeros
+    limits = replace(plan.limits, slots=8, context=min(plan.limits.context, 4096), cache_tokens=None)
+    bundle = Bundle.unfinished(work, limits, {})
+    weights = from_bundle(bundle, _CPU)
+    parity = verify(checkpoint, _simulated(bundle, weights), plan.recipe.name)
+    note(
+        f"verify   {parity.cases} cases against transformers, {plan.recipe.name} computed on the CPU: "
+        f"mean difference {parity.mean_relative:.1%} of the logits' spread, same argmax {parity.top1:.1%}"
+    )
+    return {"parity": parity.as_dict(), "quality": _quality(plan, checkpoint, bundle, weights, note), "on": "CPU"}
+
+
+def _quality(
+    plan: Plan, checkpoint: Checkpoint, bundle: Bundle, weights: DeviceWeights, note: Note
+) -> dict[str, Any] | None:
+    path = checkpoint.directory / HELD_OUT
+    if not path.is_file() or bundle.tokenizer_directory is None:
+        note(f"quality  not measured: the checkpoint has no {HELD_OUT} (conversations kept from training)")
+        return None
+    questions = read_questions(path)[:_QUESTIONS]
+    found: dict[str, Quality] = {}
+    for name in ("fp32", "bf16", "fp8"):
+        if name == plan.recipe.name:
+            parts = weights
+        elif name in ("fp32", "bf16"):
+            parts = from_checkpoint(checkpoint, named_recipe(name), _CPU)
+        else:
+            continue
+        engine = Engine(bundle, _simulated(bundle, parts), os.cpu_count())
+        found[name] = answer(engine, questions)
+        engine.close()
+        note(
+            f"quality  {name}: {found[name].exact_match:.3f} of {len(questions)} answers exact, "
+            f"{found[name].steps_per_canvas:.2f} steps a canvas"
+        )
+    loss = round(found["fp32"].exact_match - found[plan.recipe.name].exact_match, 4)
+    require(
+        loss <= plan.largest_loss,
+        "quality:exact_match",
+        f"{loss} less than float32's",
+        f"at most {plan.largest_loss} less (largest_loss)",
+        "build with precision=bf16, or allow more with largest_loss=X",
+    )
+    figures = {name: quality.as_dict() for name, quality in found.items()}
+    return {"questions": len(questions), **figures, "loss": loss, "largest_loss": plan.largest_loss}
+
+
+def _simulated(bundle: Bundle, weights: DeviceWeights) -> Cuda:
+    return Cuda(bundle.arch, weights, reference_ops(), bundle.limits)
+
+
+def execute(bundle: Bundle, note: Note) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Choose providers, then compare the whole engine with the same network in plain torch, on this machine's GPU.
+
+    Raises:
+        FieldError: when they differ by more than what rounding explains.
+    """
+    device = torch.device("cuda")
+    weights = load_weights(bundle, device)
+    choices, trials = tune(probes(DeviceNetwork(bundle.arch, weights, triton_ops())), note)
+    ops = triton_ops(choices)
+    parity = on_device_parity(bundle, weights, ops)
+    note(f"verify   on {torch.cuda.get_device_name()}: {parity.as_dict()} against plain torch there")
+    runtime = {"ops": {name: choice.as_dict() for name, choice in choices.items()}}
+    figures = {
+        "device": torch.cuda.get_device_name(),
+        "device_parity": parity.as_dict(),
+        "providers": {name: [t.as_dict() for t in trials if t.op == name] for name in choices},
+    }
+    return runtime, figures
+
+
+def on_device_parity(bundle: Bundle, weights: DeviceWeights, ops: Ops) -> Parity:
+    """The engine's logits against those of the same network in plain torch, same device and weights."""
+    room = Limits(4096, 1, bundle.limits.canvas, bundle.limits.vocab_size, 1, None)
+    by_ops, by_reference = (Cuda(bundle.arch, weights, o, room) for o in (ops, reference_ops()))
+    parity = compare(by_reference, by_ops, bundle.arch)
+    require(
+        parity.mean_relative <= _ON_DEVICE,
+        "engine:parity on the device",
+        parity.as_dict(),
+        f"mean_relative at most {_ON_DEVICE}",
+        "report it with the manifest's providers; no engine was written",
+    )
+    return parity

@@ -1,0 +1,49 @@
+"""What a precision costs: answers of engines that differ in nothing else, to the same held-out questions."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import Any
+
+from nemo_diffgemma.questions import Question
+from trtllm_build.runtime.engine import Engine
+from trtllm_build.runtime.request import Request
+
+
+@dataclass(frozen=True)
+class Quality:
+    """How an engine answered.
+
+    Args:
+        exact_match: share of answers that are right to the character.
+        steps_per_canvas: mean denoising steps.
+    """
+
+    exact_match: float
+    steps_per_canvas: float
+
+    def as_dict(self) -> dict[str, Any]:
+        """JSON-ready."""
+        return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def answer(engine: Engine, questions: Sequence[Question]) -> Quality:
+    """Ask every question with a seed of its own.
+
+    Raises:
+        FieldError: when a question does not fit the engine.
+    """
+    tokenizer = engine.tokenizer
+    assert tokenizer is not None, "questions are text"
+    canvas = engine.limits.canvas
+    # room for the longest right answer and its end of sequence, in whole canvases
+    longest = max(len(tokenizer.encode(q.answer)) + 1 for q in questions)
+    room = -(-longest // canvas) * canvas
+    requests = [
+        Request(tuple(tokenizer.chat(q.messages)), room, seed, engine.sampler) for seed, q in enumerate(questions)
+    ]
+    answers = engine.run(requests)
+    right = sum(a.text == q.answer for a, q in zip(answers, questions, strict=True))
+    steps = [s for a in answers for s in a.denoising_steps]
+    return Quality(right / len(questions), sum(steps) / len(steps))

@@ -1,0 +1,105 @@
+"""Quantisation recipes: which classes of tensors are quantised, and why the others are not (``conf/precision``)."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Self
+
+from omegaconf import OmegaConf
+
+from nemo_diffgemma.errors import require
+
+# Class -> how the network's names of its tensors begin; what is in no class is a norm or a scalar.
+_STARTS = {
+    "experts": ("experts_",),
+    "router": ("router_", "per_expert_scale"),
+    "attention": ("q_proj", "k_proj", "v_proj", "o_proj"),
+    "mlp": ("gate_proj", "up_proj", "down_proj"),
+    "conditioning": ("conditioning_",),
+    "embedding": ("embedding",),
+}
+CLASSES = (*_STARTS, "norms")
+FORMATS = {"fp8": "float8_e4m3fn"}
+_DTYPES = ("float32", "bfloat16")
+_QUANTIZABLE = ("experts", "attention", "mlp")
+
+
+def named_recipe(name: str) -> Recipe:
+    """One of ``conf/precision`` as it stands."""
+    path = Path(__file__).parent.parent / "conf" / "precision" / f"{name}.yaml"
+    config = OmegaConf.to_container(OmegaConf.load(path))
+    assert isinstance(config, dict)
+    return Recipe.from_config({str(k): v for k, v in config.items()})
+
+
+def class_of(name: str) -> str:
+    """Class of a tensor by the network's name for it."""
+    if name.endswith("_norm"):
+        return "norms"
+    return next((c for c, starts in _STARTS.items() if name.startswith(starts)), "norms")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """What to do with each class of tensors.
+
+    Args:
+        name: the precision's name.
+        dtype: of what is not quantised.
+        format: of what is quantised; None when nothing is.
+        quantize: classes to quantise.
+        keep: every other class, and the reason why it is not quantised.
+
+    Raises:
+        FieldError: when a class is in neither or in both, has no reason, or the experts are left as they are.
+    """
+
+    name: str
+    dtype: str
+    format: str | None
+    quantize: tuple[str, ...]
+    keep: Mapping[str, str]
+
+    def __post_init__(self) -> None:
+        allowed = ", ".join(_DTYPES)
+        require(self.dtype in _DTYPES, "precision.dtype", self.dtype, allowed, "pass precision.dtype=bfloat16")
+        if self.format is None:
+            require(not self.quantize, "precision.quantize", list(self.quantize), "[] without a format", "set a format")
+            return
+        require(self.format in FORMATS, "precision.format", self.format, ", ".join(FORMATS), "pass precision=fp8")
+        wrong = sorted(set(self.quantize) - set(_QUANTIZABLE))
+        require(not wrong, "precision.quantize", wrong, ", ".join(_QUANTIZABLE), "leave it out of precision.quantize")
+        require(
+            "experts" in self.quantize,
+            "precision.quantize",
+            list(self.quantize),
+            "a list with experts in it: they are 90 % of the weights",
+            "add experts, or build with precision=bf16",
+        )
+        for name in CLASSES:
+            reason = self.keep.get(name, "")
+            require(
+                (name in self.quantize) != bool(reason.strip()),
+                f"precision.keep.{name}",
+                reason,
+                "a reason for each class that is not in precision.quantize, and for no other",
+                f"add {name} to one of precision.quantize and precision.keep",
+            )
+
+    @classmethod
+    def from_config(cls, config: Mapping[str, Any]) -> Self:
+        """Read one of ``conf/precision``, overrides applied."""
+        return cls(
+            config["name"],
+            config["dtype"],
+            config["format"],
+            tuple(config["quantize"]),
+            {str(k): str(v) for k, v in config["keep"].items()},
+        )
+
+    @property
+    def dtypes(self) -> dict[str, str]:
+        """Class -> name of the dtype that its tensors are stored in."""
+        return {c: FORMATS[self.format] if self.format and c in self.quantize else self.dtype for c in CLASSES}

@@ -1,0 +1,179 @@
+"""The bundle's weight files: written layer by layer, counted by class, compared with the checkpoint they came from."""
+
+from __future__ import annotations
+
+import json
+import struct
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.checkpoint import Checkpoint
+from nemo_diffgemma.errors import require
+from trtllm_build.kernels.fp8 import Fp8, quantize_rows_reference
+from trtllm_build.network.weights import SCALE, weight_files
+from trtllm_build.quantization.recipe import FORMATS, Recipe, class_of
+
+_FP8 = FORMATS["fp8"]
+_SLACK = 1e-5  # float32's own rounding, of the scale and of the division by it
+_HEADER_DTYPES = {"F8_E4M3": _FP8, "BF16": "bfloat16", "F32": "float32"}
+
+
+@dataclass(frozen=True)
+class ClassCount:
+    """What the bundle holds of one class of tensors, by what is stored.
+
+    Args:
+        name: of the class; ``scales`` for those of quantised tensors.
+        dtype: they are stored in.
+        parameters: number of them.
+        bytes: they take.
+    """
+
+    name: str
+    dtype: str
+    parameters: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class ClassError:
+    """How far a quantised class is from the checkpoint.
+
+    Args:
+        name: of the class.
+        tensors: compared.
+        worst: largest error of a parameter over the format's own rounding error there; at most 1.
+        relative: root-mean-square error over root-mean-square parameter.
+    """
+
+    name: str
+    tensors: int
+    worst: float
+    relative: float
+
+
+def quantize_weight(weight: Tensor) -> Fp8:
+    """A weight ``[..., out, in]`` with a scale an output channel; of fused experts one is widened at a time."""
+    if weight.dim() == 2:
+        return quantize_rows_reference(weight)
+    values, scale = torch.empty_like(weight, dtype=getattr(torch, _FP8)), torch.empty(weight.shape[:-1])
+    for index, expert in enumerate(weight):
+        quantized = quantize_rows_reference(expert)
+        values[index], scale[index] = quantized.values, quantized.scale
+    return Fp8(values, scale)
+
+
+def write_weights(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Callable[[str], None]) -> None:
+    """Write the files that are not there yet; at most one layer and one tensor of the checkpoint are in memory."""
+    folder.mkdir(exist_ok=True)
+    files = weight_files(checkpoint.arch)
+    for number, (file, names) in enumerate(files.items(), 1):
+        target = folder / f"{file}.safetensors"
+        if target.exists():
+            continue
+        tensors: dict[str, Tensor] = {}
+        for ours, theirs in names.items():
+            tensors |= _stored(ours, checkpoint.tensor(theirs), recipe)
+        partial = target.with_suffix(".partial")
+        save_file(tensors, partial)
+        del tensors
+        partial.rename(target)
+        progress(f"{number}/{len(files)} {file}")
+
+
+def _stored(name: str, tensor: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+    if class_of(name) not in recipe.quantize:
+        return {name: tensor.to(getattr(torch, recipe.dtype)).contiguous()}
+    quantized = quantize_weight(tensor)
+    return {name: quantized.values, name + SCALE: quantized.scale}
+
+
+def count_parameters(folder: Path) -> list[ClassCount]:
+    """What the weight files hold, read from their headers."""
+    counts: dict[tuple[str, str], list[int]] = {}
+    for path in sorted(folder.glob("*.safetensors")):
+        for name, entry in _header(path).items():
+            key = "scales" if name.endswith(SCALE) else class_of(name), _HEADER_DTYPES[entry["dtype"]]
+            start, end = entry["data_offsets"]
+            total = counts.setdefault(key, [0, 0])
+            total[0] += torch.Size(entry["shape"]).numel()
+            total[1] += end - start
+    return [ClassCount(*key, *total) for key, total in sorted(counts.items())]
+
+
+def check_quantized(counts: list[ClassCount], recipe: Recipe) -> None:
+    """Raise :class:`FieldError` when a class that the recipe quantises has parameters that are not."""
+    for c in counts:
+        require(
+            c.name not in recipe.quantize or c.dtype == _FP8,
+            f"weights:{c.name}",
+            f"{c.parameters:,} parameters in {c.dtype}",
+            f"all of them in {_FP8}, as precision.quantize says",
+            "report it with the checkpoint's config.json; no engine was written",
+        )
+
+
+def compare_weights(checkpoint: Checkpoint, folder: Path, layers: list[int]) -> list[ClassError]:
+    """Read quantised tensors of some layers back and compare them with the checkpoint's.
+
+    Raises:
+        FieldError: naming the tensor that is further away than rounding to the format can put it.
+    """
+    sums: dict[str, list[float]] = {}
+    for name, theirs, path in _quantized(checkpoint.arch, folder, layers):
+        worst, error, square = _distance(checkpoint.tensor(theirs), path, name)
+        require(
+            worst <= 1 + _SLACK,
+            f"weights:{theirs}",
+            f"{worst:.2f} times {_FP8}'s rounding error",
+            "at most 1",
+            f"remove {path.parent.parent} and build again",
+        )
+        entry = sums.setdefault(class_of(name), [0, 0.0, 0.0, 0.0])
+        entry[0] += 1
+        entry[1] = max(entry[1], worst)
+        entry[2] += error
+        entry[3] += square
+    return [ClassError(c, int(n), w, (e / s) ** 0.5) for c, (n, w, e, s) in sums.items()]
+
+
+def _distance(original: Tensor, path: Path, name: str) -> tuple[float, float, float]:
+    """Worst error over the format's, and sums of squared errors and squared parameters."""
+    with safe_open(path, "pt") as file:
+        values, scales = file.get_tensor(name), file.get_tensor(name + SCALE)
+    worst, error, square = 0.0, 0.0, 0.0
+    matrices = original.flatten(0, -3) if original.dim() > 2 else original[None]
+    for w, v, s in zip(matrices, values.view(matrices.shape), scales.view(matrices.shape[:-1]), strict=True):
+        wide, found = w.float(), v.float() * s[:, None]
+        difference = (wide - found).abs()
+        # 3 bits of mantissa: half a step is 1/16 of a normal number and 2^-10 of the scale below 2^-6 of it
+        allowed = torch.maximum(wide.abs() / 16, s[:, None] * 2**-10)
+        worst = max(worst, float((difference / allowed).max()))
+        error += float(difference.square().sum(dtype=torch.float64))
+        square += float(wide.square().sum(dtype=torch.float64))
+    return worst, error, square
+
+
+def _quantized(arch: Architecture, folder: Path, layers: list[int]) -> Iterator[tuple[str, str, Path]]:
+    """The network's name, the checkpoint's name and the file of every quantised tensor of some layers."""
+    for file, names in weight_files(arch).items():
+        if not file.startswith("layer_") or int(file.removeprefix("layer_")) in layers:
+            path = folder / f"{file}.safetensors"
+            header = _header(path)
+            yield from ((ours, theirs, path) for ours, theirs in names.items() if ours + SCALE in header)
+
+
+def _header(path: Path) -> dict[str, Any]:
+    with path.open("rb") as file:
+        (length,) = struct.unpack("<Q", file.read(8))
+        header: dict[str, Any] = json.loads(file.read(length))
+    header.pop("__metadata__", None)
+    return header
