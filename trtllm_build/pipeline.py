@@ -68,9 +68,8 @@ def build(plan: Plan, report: Report) -> Manifest:
     outcome = compiler(plan.backend)(plan, checkpoint, work, note)
     if unified.is_dir():
         replace_directory(unified, plan.unified_out)
-        note(
-            f"unified  {plan.unified_out}: Hugging Face layout with hf_quant_config.json, {_size(work_bytes(plan.unified_out))}"
-        )
+        size = _size(work_bytes(plan.unified_out))
+        note(f"unified  {plan.unified_out}: Hugging Face layout with hf_quant_config.json, {size}")
     (work / _INPUTS).unlink()
     (work / LOG).write_text("\n".join(log) + "\n")
     seconds = round(time.perf_counter() - start, 1)

@@ -11,7 +11,7 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 from nemo_diffgemma.checkpoint import VISION_PREFIXES, Checkpoint
 
 # The text model never reads the vision tower, but transformers cannot be built without one: the smallest.
-_SMALLEST_VISION = {
+SMALLEST_VISION = {
     "model_type": "gemma4_vision",
     "hidden_size": 8,
     "intermediate_size": 8,
@@ -33,7 +33,7 @@ class Reference:
     """
 
     def __init__(self, checkpoint: Checkpoint):
-        arch = checkpoint.arch.with_changes(vision_config=_SMALLEST_VISION)
+        arch = checkpoint.arch.with_changes(vision_config=SMALLEST_VISION)
         config = DiffusionGemmaConfig(**arch.to_hf())
         model: Any = DiffusionGemmaForBlockDiffusion(config)
         weights = {name: t.float() for name, t in checkpoint.tensors(checkpoint.text_shapes)}

@@ -59,8 +59,8 @@ def attend(
     **more: Any,
 ) -> Tensor:
     """:func:`trtllm_build.kernels.attention.attend`, with a cut for each kind of layer: their heads differ in size."""
-    window = arguments[5]
-    return attention.attend(*arguments, tile=tile_global if window is None else tile_sliding, **more)
+    more["tile"] = tile_global if arguments[5] is None else tile_sliding  # the window
+    return attention.attend(*arguments, **more)
 
 
 _MODULES = {

@@ -1,0 +1,91 @@
+"""Providers are chosen by what they compute before how fast they do it."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from nemo_diffgemma.checkpoint import Checkpoint
+from tests.support import random_checkpoint, small_architecture
+from trtllm_build.backends.cuda import ops
+from trtllm_build.backends.cuda.network import DeviceNetwork
+from trtllm_build.backends.cuda.ops import Choice, chosen_ops, reference, reference_ops
+from trtllm_build.backends.cuda.probes import Probe, probes
+from trtllm_build.backends.cuda.tune import tune
+from trtllm_build.backends.cuda.weights import from_checkpoint
+from trtllm_build.kernels.linear import TILES
+from trtllm_build.quantization.recipe import named_recipe
+
+ARCH = small_architecture(max_position_embeddings=64)
+
+
+@pytest.fixture(scope="module")
+def network(tmp_path_factory: pytest.TempPathFactory) -> DeviceNetwork:
+    checkpoint = Checkpoint(random_checkpoint(tmp_path_factory.mktemp("model") / "checkpoint", ARCH))
+    weights = from_checkpoint(checkpoint, named_recipe("fp8"), torch.device("cpu"))
+    return DeviceNetwork(ARCH, weights, reference_ops())
+
+
+@pytest.fixture
+def linear(network: DeviceNetwork) -> list[Probe]:
+    return [p for p in probes(network) if p.op == "linear"]
+
+
+def providers(monkeypatch: pytest.MonkeyPatch, **others: ops.Op) -> None:
+    monkeypatch.setitem(ops.OTHERS, "linear", others)
+    monkeypatch.setitem(ops.CUTS, "linear", {"tile": TILES[:1]})
+
+
+def test_every_probe_accepts_its_own_reference(network: DeviceNetwork) -> None:
+    for probe in probes(network):
+        alone = probe.run(reference(probe.op), 1, probe.layers)
+        beside = probe.run(reference(probe.op), 2, probe.layers)
+        assert alone
+        assert all(len(b) == 2 * len(a) for a, b in zip(alone, beside, strict=True)), probe.op
+        assert all(
+            torch.allclose(a.float(), b[: len(a)].float(), atol=0.05) for a, b in zip(alone, beside, strict=True)
+        )
+
+
+def test_what_is_wrong_is_not_used_however_fast(linear: list[Probe], monkeypatch: pytest.MonkeyPatch) -> None:
+    right = reference("linear")
+
+    def instant_nonsense(x: ops.Any, weight: ops.Any, dtype: torch.dtype) -> torch.Tensor:
+        rows, columns = len(x.values), len(weight.values)
+        return torch.zeros(rows, columns, dtype=dtype)
+
+    def not_for_this_machine(*_: ops.Any) -> torch.Tensor:
+        raise RuntimeError("no kernel image is available")
+
+    def swayed_by_company(x: ops.Any, weight: ops.Any, dtype: torch.dtype) -> torch.Tensor:
+        return right(x, weight, dtype) * (1 + 2**-7 * (len(x.values) > ARCH.canvas_length))
+
+    wrong = {"nonsense": instant_nonsense, "absent": not_for_this_machine, "swayed": swayed_by_company}
+    providers(monkeypatch, plain=right, **wrong)
+    lines: list[str] = []
+    chosen, trials = tune(linear, lines.append)
+    found = {t.choice.provider: t for t in trials}
+    assert chosen["linear"].provider in ("plain", "triton")
+    assert found["plain"].usable
+    assert found["triton"].usable
+    assert not any(found[name].usable for name in wrong)
+    assert found["nonsense"].error == 1
+    assert found["absent"].failure == "RuntimeError: no kernel image is available"
+    assert found["swayed"].alone is False
+    assert any("nonsense" in line and "not used: wrong" in line for line in lines)
+    assert any("swayed" in line and "not used: differs in company" in line for line in lines)
+
+
+def test_nothing_right_is_an_error(linear: list[Probe], monkeypatch: pytest.MonkeyPatch) -> None:
+    providers(monkeypatch, half=lambda x, w, dtype: reference("linear")(x, w, dtype) / 2)
+    monkeypatch.setitem(ops.CUTS, "linear", {})
+    with pytest.raises(RuntimeError, match="no provider of linear is right on this device: .*'half'"):
+        tune(linear, lambda line: None)
+
+
+def test_choices_survive_the_manifest(network: DeviceNetwork) -> None:
+    choices = {"linear": Choice("triton", {"tile": TILES[2]}), "experts": Choice("torch", {})}
+    found = chosen_ops({"ops": {name: choice.as_dict() for name, choice in choices.items()}})
+    assert found.linear.keywords == {"tile": TILES[2]}  # type: ignore[attr-defined]
+    assert found.experts is ops.OTHERS["experts"]["torch"]
+    assert found.rms_norm.func is not None  # type: ignore[attr-defined]
