@@ -1,7 +1,7 @@
 """Peak memory of an fp8 build of a checkpoint far larger than what the build may hold: 3 layers of released shapes.
 
-6.2 GB in bfloat16, in shards of 1 GiB; its largest tensor is the embedding with 1.48 GB. The build is the command a user
-types, in a process of its own.
+6.4 GB in bfloat16, in shards of 1 GiB; its largest tensor is the embedding with 1.48 GB. The build is the command a
+user types, in a process of its own.
 """
 
 from __future__ import annotations
