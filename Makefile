@@ -8,6 +8,7 @@ INSTALLED := $(VENV)/.installed
 GPU ?= cpu
 PRECISION ?=
 WEIGHTS ?=
+CALIBRATION ?=
 CHECKPOINT ?= build/demo/checkpoint
 ENGINE ?= build/demo/engine
 PROMPT ?= To JSON: Mara orders 7 red lamps for Monday.
@@ -18,13 +19,13 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train engine serve chat test check format clean
+.PHONY: help setup demo train engine bench serve chat test check format clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  GPU=cpu          target of make engine (cpu, h100, h200, dgx-spark, rtx5090)"
-	@echo "  PRECISION=       empty: the GPU's default"
+	@echo "  PRECISION=       empty: the GPU's default; WEIGHTS=random: no checkpoint, to measure speed"
 	@echo "  CHECKPOINT=$(CHECKPOINT)   ENGINE=$(ENGINE)"
 
 setup: $(INSTALLED)  ## make the environment in .venv
@@ -47,7 +48,15 @@ train: $(INSTALLED)  ## train the demo model and write its checkpoint
 	@$(BIN)/diffgemma-train output=$(CHECKPOINT)
 
 engine: $(INSTALLED)  ## compile CHECKPOINT for GPU
-	@$(BIN)/diffgemma-engine build gpu=$(GPU) $(if $(WEIGHTS),weights=$(WEIGHTS),checkpoint=$(CHECKPOINT)) $(if $(filter cpu,$(GPU)),out=$(ENGINE)) $(if $(PRECISION),precision=$(PRECISION))
+	@$(BIN)/diffgemma-engine build gpu=$(GPU) $(if $(WEIGHTS),weights=$(WEIGHTS),checkpoint=$(CHECKPOINT)) $(if $(filter cpu,$(GPU)),out=$(ENGINE)) $(if $(PRECISION),precision=$(PRECISION)) $(if $(CALIBRATION),calibration=$(CALIBRATION))
+
+bench: $(INSTALLED)  ## measure GPU's engine beside transformers (cpu: a 184M model; else the 26B with random weights)
+ifeq ($(GPU),cpu)
+	@$(BIN)/python -m benchmarks.cpu_vs_transformers
+else
+	@$(BIN)/diffgemma-engine build gpu=$(GPU) weights=random out=engines/random/$(GPU)
+	@$(BIN)/python -m benchmarks.gpu --engine engines/random/$(GPU)
+endif
 
 serve: $(INSTALLED)  ## serve ENGINE with Triton on 127.0.0.1
 	@$(BIN)/diffgemma-serve --engine $(ENGINE)

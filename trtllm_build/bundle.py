@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -56,6 +56,11 @@ class Limits:
     vocab_size: int
     queue: int
     cache_tokens: int | None
+
+
+def on_cpu(limits: Limits) -> Limits:
+    """Limits under which a GPU's engine is computed on the CPU: all of its cache would be filled with zeros there."""
+    return replace(limits, slots=8, context=min(limits.context, 4096), cache_tokens=None)
 
 
 def has_gpu(sm: int) -> bool:

@@ -24,6 +24,7 @@ keys of build (Hydra overrides):
   gpu=NAME              cpu | h100 | h200 | dgx_spark | rtx5090
   precision=NAME        what the GPU allows; its first where not given
   weights=random        instead of a checkpoint: made on the GPU, to measure speed (model=NAME: whose shapes)
+  calibration=FILE      conversations (JSONL) that precision=fp8_static finds its scales with
   largest_loss=X        most exact match that may be lost on held-out questions against float32
   out=DIR               bundle directory; engines/<checkpoint>/<gpu>-<precision> where not given
   gpu.limits.slots=N    canvases denoised at the same time

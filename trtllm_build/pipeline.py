@@ -20,19 +20,23 @@ from typing import Any
 import torch
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import Checkpoint, replace_directory, text_tensors
-from nemo_diffgemma.errors import FieldError
-from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, Bundle, has_gpu, write_manifest
+from nemo_diffgemma.checkpoint import Checkpoint, file_sha256, replace_directory, text_tensors
+from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.questions import read_questions
+from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, Bundle, has_gpu, on_cpu, write_manifest
 from trtllm_build.compilers import Outcome, compiler
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.plan import Plan
 from trtllm_build.quantization.unified import write_unified
 from trtllm_build.quantization.weights import check_quantized, compare_weights, count_parameters, write_weights
 from trtllm_build.runtime.request import SamplerConfig
+from trtllm_build.verify import fits_in_memory
 
 Report = Callable[[str], None]
 _INPUTS = "inputs.json"
 Manifest = dict[str, Any]
+INPUT_SCALES = "input_scales.json"
+_CALIBRATION = 64  # conversations
 _FEW = 2**30  # parameters of a model whose layers are all read back
 
 
@@ -65,6 +69,8 @@ def build(plan: Plan, report: Report) -> Manifest:
         quantized = plan.recipe.quantize
         write_unified(checkpoint, unified, lambda line: note(f"unified  {line}"), quantized)
     describe_model(plan, checkpoint, work)
+    if plan.calibration is not None and checkpoint is not None and not (work / INPUT_SCALES).is_file():
+        _write_json(work / INPUT_SCALES, find_scales(plan, checkpoint, work, note))
     outcome = compiler(plan.backend)(plan, checkpoint, work, note)
     if unified.is_dir():
         replace_directory(unified, plan.unified_out)
@@ -108,6 +114,23 @@ def quantize(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> di
             f"at most {e.worst:.2f} of the format's own"
         )
     return {"classes": [asdict(c) for c in counts], "errors": [asdict(e) for e in errors], "error_layers": layers}
+
+
+def find_scales(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> dict[str, float]:
+    """Scales of what every product reads, from conversations that the unquantised model answers.
+
+    Raises:
+        FieldError: when the model does not fit into this machine's memory, or has no tokenizer.
+    """
+    assert plan.calibration is not None
+    questions = read_questions(plan.calibration)[:_CALIBRATION]
+    require(fits_in_memory(checkpoint), "calibration", plan.name, "a model that fits into memory", "use precision=fp8")
+    require(bool(checkpoint.tokenizer_files), "calibration", plan.name, "a model with a tokenizer", "use precision=fp8")
+    from trtllm_build.quantization.calibrate import calibrate
+
+    scales = calibrate(checkpoint, Bundle.unfinished(work, on_cpu(plan.limits), {}), questions)
+    note(f"quantize {len(scales)} input scales found with {len(questions)} conversations of {plan.calibration}")
+    return scales
 
 
 def describe_model(plan: Plan, checkpoint: Checkpoint | None, work: Path) -> None:
@@ -167,6 +190,7 @@ def build_inputs(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:
         "precision": {"name": plan.recipe.name, **plan.recipe.dtypes},
         "limits": asdict(plan.limits),
         "compile": plan.compile,
+        "calibration": None if plan.calibration is None else file_sha256(plan.calibration),
         "largest_loss": plan.largest_loss,
         "checkpoint": source,
         "toolchain": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},

@@ -34,6 +34,7 @@ class Plan:
         recipe: what is quantised, and how.
         limits: what the engine will admit.
         compile: whether to compile the network's pieces ahead of time.
+        calibration: conversations (JSONL) to find scales of activations with; None where none are wanted.
         largest_loss: of exact match on held-out questions, against float32; a build that loses more fails.
         unified: whether a quantised checkpoint is also written in the unified Hugging Face layout.
         arch: the checkpoint's architecture.
@@ -48,6 +49,7 @@ class Plan:
     recipe: Recipe
     limits: Limits
     compile: bool
+    calibration: Path | None
     largest_loss: float
     unified: bool
     arch: Architecture
@@ -106,7 +108,8 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         "a number from 0 to 1",
         "pass largest_loss=0.02",
     )
-    classes = set(config.precision.quantize)
+    recipe = Recipe.from_config(config.precision)
+    classes = set(recipe.quantize)
     require(
         gpu.backend != "cuda" or classes in (set(), {"experts", "attention", "mlp"}),
         "precision.quantize",
@@ -129,11 +132,12 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         gpu=gpu.name,
         backend=gpu.backend,
         sm=gpu.sm,
-        recipe=Recipe.from_config(config.precision),
+        recipe=recipe,
         limits=limits,
         compile=config.compile,
+        calibration=_calibration(config, recipe),
         largest_loss=config.largest_loss,
-        unified=config.unified and config.precision.format is not None,
+        unified=config.unified and recipe.format is not None and not recipe.static,
         arch=arch,
     )
 
@@ -158,6 +162,19 @@ def _source(config: DictConfig, gpu: DictConfig) -> tuple[Path | None, str, Arch
     values = OmegaConf.to_container(OmegaConf.create((models / f"{config.model}.yaml").read_text()))
     assert isinstance(values, dict)
     return None, f"random_{config.model}", Architecture.from_dict({str(k): v for k, v in values.items()})
+
+
+def _calibration(config: DictConfig, recipe: Recipe) -> Path | None:
+    """The file that a recipe of static scales needs, and no other takes."""
+    given = config.calibration
+    if not recipe.static:
+        allowed = f"nothing: precision={recipe.name} calibrates nothing"
+        require(given is None, "calibration", given, allowed, "leave it out")
+        return None
+    good = given is not None and Path(given).is_file() and config.weights is None
+    fix = "pass calibration=FILE and a checkpoint, or precision=fp8"
+    require(good, "calibration", given, "a JSONL file of conversations", fix)
+    return Path(given)
 
 
 def _normal(override: str) -> str:

@@ -36,7 +36,7 @@ def _close(found, expected):
 def test_after_attention_is_the_networks(rows, width, dtype, seed):
     inputs = _draw([(rows, width)] * 2 + [(width,)] * 3, dtype, seed)
     for found, expected in zip(
-        after_attention(*inputs, EPS, False), after_attention_reference(*inputs, EPS, False), strict=True
+        after_attention(*inputs, EPS, False, False), after_attention_reference(*inputs, EPS, False, False), strict=True
     ):
         _close(found, expected)
 
@@ -64,7 +64,7 @@ def test_after_experts_is_the_networks(rows, width, dtype, has_next, seed):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_to_8_bits_the_same_rows_are_quantized(dtype):
     inputs = _draw([(3, 200)] * 2 + [(200,)] * 3, dtype, 1)
-    plain, narrow = after_attention(*inputs, EPS, False), after_attention(*inputs, EPS, True)
+    plain, narrow = after_attention(*inputs, EPS, False, False), after_attention(*inputs, EPS, True, True)
     assert torch.equal(plain[0], narrow[0])
     inputs = _draw([(3, 200)] * 3 + [(200,)] * 3 + [(1,)], dtype, 2)
     norm = torch.linspace(0.5, 2, 200).to(dtype)
@@ -84,7 +84,7 @@ def test_together_they_are_a_layer_of_the_network():
     hidden, attended, dense, sparse, *norms = _draw([(4, width)] * 4 + [(width,)] * 6, torch.float32, 3)
     scalar = torch.tensor([0.7])
     post_attention, pre_mlp, pre_experts, post_mlp, post_experts, post_feedforward = norms
-    residual, mlp, experts = after_attention(hidden, attended, post_attention, pre_mlp, pre_experts, EPS, False)
+    residual, mlp, experts = after_attention(hidden, attended, post_attention, pre_mlp, pre_experts, EPS, False, False)
     found, _ = after_experts(residual, dense, sparse, post_mlp, post_experts, post_feedforward, scalar, EPS)
     expected = hidden + rms_norm(attended, post_attention, EPS)
     _close(mlp, rms_norm(expected, pre_mlp, EPS))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -18,7 +17,7 @@ from trtllm_build.backends.cuda.ops import Ops, reference_ops, triton_ops
 from trtllm_build.backends.cuda.probes import probes
 from trtllm_build.backends.cuda.tune import tune
 from trtllm_build.backends.cuda.weights import DeviceWeights, from_bundle, from_checkpoint, load_weights
-from trtllm_build.bundle import Bundle, Limits, has_gpu
+from trtllm_build.bundle import Bundle, Limits, has_gpu, on_cpu
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.plan import Plan
 from trtllm_build.quality import Quality, answer
@@ -39,7 +38,8 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
     measured = {} if checkpoint is None else simulate(plan, checkpoint, work, note)
     if not has_gpu(plan.sm):
         source = "WEIGHTS=random" if checkpoint is None else f"CHECKPOINT={plan.checkpoint}"
-        command = f"make engine GPU={plan.gpu} {source} PRECISION={plan.recipe.name}"
+        calibration = "" if plan.calibration is None else f" CALIBRATION={plan.calibration}"
+        command = f"make engine GPU={plan.gpu} {source} PRECISION={plan.recipe.name}{calibration}"
         note(f"compile  no {hardware['name']} (SM {plan.sm}) here: kernels are not measured, nothing ran on the device")
         note(f"compile  what remains: on a machine with that GPU run `{command}` (tunes, captures, verifies)")
         remaining = ["choose kernel providers", "capture CUDA graphs", "compare with the reference on the device"]
@@ -57,9 +57,7 @@ def simulate(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict
     if not fits_in_memory(checkpoint):
         note("verify   whole model not run on the CPU: its float32 copy does not fit into this machine's memory")
         return {"parity": None, "quality": None}
-    # nothing is asked that needs more room, and on a CPU all of it would be filled with zeros
-    limits = replace(plan.limits, slots=8, context=min(plan.limits.context, 4096), cache_tokens=None)
-    bundle = Bundle.unfinished(work, limits, {})
+    bundle = Bundle.unfinished(work, on_cpu(plan.limits), {})
     weights = from_bundle(bundle, _CPU)
     parity = verify(checkpoint, _simulated(bundle, weights), plan.recipe.name)
     note(
@@ -78,13 +76,9 @@ def _quality(
         return None
     questions = read_questions(path)[:_QUESTIONS]
     found: dict[str, Quality] = {}
-    for name in ("fp32", "bf16", "fp8"):
-        if name == plan.recipe.name:
-            parts = weights
-        elif name in ("fp32", "bf16"):
-            parts = from_checkpoint(checkpoint, named_recipe(name), _CPU)
-        else:
-            continue
+    for name in dict.fromkeys(("fp32", "bf16", plan.recipe.name)):
+        own = name == plan.recipe.name
+        parts = weights if own else from_checkpoint(checkpoint, named_recipe(name), _CPU)
         engine = Engine(bundle, _simulated(bundle, parts), os.cpu_count())
         found[name] = answer(engine, questions)
         engine.close()

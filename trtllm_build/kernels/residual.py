@@ -28,7 +28,8 @@ def after_attention(
     pre_mlp_norm: Tensor,
     pre_experts_norm: Tensor,
     eps: float,
-    quantized: bool,
+    quantized_mlp: bool,
+    quantized_experts: bool,
 ) -> tuple[Tensor, Rows, Rows]:
     """Attention's output joins the residual; both branches' inputs are normed from it.
 
@@ -37,14 +38,14 @@ def after_attention(
         attended: ``[rows, hidden]``, contiguous; from the output projection, of ``hidden``'s dtype.
         post_attention_norm, pre_mlp_norm, pre_experts_norm: weights ``[hidden]``.
         eps: of the norms.
-        quantized: give the inputs to 8 bits.
+        quantized_mlp, quantized_experts: give that input to 8 bits.
 
     Returns:
         Residual in ``hidden``'s dtype, the dense MLP's input and the experts' input, each ``[rows, hidden]``.
     """
     rows, width = hidden.shape
     residual = torch.empty_like(hidden)
-    mlp, experts = empty_rows(hidden, width, quantized), empty_rows(hidden, width, quantized)
+    mlp, experts = empty_rows(hidden, width, quantized_mlp), empty_rows(hidden, width, quantized_experts)
     outputs = residual, values_of(mlp), scale_of(mlp), values_of(experts), scale_of(experts)
     norms = post_attention_norm, pre_mlp_norm, pre_experts_norm
     block, warps = block_of(width)
@@ -59,12 +60,13 @@ def after_attention_reference(
     pre_mlp_norm: Tensor,
     pre_experts_norm: Tensor,
     eps: float,
-    quantized: bool,
+    quantized_mlp: bool,
+    quantized_experts: bool,
 ) -> tuple[Tensor, Rows, Rows]:
     """As :func:`after_attention`, in torch."""
     residual = hidden + norm.rms_norm(attended, post_attention_norm, eps)
-    mlp = rms_norm_reference(residual, pre_mlp_norm, eps, quantized)
-    return residual, mlp, rms_norm_reference(residual, pre_experts_norm, eps, quantized)
+    mlp = rms_norm_reference(residual, pre_mlp_norm, eps, quantized_mlp)
+    return residual, mlp, rms_norm_reference(residual, pre_experts_norm, eps, quantized_experts)
 
 
 def after_experts(

@@ -51,6 +51,8 @@ class Recipe:
         format: of what is quantised; None when nothing is.
         quantize: classes to quantise.
         keep: every other class, and the reason why it is not quantised.
+        expert_scales: ``channel``: one an output channel, and activations are scaled as they come; ``static``: one an
+            expert and matrix, and one for what it reads, found by calibration.
 
     Raises:
         FieldError: when a class is in neither or in both, has no reason, or the experts are left as they are.
@@ -61,10 +63,14 @@ class Recipe:
     format: str | None
     quantize: tuple[str, ...]
     keep: Mapping[str, str]
+    expert_scales: str = "channel"
 
     def __post_init__(self) -> None:
         allowed = ", ".join(_DTYPES)
         require(self.dtype in _DTYPES, "precision.dtype", self.dtype, allowed, "pass precision.dtype=bfloat16")
+        scales = ("channel", "static")
+        fix = "pass precision.expert_scales=channel"
+        require(self.expert_scales in scales, "precision.expert_scales", self.expert_scales, ", ".join(scales), fix)
         if self.format is None:
             require(not self.quantize, "precision.quantize", list(self.quantize), "[] without a format", "set a format")
             return
@@ -97,7 +103,13 @@ class Recipe:
             config["format"],
             tuple(config["quantize"]),
             {str(k): str(v) for k, v in config["keep"].items()},
+            config.get("expert_scales", "channel"),
         )
+
+    @property
+    def static(self) -> bool:
+        """Whether scales of activations have to be found by calibration."""
+        return self.format is not None and self.expert_scales == "static"
 
     @property
     def dtypes(self) -> dict[str, str]:

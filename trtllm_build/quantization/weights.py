@@ -60,15 +60,26 @@ class ClassError:
     relative: float
 
 
-def quantize_weight(weight: Tensor) -> Fp8:
-    """A weight ``[..., out, in]`` with a scale an output channel; of fused experts one is widened at a time."""
+def quantize_weight(weight: Tensor, one_scale: bool = False) -> Fp8:
+    """A weight ``[..., out, in]`` with a scale an output channel; of fused experts one is widened at a time.
+
+    Args:
+        weight: of one product, or ``[experts, out, in]``.
+        one_scale: give all output channels of a matrix the same scale.
+    """
     if weight.dim() == 2:
-        return quantize_rows_reference(weight)
+        return quantize_matrix(weight) if one_scale else quantize_rows_reference(weight)
     values, scale = torch.empty_like(weight, dtype=getattr(torch, _FP8)), torch.empty(weight.shape[:-1])
     for index, expert in enumerate(weight):
-        quantized = quantize_rows_reference(expert)
+        quantized = quantize_matrix(expert) if one_scale else quantize_rows_reference(expert)
         values[index], scale[index] = quantized.values, quantized.scale
     return Fp8(values, scale)
+
+
+def quantize_matrix(weight: Tensor) -> Fp8:
+    """A matrix ``[out, in]`` with one scale, given for every output channel."""
+    flat = quantize_rows_reference(weight.flatten())
+    return Fp8(flat.values.view(weight.shape), flat.scale.expand(len(weight)))
 
 
 def write_weights(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress: Callable[[str], None]) -> None:
@@ -92,7 +103,7 @@ def write_weights(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress
 def _stored(name: str, tensor: Tensor, recipe: Recipe) -> dict[str, Tensor]:
     if class_of(name) not in recipe.quantize:
         return {name: tensor.to(getattr(torch, recipe.dtype)).contiguous()}
-    quantized = quantize_weight(tensor)
+    quantized = quantize_weight(tensor, recipe.static and class_of(name) == "experts")
     return {name: quantized.values, name + SCALE: quantized.scale}
 
 

@@ -30,6 +30,8 @@ class DeviceNetwork:
         self.dtype = weights.embedding.dtype
         device = weights.embedding.device
         self._frequencies = {kind: inverse_frequencies(arch, kind).to(device) for kind in (False, True)}
+        # a provider of experts may quantise what it reads by itself
+        self._plain = bool(getattr(ops.experts, "reads_plain", False))
         self._scale = torch.tensor(arch.embed_scale, dtype=self.dtype, device=device)
 
     def encode(self, ids: Tensor, slots: Tensor, counts: Tensor, cache: DeviceCache) -> None:
@@ -122,7 +124,9 @@ class DeviceNetwork:
         rows = attended.flatten(0, 1)
         projected = ops.linear(ops.quantize_rows(rows) if w.quantized else rows, w.o, dtype)
         norms = r["post_attention_norm"], r["pre_mlp_norm"], r["pre_experts_norm"]
-        residual, mlp_input, experts_input = ops.after_attention(hidden, projected, *norms, eps, w.quantized)
+        residual, mlp_input, experts_input = ops.after_attention(
+            hidden, projected, *norms, eps, w.quantized, w.quantized and not self._plain
+        )
         weights, ids = ops.route(
             residual, r["router_scale"], r["router_proj"], r["per_expert_scale"], arch.top_k_experts, eps
         )

@@ -185,5 +185,5 @@ def random_weights(arch: Architecture, recipe: Recipe, device: torch.device, see
 
 def _prepared(name: str, tensor: Tensor, recipe: Recipe) -> Rows:
     if class_of(name) in recipe.quantize:
-        return quantize_weight(tensor)
+        return quantize_weight(tensor, recipe.static and class_of(name) == "experts")
     return tensor.to(getattr(torch, recipe.dtype)).contiguous()

@@ -1,0 +1,76 @@
+"""Scales of activations for recipes that fix them beforehand: the largest magnitude that each product reads."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Sequence
+from dataclasses import replace
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from nemo_diffgemma.checkpoint import Checkpoint
+from nemo_diffgemma.questions import Question
+from trtllm_build.backends.cuda.backend import Cuda
+from trtllm_build.backends.cuda.ops import Ops, reference_ops
+from trtllm_build.backends.cuda.weights import DeviceWeights, from_checkpoint
+from trtllm_build.bundle import Bundle
+from trtllm_build.kernels.fp8 import LARGEST, Rows, values_of, widen
+from trtllm_build.network.weights import layer_file
+from trtllm_build.quality import answer
+from trtllm_build.quantization.recipe import named_recipe
+from trtllm_build.runtime.engine import Engine
+
+PRODUCTS = ("qkv", "o", "gate_up", "down", "experts_gate_up", "experts_down")
+
+
+def calibrate(checkpoint: Checkpoint, bundle: Bundle, questions: Sequence[Question]) -> dict[str, float]:
+    """Answer questions with the unquantised model and watch what its products read.
+
+    Whole answers are generated, so both phases are seen, noise, self-conditioning and all.
+
+    Args:
+        checkpoint: the model.
+        bundle: shapes, sampler, tokenizer and limits of the engine being built.
+        questions: conversations like those that will be asked.
+
+    Returns:
+        ``layer_000.qkv`` and so on, all of :data:`PRODUCTS` of all layers, to the scale of what it reads.
+    """
+    weights = from_checkpoint(checkpoint, named_recipe("bf16"), torch.device("cpu"))
+    largest: dict[str, float] = {}
+    engine = Engine(bundle, Cuda(bundle.arch, weights, recording_ops(weights, largest), bundle.limits), os.cpu_count())
+    answer(engine, questions)
+    engine.close()
+    return {name: value / LARGEST for name, value in largest.items()}
+
+
+def recording_ops(weights: DeviceWeights, largest: dict[str, float]) -> Ops:
+    """The reference operations, which also raise ``largest[product]`` to the largest magnitude that it reads."""
+    ops = reference_ops()
+    names = {
+        values_of(getattr(layer, product)).data_ptr(): f"{layer_file(index)}.{product}"
+        for index, layer in enumerate(weights.layers)
+        for product in PRODUCTS
+    }
+
+    def see(weight: Rows, rows: Tensor) -> None:
+        name = names.get(values_of(weight).data_ptr())
+        if name is not None and rows.numel():
+            largest[name] = max(largest.get(name, 0.0), float(rows.abs().max()))
+
+    def linear(x: Rows, weight: Rows, dtype: torch.dtype) -> Any:
+        see(weight, widen(x))
+        return ops.linear(x, weight, dtype)
+
+    def experts(x: Rows, gate_up: Rows, down: Rows, scores: Tensor, ids: Tensor, dtype: torch.dtype) -> Any:
+        wide, matrices = widen(x), values_of(gate_up)
+        see(gate_up, wide)
+        for expert in sorted(set(ids.flatten().tolist())):
+            gate, up = (wide[(ids == expert).any(-1)] @ matrices[expert].float().T).chunk(2, dim=-1)
+            see(down, F.gelu(gate, approximate="tanh") * up)
+        return ops.experts(x, gate_up, down, scores, ids, dtype)
+
+    return replace(ops, linear=linear, experts=experts)
