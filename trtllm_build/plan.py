@@ -94,12 +94,12 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         config.gpu.limits.queue,
         config.gpu.limits.cache_tokens,
     )
-    for name in ("slots", "context", "queue", "cache_tokens"):
-        value = getattr(limits, name)
-        good = (isinstance(value, int) and value >= 1) or (name == "cache_tokens" and value is None)
-        require(good, f"gpu.limits.{name}", value, "an integer >= 1", f"pass gpu.limits.{name}=8")
-    for name in ("compile", "unified"):
-        require(isinstance(config[name], bool), name, config[name], "true or false", f"pass {name}=true")
+    for limit in ("slots", "context", "queue", "cache_tokens"):
+        value = getattr(limits, limit)
+        good = (isinstance(value, int) and value >= 1) or (limit == "cache_tokens" and value is None)
+        require(good, f"gpu.limits.{limit}", value, "an integer >= 1", f"pass gpu.limits.{limit}=8")
+    for switch in ("compile", "unified"):
+        require(isinstance(config[switch], bool), switch, config[switch], "true or false", f"pass {switch}=true")
     loss = config.largest_loss
     require(
         isinstance(loss, int | float) and 0 <= loss <= 1,

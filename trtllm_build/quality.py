@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
 
+from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import Question
 from trtllm_build.runtime.engine import Engine
 from trtllm_build.runtime.request import Request
@@ -26,6 +27,23 @@ class Quality:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def checked_loss(exact: Quality, found: Quality, largest: float) -> float:
+    """Exact match that an engine loses against the float32 one.
+
+    Raises:
+        FieldError: when that is more than ``largest``.
+    """
+    loss = round(exact.exact_match - found.exact_match, 4)
+    require(
+        loss <= largest,
+        "quality:exact_match",
+        f"{loss} less than float32's",
+        f"at most {largest} less (largest_loss)",
+        "build with precision=bf16, or allow more with largest_loss=X",
+    )
+    return loss
 
 
 def answer(engine: Engine, questions: Sequence[Question]) -> Quality:

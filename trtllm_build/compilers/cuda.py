@@ -20,7 +20,7 @@ from trtllm_build.backends.cuda.weights import DeviceWeights, from_bundle, from_
 from trtllm_build.bundle import Bundle, Limits, has_gpu, on_cpu
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.plan import Plan
-from trtllm_build.quality import Quality, answer
+from trtllm_build.quality import Quality, answer, checked_loss
 from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine
 from trtllm_build.verify import Parity, compare, fits_in_memory, verify
@@ -86,14 +86,7 @@ def _quality(
             f"quality  {name}: {found[name].exact_match:.3f} of {len(questions)} answers exact, "
             f"{found[name].steps_per_canvas:.2f} steps a canvas"
         )
-    loss = round(found["fp32"].exact_match - found[plan.recipe.name].exact_match, 4)
-    require(
-        loss <= plan.largest_loss,
-        "quality:exact_match",
-        f"{loss} less than float32's",
-        f"at most {plan.largest_loss} less (largest_loss)",
-        "build with precision=bf16, or allow more with largest_loss=X",
-    )
+    loss = checked_loss(found["fp32"], found[plan.recipe.name], plan.largest_loss)
     figures = {name: quality.as_dict() for name, quality in found.items()}
     return {"questions": len(questions), **figures, "loss": loss, "largest_loss": plan.largest_loss}
 
