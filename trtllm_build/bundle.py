@@ -35,6 +35,7 @@ LOG = "build.log"
 # Parts of the manifest that differ from one build of the same inputs to the next.
 _VOLATILE = ("manifest_hash", "measured", "runtime", "verified", "remaining", "log")
 PIECES = "pieces"
+INPUT_SCALES = "input_scales.json"
 
 
 @dataclass(frozen=True)

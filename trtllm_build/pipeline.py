@@ -23,7 +23,7 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint, file_sha256, replace_directory, text_tensors
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.questions import read_questions
-from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, Bundle, has_gpu, on_cpu, write_manifest
+from trtllm_build.bundle import CONTRACT, INPUT_SCALES, LOG, MANIFEST, Bundle, has_gpu, on_cpu, write_manifest
 from trtllm_build.compilers import Outcome, compiler
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.plan import Plan
@@ -35,7 +35,6 @@ from trtllm_build.verify import fits_in_memory
 Report = Callable[[str], None]
 _INPUTS = "inputs.json"
 Manifest = dict[str, Any]
-INPUT_SCALES = "input_scales.json"
 _CALIBRATION = 64  # conversations
 _FEW = 2**30  # parameters of a model whose layers are all read back
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
@@ -12,14 +13,16 @@ from nemo_diffgemma.checkpoint import HELD_OUT, Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import read_questions
 from trtllm_build.backends.cuda.backend import Cuda
+from trtllm_build.backends.cuda.fused import TACTIC, Tuning, built_library, extra, input_scales, loaded_ops, simulated
 from trtllm_build.backends.cuda.network import DeviceNetwork
-from trtllm_build.backends.cuda.ops import Ops, reference_ops, triton_ops
+from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, reference_ops, triton_ops
 from trtllm_build.backends.cuda.probes import probes
-from trtllm_build.backends.cuda.tune import tune
+from trtllm_build.backends.cuda.tune import Extra, tune
 from trtllm_build.backends.cuda.weights import DeviceWeights, from_bundle, from_checkpoint, load_weights
 from trtllm_build.bundle import Bundle, Limits, has_gpu, on_cpu
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.plan import Plan
+from trtllm_build.providers.tensorrt_llm.build import LIBRARY
 from trtllm_build.quality import Quality, answer, checked_loss
 from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine
@@ -92,7 +95,9 @@ def _quality(
 
 
 def _simulated(bundle: Bundle, weights: DeviceWeights) -> Cuda:
-    return Cuda(bundle.arch, weights, reference_ops(), bundle.limits)
+    scales = input_scales(bundle) if weights.layers[0].quantized else {}
+    ops = simulated(reference_ops(), weights, scales) if scales else reference_ops()
+    return Cuda(bundle.arch, weights, ops, bundle.limits)
 
 
 def execute(bundle: Bundle, note: Note) -> tuple[dict[str, Any], dict[str, Any]]:
@@ -103,11 +108,22 @@ def execute(bundle: Bundle, note: Note) -> tuple[dict[str, Any], dict[str, Any]]
     """
     device = torch.device("cuda")
     weights = load_weights(bundle, device)
-    choices, trials = tune(probes(DeviceNetwork(bundle.arch, weights, triton_ops())), note)
-    ops = triton_ops(choices)
+    scales, library = input_scales(bundle), built_library()
+    extras: dict[str, dict[str, Extra]] = {}
+    kernel = None
+    if scales and library is None:
+        note("tune     tensorrt_llm: not built, see `python -m trtllm_build.providers.tensorrt_llm build --help`")
+    elif scales and library is not None:
+        kernel = Tuning(library)
+        extras = {"experts": {TENSORRT_LLM: extra(kernel, weights, scales)}}
+    choices, trials = tune(probes(DeviceNetwork(bundle.arch, weights, triton_ops())), note, extras)
+    runtime: dict[str, Any] = {"ops": {name: choice.as_dict() for name, choice in choices.items()}}
+    if choices["experts"].provider == TENSORRT_LLM and library is not None and kernel is not None:
+        shutil.copyfile(library, bundle.directory / LIBRARY)
+        runtime[TACTIC] = kernel.tactic
+    ops = loaded_ops(Bundle.unfinished(bundle.directory, bundle.limits, runtime), weights)
     parity = on_device_parity(bundle, weights, ops)
     note(f"verify   on {torch.cuda.get_device_name()}: {parity.as_dict()} against plain torch there")
-    runtime = {"ops": {name: choice.as_dict() for name, choice in choices.items()}}
     figures = {
         "device": torch.cuda.get_device_name(),
         "device_parity": parity.as_dict(),

@@ -12,8 +12,9 @@ from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.cuda.cache import DeviceCache
 from trtllm_build.backends.cuda.calls import DenoiseCall, EncodeCall
+from trtllm_build.backends.cuda.fused import loaded_ops
 from trtllm_build.backends.cuda.network import DeviceNetwork
-from trtllm_build.backends.cuda.ops import Ops, chosen_ops
+from trtllm_build.backends.cuda.ops import Ops
 from trtllm_build.backends.cuda.weights import DeviceWeights, load_weights
 from trtllm_build.bundle import Bundle, Limits
 from trtllm_build.kernels.cache import PAGE
@@ -55,7 +56,8 @@ class Cuda:
     @classmethod
     def load(cls, bundle: Bundle) -> Self:
         """Read the bundle's weights to this machine's GPU, and capture its calls."""
-        return cls(bundle.arch, load_weights(bundle, torch.device("cuda")), chosen_ops(bundle.runtime), bundle.limits)
+        weights = load_weights(bundle, torch.device("cuda"))
+        return cls(bundle.arch, weights, loaded_ops(bundle, weights), bundle.limits)
 
     def admit(self, slot: int, room: int, reused: int) -> None:
         self._cache.admit(slot, room, reused)

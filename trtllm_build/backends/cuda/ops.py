@@ -32,6 +32,7 @@ from trtllm_build.kernels import (
 from trtllm_build.kernels.attention_tile import AttentionTile
 
 Op = Callable[..., Any]
+TENSORRT_LLM = "tensorrt_llm"
 
 
 @dataclass(frozen=True)
@@ -139,6 +140,8 @@ def chosen_ops(runtime: Mapping[str, Any]) -> Ops:
     """What the manifest's ``runtime`` says: our own kernels in their default cuts where nothing was measured."""
     choices = {}
     for name, found in runtime.get("ops", {}).items():
+        if found["provider"] == TENSORRT_LLM:
+            continue  # made of the engine's own weights, see trtllm_build.backends.cuda.fused
         cuts = {argument: type(CUTS[name][argument][0])(**cut) for argument, cut in found["cuts"].items()}
         choices[name] = Choice(found["provider"], cuts)
     return triton_ops(choices)

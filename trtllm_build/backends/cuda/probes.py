@@ -79,7 +79,8 @@ def probes(network: DeviceNetwork) -> list[Probe]:
         for index in layers:
             w = weights.layers[index]
             where = routed[batch][2 * index : 2 * index + 2]
-            found.append(op(inputs[batch], w.experts_gate_up, w.experts_down, *where, dtype))
+            x = hidden[: batch * canvas] if getattr(op, "reads_plain", False) else inputs[batch]
+            found.append(op(x, w.experts_gate_up, w.experts_down, *where, dtype))
         return found
 
     cached = min(_CACHED, arch.max_position_embeddings - canvas)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trtllm_build.backends.cuda import ops
-from trtllm_build.backends.cuda.ops import Choice
+from trtllm_build.backends.cuda.ops import Choice, Op
 from trtllm_build.backends.cuda.probes import Probe
 
 TOLERANCE = 0.02  # root-mean-square error over that of the reference's result; bfloat16 rounds by 0.004
@@ -49,8 +49,32 @@ class Trial:
         return {**self.choice.as_dict(), **figures, "usable": self.usable}
 
 
-def tune(probes: Sequence[Probe], note: Callable[[str], None]) -> tuple[dict[str, Choice], list[Trial]]:
+@dataclass(frozen=True)
+class Extra:
+    """A provider that exists for some engines only.
+
+    Args:
+        op: the callable.
+        reference: what it is judged by: it may round elsewhere than our own kernels do.
+    """
+
+    op: Op
+    reference: Op
+
+
+Extras = Mapping[str, Mapping[str, Extra]]
+"""Operation -> provider -> what it is."""
+
+
+def tune(
+    probes: Sequence[Probe], note: Callable[[str], None], extras: Extras | None = None
+) -> tuple[dict[str, Choice], list[Trial]]:
     """Measure every provider of every probed operation; the quickest of those that are right is chosen.
+
+    Args:
+        probes: operations in place.
+        note: called with a line a trial.
+        extras: providers beside those of :mod:`trtllm_build.backends.cuda.ops`.
 
     Raises:
         RuntimeError: when none is.
@@ -60,8 +84,12 @@ def tune(probes: Sequence[Probe], note: Callable[[str], None]) -> tuple[dict[str
     for probe in probes:
         expected = probe.run(ops.reference(probe.op), 1, probe.judged)
         done: list[Trial] = []
+        for name, extra in (extras or {}).get(probe.op, {}).items():
+            judge = probe.run(extra.reference, 1, probe.judged)
+            done.append(_try(probe, Choice(name, {}), extra.op, judge))
+            note(f"tune     {_described(done[-1])}")
         for candidate in _candidates(probe.op, done):
-            done.append(_try(probe, candidate, expected))
+            done.append(_try(probe, candidate, ops.provided(probe.op, candidate), expected))
             note(f"tune     {_described(done[-1])}")
         usable = [t for t in done if t.usable and t.ms is not None]
         if not usable:
@@ -84,8 +112,7 @@ def _candidates(name: str, done: Sequence[Trial]) -> Iterator[Choice]:
         best = min(own, key=lambda t: t.ms or 0.0).choice if own else best
 
 
-def _try(probe: Probe, choice: Choice, expected: Sequence[Tensor]) -> Trial:
-    op = ops.provided(probe.op, choice)
+def _try(probe: Probe, choice: Choice, op: Op, expected: Sequence[Tensor]) -> Trial:
     try:
         found = probe.run(op, 1, probe.judged)
         error = max(distance(a, b) for a, b in zip(found, expected, strict=True))
