@@ -12,7 +12,7 @@ import os
 import platform
 import shutil
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -28,7 +28,14 @@ from trtllm_build.compilers import Outcome, compiler
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.plan import Plan
 from trtllm_build.quantization.unified import write_unified
-from trtllm_build.quantization.weights import check_quantized, compare_weights, count_parameters, write_weights
+from trtllm_build.quantization.weights import (
+    ClassCount,
+    check_quantized,
+    compare_weights,
+    count_parameters,
+    count_shapes,
+    write_weights,
+)
 from trtllm_build.runtime.request import SamplerConfig
 from trtllm_build.verify import fits_in_memory
 
@@ -62,7 +69,14 @@ def build(plan: Plan, report: Report) -> Manifest:
         note(f"bundle   {plan.out} is up to date: nothing to do")
         return done
     work = _work_directory(plan, inputs, note)
-    weights = None if checkpoint is None else quantize(plan, checkpoint, work, note)
+    weights = describe_random(plan, note) if checkpoint is None else quantize(plan, checkpoint, work, note)
+    if plan.memory_gb_per_second is not None:
+        total = sum(c["bytes"] for c in weights["classes"])
+        floor = 1000 * total / 1e9 / plan.memory_gb_per_second
+        note(
+            f"quantize a denoising step reads {_size(total)} of weights: "
+            f"{floor:.3g} ms at the {plan.memory_gb_per_second:,} GB/s of {plan.gpu}'s memory"
+        )
     unified = work / "unified"
     if plan.unified and checkpoint is not None and not unified.is_dir():
         quantized = plan.recipe.quantize
@@ -103,8 +117,7 @@ def quantize(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> di
     write_weights(checkpoint, plan.recipe, folder, lambda line: note(f"quantize {plan.recipe.name} {line}"))
     counts = count_parameters(folder)
     check_quantized(counts, plan.recipe)
-    for c in counts:
-        note(f"quantize {c.name:<12} {c.parameters:>14,} parameters in {c.dtype:<13} {_size(c.bytes):>9}")
+    _note_counts(counts, note)
     layers = sampled_layers(plan.arch)
     errors = compare_weights(checkpoint, folder, layers) if plan.recipe.format else []
     for e in errors:
@@ -113,6 +126,18 @@ def quantize(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> di
             f"at most {e.worst:.2f} of the format's own"
         )
     return {"classes": [asdict(c) for c in counts], "errors": [asdict(e) for e in errors], "error_layers": layers}
+
+
+def describe_random(plan: Plan, note: Report) -> dict[str, Any]:
+    """What random weights will hold by class, once they are made on the GPU."""
+    counts = count_shapes(plan.arch, plan.recipe)
+    _note_counts(counts, note)
+    return {"classes": [asdict(c) for c in counts]}
+
+
+def _note_counts(counts: Sequence[ClassCount], note: Report) -> None:
+    for c in counts:
+        note(f"quantize {c.name:<12} {c.parameters:>14,} parameters in {c.dtype:<13} {_size(c.bytes):>9}")
 
 
 def find_scales(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> dict[str, float]:

@@ -31,6 +31,7 @@ class Plan:
         gpu: name of the target.
         backend: name of the compiler.
         sm: compute capability of the GPU, 90 for 9.0; None for a CPU.
+        memory_gb_per_second: of the GPU's memory by its data sheet; None for a CPU.
         recipe: what is quantised, and how.
         limits: what the engine will admit.
         compile: whether to compile the network's pieces ahead of time.
@@ -46,6 +47,7 @@ class Plan:
     gpu: str
     backend: str
     sm: int | None
+    memory_gb_per_second: int | None
     recipe: Recipe
     limits: Limits
     compile: bool
@@ -132,6 +134,7 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         gpu=gpu.name,
         backend=gpu.backend,
         sm=gpu.sm,
+        memory_gb_per_second=gpu.memory_gb_per_second,
         recipe=recipe,
         limits=limits,
         compile=config.compile,

@@ -19,7 +19,7 @@ from trtllm_build.pipeline import build, quantize
 from trtllm_build.plan import make_plan
 from trtllm_build.quality import Quality, checked_loss
 from trtllm_build.quantization.recipe import CLASSES, Recipe, named_recipe
-from trtllm_build.quantization.weights import compare_weights
+from trtllm_build.quantization.weights import compare_weights, count_shapes
 
 FP8 = named_recipe("fp8")
 
@@ -68,6 +68,11 @@ def test_experts_attention_and_mlp_are_quantised_and_counted(built: tuple[Path, 
     experts = 3 * arch.num_hidden_layers * arch.num_experts * arch.moe_intermediate_size * arch.hidden_size
     assert counted["experts"]["parameters"] == counted["experts"]["bytes"] == experts
     assert any(f"experts      {experts:>14,} parameters in float8_e4m3fn" in line for line in lines)
+
+
+def test_counting_shapes_is_counting_files(built: tuple[Path, dict, list[str]]) -> None:
+    arch = Checkpoint(built[0].parent / "checkpoint").arch
+    assert [vars(c) for c in count_shapes(arch, FP8)] == built[1]["measured"]["weights"]["classes"]
 
 
 def test_every_quantised_class_is_within_the_formats_error(built: tuple[Path, dict, list[str]]) -> None:
@@ -196,7 +201,10 @@ def test_plans_that_are_refused(overrides: list[str], message: str, checkpoint: 
 
 
 def test_random_weights_are_made_where_they_run(tmp_path: Path) -> None:
-    manifest = build(make_plan(["gpu=h100", "weights=random", f"out={tmp_path / 'out'}"]), lambda line: None)
+    lines: list[str] = []
+    manifest = build(make_plan(["gpu=h100", "weights=random", f"out={tmp_path / 'out'}"]), lines.append)
+    (bytes_line,) = [line for line in lines if "a denoising step reads" in line]
+    assert bytes_line.endswith("reads 26.09 GB of weights: 7.79 ms at the 3,350 GB/s of h100's memory")
     assert manifest["checkpoint"] == {"name": "random_diffusion_gemma_26b_a4b", "random": True}
     assert sum(e["bytes"] for e in manifest["files"].values()) < 10_000
     assert Bundle.open(tmp_path / "out", elsewhere=True).random_precision == "fp8"

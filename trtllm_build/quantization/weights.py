@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import Checkpoint
+from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.errors import require
 from trtllm_build.kernels.fp8 import Fp8, quantize_rows_reference
 from trtllm_build.network.weights import SCALE, weight_files
@@ -118,6 +118,21 @@ def count_parameters(folder: Path) -> list[ClassCount]:
             total[0] += torch.Size(entry["shape"]).numel()
             total[1] += end - start
     return [ClassCount(*key, *total) for key, total in sorted(counts.items())]
+
+
+def count_shapes(arch: Architecture, recipe: Recipe) -> list[ClassCount]:
+    """What the weight files of an architecture would hold; nothing is allocated."""
+    shapes, totals = text_tensors(arch), dict[str, int]()
+    scales = 0
+    for names in weight_files(arch).values():
+        for ours, theirs in names.items():
+            kind, shape = class_of(ours), shapes[theirs]
+            totals[kind] = totals.get(kind, 0) + torch.Size(shape).numel()
+            scales += torch.Size(shape[:-1]).numel() if kind in recipe.quantize else 0
+    found = [ClassCount(c, d, totals[c], totals[c] * getattr(torch, d).itemsize) for c, d in recipe.dtypes.items()]
+    if scales:
+        found.append(ClassCount("scales", "float32", scales, 4 * scales))
+    return sorted(found, key=lambda c: c.name)
 
 
 def check_quantized(counts: list[ClassCount], recipe: Recipe) -> None:
