@@ -45,13 +45,13 @@ class Cuda:
         # a request's pages are whole ones: each may leave most of one empty
         pages = -(-(limits.cache_tokens or limits.slots * room) // PAGE) + limits.slots
         self._cache = DeviceCache(arch, self.dtype, self._device, limits.slots, pages, room + PAGE, self.prefill_chunk)
-        graph = self._device.type == "cuda"
+        pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
         batches = [b for b in BATCHES if b < 2 * limits.slots]
         with torch.inference_mode():
-            self._denoise = [DenoiseCall(self.network, self._cache, b, graph) for b in batches]
-            self._commit = [EncodeCall(self.network, self._cache, b, arch.canvas_length, graph) for b in batches]
+            self._denoise = [DenoiseCall(self.network, self._cache, b, pool) for b in batches]
+            self._commit = [EncodeCall(self.network, self._cache, b, arch.canvas_length, pool) for b in batches]
             # long chunks are bound by arithmetic, not by launches: no graph, and its memory is saved
-            self._prefill = [EncodeCall(self.network, self._cache, 1, self.prefill_chunk, graph=False)]
+            self._prefill = [EncodeCall(self.network, self._cache, 1, self.prefill_chunk, None)]
 
     @classmethod
     def load(cls, bundle: Bundle) -> Self:

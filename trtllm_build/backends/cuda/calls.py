@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -38,9 +39,16 @@ class DenoiseBuffers:
 
 
 class DenoiseCall:
-    """Denoising steps of at most ``batch`` canvases."""
+    """Denoising steps of at most ``batch`` canvases.
 
-    def __init__(self, network: DeviceNetwork, cache: DeviceCache, batch: int, graph: bool):
+    Args:
+        network: what it runs.
+        cache: what canvases read.
+        batch: canvases.
+        pool: memory of CUDA graphs; None to launch anew at every call.
+    """
+
+    def __init__(self, network: DeviceNetwork, cache: DeviceCache, batch: int, pool: Any):
         arch, device = network.arch, network.weights.embedding.device
         self.batch, self.rows = batch, batch * arch.canvas_length
         self._network, self._cache = network, cache
@@ -54,7 +62,7 @@ class DenoiseCall:
             entropy=torch.zeros(self.rows, device=device),
             hidden=torch.zeros(self.rows, hidden, dtype=network.dtype, device=device),
         )
-        self.run = _captured(self._run, device) if graph else self._run
+        self.run = self._run if pool is None else _captured(self._run, pool)
 
     def _run(self) -> None:
         b, network = self.buffers, self._network
@@ -78,15 +86,15 @@ class DenoiseCall:
 
 
 class EncodeCall:
-    """Passes over at most ``tokens`` new tokens of at most ``batch`` sequences."""
+    """Passes over at most ``tokens`` new tokens of at most ``batch`` sequences; arguments as :class:`DenoiseCall`'s."""
 
-    def __init__(self, network: DeviceNetwork, cache: DeviceCache, batch: int, tokens: int, graph: bool):
+    def __init__(self, network: DeviceNetwork, cache: DeviceCache, batch: int, tokens: int, pool: Any):
         device = network.weights.embedding.device
         self.batch, self.tokens = batch, tokens
         self._network, self._cache = network, cache
         self.ids = torch.zeros(batch, tokens, dtype=torch.int64, device=device)
         self.which = _which(batch, cache, device)
-        self.run = _captured(self._run, device) if graph else self._run
+        self.run = self._run if pool is None else _captured(self._run, pool)
 
     def _run(self) -> None:
         self._network.encode(self.ids, self.which[0], self.which[1], self._cache)
@@ -99,7 +107,9 @@ def _which(batch: int, cache: DeviceCache, device: torch.device) -> Tensor:
     return which
 
 
-def _captured(call: Callable[[], None], device: torch.device) -> Callable[[], None]:
+def _captured(call: Callable[[], None], pool: Any) -> Callable[[], None]:
+    """``call`` as a replay of what it launches; graphs of one pool share their memory: none runs beside another."""
+    device = torch.cuda.current_device()
     stream = torch.cuda.Stream(device)  # type: ignore[no-untyped-call]
     stream.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(stream):
@@ -107,7 +117,7 @@ def _captured(call: Callable[[], None], device: torch.device) -> Callable[[], No
             call()
     torch.cuda.current_stream(device).wait_stream(stream)
     graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
+    with torch.cuda.graph(graph, pool=pool):
         call()
     replay: Callable[[], None] = graph.replay
     return replay

@@ -32,12 +32,17 @@ def experts(x: Rows, gate_up: Rows, down: Rows, weights: Tensor, ids: Tensor, dt
     order, counts = dispatch(ids, len(values_of(down)))
     ends = counts.cumsum(0, dtype=torch.int32)
     tokens = (order // top_k).long()
-    gathered = Fp8(x.values[tokens], x.scale[tokens]) if isinstance(x, Fp8) else x[tokens]
+    gathered = Fp8(_gathered(x.values, tokens), x.scale[tokens]) if isinstance(x, Fp8) else x[tokens]
     inner = gelu_gated(_grouped(gathered, gate_up, ends, dtype), isinstance(down, Fp8))
     parts = _grouped(inner, down, ends, dtype) * weights.flatten()[order.long(), None]
     back = torch.empty_like(parts)
     back[order.long()] = parts
     return back.view(*ids.shape, -1).sum(1, dtype=torch.float32).to(dtype)
+
+
+def _gathered(values: Tensor, tokens: Tensor) -> Tensor:
+    """Rows of 8-bit floats, which torch indexes as bytes only."""
+    return values.view(torch.uint8)[tokens].view(values.dtype)
 
 
 def _grouped(rows: Rows, weight: Rows, ends: Tensor, dtype: torch.dtype) -> Tensor:
