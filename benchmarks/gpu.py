@@ -23,6 +23,7 @@ from benchmarks import gpu_transformers
 from benchmarks.common import OUT, architecture, console, show
 from benchmarks.gpu_picture import write_picture
 from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.errors import FieldError
 from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.cuda.backend import Cuda
 from trtllm_build.backends.cuda.ops import reference_ops
@@ -248,4 +249,7 @@ def rehearsal_engine() -> Engine:
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    except FieldError as error:
+        raise SystemExit(f"error: {error}") from None

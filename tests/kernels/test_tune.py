@@ -2,18 +2,24 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+from pathlib import Path
+
 import pytest
 import torch
 
 from nemo_diffgemma.checkpoint import Checkpoint
 from tests.support import random_checkpoint, small_architecture
 from trtllm_build.backends.cuda import ops
+from trtllm_build.backends.cuda.cache import DeviceCache
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Choice, chosen_ops, reference, reference_ops
 from trtllm_build.backends.cuda.probes import Probe, probes
-from trtllm_build.backends.cuda.tune import tune
+from trtllm_build.backends.cuda.static_experts import StaticExperts, pack_layers
+from trtllm_build.backends.cuda.tune import Extra, distance, tune
 from trtllm_build.backends.cuda.weights import from_checkpoint
 from trtllm_build.kernels.linear import TILES
+from trtllm_build.providers.tensorrt_llm.layout import reference as packed_reference
 from trtllm_build.quantization.recipe import named_recipe
 
 ARCH = small_architecture(max_position_embeddings=64)
@@ -89,3 +95,28 @@ def test_choices_survive_the_manifest(network: DeviceNetwork) -> None:
     assert found.linear.keywords == {"tile": TILES[2]}  # type: ignore[attr-defined]
     assert found.experts is ops.OTHERS["experts"]["torch"]
     assert found.rms_norm.func is not None  # type: ignore[attr-defined]
+
+
+def test_a_provider_with_static_scales_reads_plain_rows_and_packs_the_weights(tmp_path: Path) -> None:
+    checkpoint = Checkpoint(random_checkpoint(tmp_path / "checkpoint", ARCH))
+    weights = from_checkpoint(checkpoint, named_recipe("fp8_static"), torch.device("cpu"))
+    scales = {f"layer_00{i}.{p}": 8 / 448 for i in range(3) for p in ("experts_gate_up", "experts_down")}
+    dynamic = DeviceNetwork(ARCH, weights, reference_ops())
+    (probe,) = [p for p in probes(dynamic) if p.op == "experts"]
+    expected = probe.run(reference("experts"), 1, probe.layers)
+    static = StaticExperts(pack_layers(weights, scales, in_place=False), packed_reference)
+    _, trials = tune([probe], lambda line: None, {"experts": {"tensorrt_llm": Extra(static, static)}})
+    (trial,) = [t for t in trials if t.choice.provider == "tensorrt_llm"]
+    assert trial.usable
+    assert trial.error == 0
+    found = probe.run(static, 1, probe.layers)
+    # other scales, other roundings, the same experts
+    assert all(0 < distance(a, b) < 0.1 for a, b in zip(found, expected, strict=True))
+    in_place = StaticExperts(pack_layers(weights, scales, in_place=True), packed_reference)
+    again = probe.run(in_place, 1, probe.layers)
+    assert all(torch.equal(a, b) for a, b in zip(found, again, strict=True))
+    network = DeviceNetwork(ARCH, weights, replace(reference_ops(), experts=in_place))
+    cache = DeviceCache(ARCH, network.dtype, torch.device("cpu"), 1, 1, 64, 8)
+    slot, count = torch.zeros(1, dtype=torch.int32), torch.full((1,), 8, dtype=torch.int32)
+    soft = torch.zeros(1, 8, ARCH.hidden_size, dtype=network.dtype)
+    assert network.denoise(torch.arange(8)[None], soft, slot, count, cache).isfinite().all()
