@@ -4,7 +4,7 @@ flashinfer-python ships the sources. Its own build compiles 248 files for every 
 compiles 17, for e4m3 activations, e4m3 weights and bf16 output, into one library with a C interface
 (``csrc/binding.cu``): the machine that runs it needs neither flashinfer nor a compiler, and of CUDA only the driver.
 
-No GPU is needed, and 13 minutes of one core. Objects are kept: a build that was stopped goes on where it was.
+No GPU is needed, and a quarter of an hour of one core. Objects are kept: a build that was stopped goes on where it was.
 """
 
 from __future__ import annotations
@@ -88,12 +88,10 @@ def build(out: Path, jobs: int) -> Path:
     sources += [env.FLASHINFER_CSRC_DIR / name for name in _UPSTREAM]
 
     includes = [path for path in upstream.extra_include_dirs if Path(scratch) not in path.parents]
-    common = [
-        *cpp_ext.build_common_cflags(cpp_ext.get_cuda_path(), [_OWN, *includes]),
-        *(f"-isystem {h}" for h in headers),
-    ]
-    flags = [f for f in cpp_ext.build_cuda_cflags(common, upstream.extra_cuda_cflags) if f not in _DROPPED]
-    _write(folder / "build.ninja", _ninja(cpp_ext.get_cuda_path(), common, flags, sources))
+    cuda = cpp_ext.get_cuda_path()
+    common = [*cpp_ext.build_common_cflags(cuda, [_OWN, *includes]), *(f"-isystem {path}" for path in headers)]
+    flags = [flag for flag in cpp_ext.build_cuda_cflags(common, upstream.extra_cuda_cflags) if flag not in _DROPPED]
+    _write(folder / "build.ninja", _ninja(cuda, common, flags, sources))
     seconds = _compile(folder, jobs)
 
     library = folder / LIBRARY

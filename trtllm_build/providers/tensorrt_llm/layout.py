@@ -2,7 +2,7 @@
 
 One weight scale an expert and matrix, one activation scale a product, both static: the epilogue of the grouped product
 reads a single float an expert (``alpha_scale_ptr_array[expert]``). Scales per output channel or per token, our own fp8
-recipe, do not fit; upstream has them per token and block only for 4-bit and MX formats.
+recipe, do not fit; upstream's finer scales are those of its 4-bit, MX and DeepSeek (blocks of 128) formats.
 """
 
 from __future__ import annotations
