@@ -32,8 +32,9 @@ TOKENIZER_FILES = (
     "chat_template.jinja",
     "tokenizer.model",
 )
-# Conversations kept from training; an engine's quality is measured on them.
-HELD_OUT = "held_out.jsonl"
+# Conversations that travel with a checkpoint: those kept from training, to measure quality on; and some that it was
+# trained on, to find scales of activations with.
+HELD_OUT, CALIBRATION = "held_out.jsonl", "calibration.jsonl"
 _REFETCH = "download or export the checkpoint again"
 
 Shape = tuple[int, ...]
@@ -235,7 +236,7 @@ def write_checkpoint(
     tensors: Mapping[str, torch.Tensor],
     generation_config: Mapping[str, Any],
     tokenizer_files: Iterable[Path] = (),
-    held_out: Path | None = None,
+    conversations: Mapping[str, Iterable[str]] | None = None,
     max_shard_bytes: int = 5 * 2**30,
 ) -> Path:
     """Write a whole checkpoint beside ``directory``, check it, then put it in place with one rename.
@@ -244,7 +245,7 @@ def write_checkpoint(
         tensors: every text and vision tensor, by Hugging Face name.
         generation_config: contents of ``generation_config.json``.
         tokenizer_files: files copied in by name.
-        held_out: conversations kept from training (JSONL), copied in as :data:`HELD_OUT`.
+        conversations: :data:`HELD_OUT` and :data:`CALIBRATION` to their lines, JSON each.
         max_shard_bytes: a shard is closed before it would exceed this many bytes.
 
     Returns:
@@ -262,8 +263,8 @@ def write_checkpoint(
     _write_json(temporary / "generation_config.json", dict(generation_config))
     for path in tokenizer_files:
         shutil.copyfile(path, temporary / path.name)
-    if held_out is not None:
-        shutil.copyfile(held_out, temporary / HELD_OUT)
+    for name, lines in (conversations or {}).items():
+        (temporary / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
     _write_shards(temporary, tensors, max_shard_bytes)
     Checkpoint(temporary)
     replace_directory(temporary, directory)

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 
 import nemo_diffgemma
 from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.checkpoint import CALIBRATION
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.hydra_config import check_choice, choices, compose_config
 from trtllm_build.bundle import Limits
@@ -170,13 +171,16 @@ def _source(config: DictConfig, gpu: DictConfig) -> tuple[Path | None, str, Arch
 def _calibration(config: DictConfig, recipe: Recipe) -> Path | None:
     """The file that a recipe of static scales needs, and no other takes."""
     given = config.calibration
+    carried = None if config.weights is not None else Path(config.checkpoint) / CALIBRATION
     if not recipe.static:
         allowed = f"nothing: precision={recipe.name} calibrates nothing"
         require(given is None, "calibration", given, allowed, "leave it out")
         return None
+    if given is None and carried is not None and carried.is_file():
+        return carried
     good = given is not None and Path(given).is_file() and config.weights is None
-    fix = "pass calibration=FILE and a checkpoint, or precision=fp8"
-    require(good, "calibration", given, "a JSONL file of conversations", fix)
+    allowed = f"a JSONL file of conversations, here or as {CALIBRATION} of the checkpoint"
+    require(good, "calibration", given, allowed, "pass calibration=FILE and a checkpoint, or precision=fp8")
     return Path(given)
 
 

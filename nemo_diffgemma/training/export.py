@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -11,10 +12,20 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import DECODER, TOKENIZER_FILES, Checkpoint, new_vision_tensors, write_checkpoint
+from nemo_diffgemma.checkpoint import (
+    CALIBRATION,
+    DECODER,
+    HELD_OUT,
+    TOKENIZER_FILES,
+    Checkpoint,
+    new_vision_tensors,
+    write_checkpoint,
+)
 from nemo_diffgemma.checkpoint import ENCODER_SCALAR as HF_ENCODER_SCALAR
 from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.network import DECODER_SCALAR, ENCODER_SCALAR
+
+CALIBRATION_LINES = 64
 
 
 def export(net: Any, config: TrainConfig) -> Path:
@@ -36,7 +47,7 @@ def export(net: Any, config: TrainConfig) -> Path:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         generation = (base.generation_config if base else {}) or generation_config(config.arch)
         files = tokenizer_files(config)
-        write_checkpoint(config.output, config.arch, tensors, generation, files, config.data.validation)
+        write_checkpoint(config.output, config.arch, tensors, generation, files, conversations(config))
     if dist.is_initialized():
         dist.barrier()
     return config.output
@@ -70,6 +81,15 @@ def generation_config(arch: Architecture) -> dict[str, Any]:
         "eos_token_id": list(arch.eos_token_ids),
         "pad_token_id": arch.pad_token_id,
     }
+
+
+def conversations(config: TrainConfig) -> dict[str, list[str]]:
+    """Conversations that travel with the checkpoint: all of the held-out ones, and the first of the training ones."""
+    with config.data.train.open(encoding="utf-8") as file:
+        found = {CALIBRATION: [line.rstrip("\n") for line in islice(file, CALIBRATION_LINES)]}
+    if config.data.validation is not None:
+        found[HELD_OUT] = config.data.validation.read_text(encoding="utf-8").splitlines()
+    return found
 
 
 def tokenizer_files(config: TrainConfig) -> list[Path]:
