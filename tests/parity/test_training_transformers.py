@@ -140,11 +140,13 @@ def test_transformers_loads_the_export_with_nothing_missing(tmp_path: Path) -> N
 
 
 def export_config(checkpoint: Checkpoint, output: Path) -> Any:
+    conversations = output.with_name("train.jsonl")
+    conversations.write_text('{"messages": []}\n')
     return SimpleNamespace(
         output=output,
         output_dtype="float32",
         init_from=checkpoint.directory,
         arch=checkpoint.arch,
         seed=0,
-        data=SimpleNamespace(tokenizer=None),
+        data=SimpleNamespace(tokenizer=None, train=conversations, validation=None),
     )

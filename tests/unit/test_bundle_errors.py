@@ -121,7 +121,7 @@ def test_config_of_another_model(checkpoint: Path) -> None:
         (["gpu=dgx-spark"], "the tensorrt_rtx backend for dgx_spark is not built yet"),
         (["gpu=cpu", "precision=fp9"], "precision: 'fp9' cannot be used; allowed: bf16, fp32"),
         (["gpu=cpu", "gpu.limits.slot=3"], "gpu.limits.slot: '3' cannot be used; allowed: gpu.limits.slots"),
-        (["gpu=cpu", "checkpont=x"], "checkpont: 'x' cannot be used; allowed: gpu, precision, checkpoint, out"),
+        (["gpu=cpu", "checkpont=x"], "checkpont: 'x' cannot be used; allowed: gpu, precision, checkpoint, weights"),
         (["gpu=cpu", "gpu.limits.slots=0"], "gpu.limits.slots: 0 cannot be used; allowed: an integer >= 1"),
         (["gpu=cpu", "gpu.limits.context=999"], "at most 256, the model's max_position_embeddings"),
         (["fast"], "command line: 'fast' cannot be used; allowed: key=value"),
