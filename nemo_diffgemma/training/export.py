@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Mapping
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -28,8 +29,13 @@ from nemo_diffgemma.training.network import DECODER_SCALAR, ENCODER_SCALAR
 CALIBRATION_LINES = 64
 
 
-def export(net: Any, config: TrainConfig) -> Path:
+def export(net: Any, config: TrainConfig, said: Mapping[str, Iterable[str]]) -> Path:
     """Gather the network and write ``config.output``; every process must call it, process 0 writes.
+
+    Args:
+        net: the trained network.
+        config: of the run.
+        said: as :func:`conversations` gave them.
 
     Returns:
         ``config.output``.
@@ -47,7 +53,7 @@ def export(net: Any, config: TrainConfig) -> Path:
         tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
         generation = (base.generation_config if base else {}) or generation_config(config.arch)
         files = tokenizer_files(config)
-        write_checkpoint(config.output, config.arch, tensors, generation, files, conversations(config))
+        write_checkpoint(config.output, config.arch, tensors, generation, files, said)
     if dist.is_initialized():
         dist.barrier()
     return config.output

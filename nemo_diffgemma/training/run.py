@@ -15,7 +15,7 @@ from nemo_diffgemma.errors import require
 from nemo_diffgemma.tokenizer import Tokenizer
 from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.data import Example, load_examples
-from nemo_diffgemma.training.export import export
+from nemo_diffgemma.training.export import conversations, export
 from nemo_diffgemma.training.module import DiffusionGemmaModel
 from nemo_diffgemma.training.progress import Report
 from nemo_diffgemma.training.resume import DIRECTORY, FILE_NAME, latest_checkpoint
@@ -32,13 +32,14 @@ def train(config: TrainConfig) -> None:
         torch.set_num_threads(config.threads)
     resume_from = latest_checkpoint(config.run) if config.resume else None
     examples, validation = prepare_data(config)
+    said = conversations(config)  # now: exp_manager moves files that lie in the run's folder
     lightning.seed_everything(config.seed, verbose=False)
     report = Report(config.optim.steps, config.log_every)
     trainer = build_trainer(config, report, validated=bool(validation))
     exp_manager(trainer, experiment(config, None if resume_from is None else str(resume_from)))
     model = DiffusionGemmaModel(config, examples, validation, trainer)
     trainer.fit(model, ckpt_path=trainer.ckpt_path)
-    export(model.net, config)
+    export(model.net, config, said)
     if trainer.is_global_zero:
         parameters = sum(p.numel() for p in model.net.parameters())
         report.write(config.output.parent, parameters)

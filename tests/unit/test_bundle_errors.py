@@ -174,7 +174,9 @@ def edit_manifest(bundle: Path, rehash: bool = True, **changes: object) -> None:
 
 def test_bundle_for_another_machine(bundle: Path) -> None:
     edit_manifest(bundle, hardware={"kind": "cuda", "name": "H100", "sm": 90})
-    with pytest.raises(FieldError, match=r"engine:hardware: 'built for an H100 GPU \(SM 90\)'.*this machine has: no CUDA GPU"):
+    with pytest.raises(
+        FieldError, match=r"engine:hardware: 'built for an H100 GPU \(SM 90\)'.*this machine has: no CUDA GPU"
+    ):
         load_engine(bundle)
     edit_manifest(bundle, hardware={"kind": "cpu", "machine": "s390x", "system": "Linux"})
     with pytest.raises(FieldError, match="built for a s390x CPU under Linux.*fix: run `make engine GPU=cpu` here"):
