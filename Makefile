@@ -4,8 +4,10 @@ PYTHON ?= python3.11
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
+EDGE_LLM := .venv-edge-llm
 
 GPU ?= cpu
+BACKEND ?=
 PRECISION ?=
 WEIGHTS ?=
 CALIBRATION ?=
@@ -19,12 +21,13 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo train engine bench serve chat test check format clean
+.PHONY: help setup setup-edge-llm demo train engine bench serve chat test test-edge-llm check format clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-10s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  GPU=cpu          target of make engine (cpu, h100, h200, dgx-spark, rtx5090)"
+	@echo "  BACKEND=         empty: the GPU's own; edge_llm for dgx-spark: export for NVIDIA TensorRT Edge-LLM"
 	@echo "  PRECISION=       empty: the GPU's default; WEIGHTS=random: no checkpoint, to measure speed"
 	@echo "  CHECKPOINT=$(CHECKPOINT)   ENGINE=$(ENGINE)"
 
@@ -38,7 +41,18 @@ $(INSTALLED): pyproject.toml
 	@echo "[setup] torch"
 	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 2>&1 | { grep -v '^WARNING' || true; }
 	@echo "[setup] NeMo, Triton, transformers, tools"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[train,serve,dev]' torch==2.13.0 2>&1 | { grep -v '^WARNING' || true; }
+	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[train,serve,export,tensorrt-rtx,dev]' torch==2.13.0 2>&1 | { grep -v '^WARNING' || true; }
+	@touch $@
+
+setup-edge-llm: $(EDGE_LLM)/.installed  ## make the environment of NVIDIA's Edge-LLM exporter in .venv-edge-llm
+
+$(EDGE_LLM)/.installed:
+	@echo "[setup] TensorRT Edge-LLM's exporter in $(EDGE_LLM) (two minutes, 1.8 GB)"
+	@$(PYTHON) -m venv $(EDGE_LLM)
+	@# torch first and by itself, as above; transformers 5.14 and onnx 1.19 come with it, which is why it is apart
+	@$(EDGE_LLM)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 2>&1 | { grep -v '^WARNING' || true; }
+	@$(EDGE_LLM)/bin/pip install --quiet --disable-pip-version-check 'tensorrt-edgellm[export]==0.11.0' torch==2.13.0 2>&1 | { grep -v '^WARNING' || true; }
+	@$(EDGE_LLM)/bin/python -c 'import onnx, torch, transformers, tensorrt_edgellm'
 	@touch $@
 
 demo: $(INSTALLED)  ## train, build, serve and answer 200 held-out prompts, end to end
@@ -48,7 +62,7 @@ train: $(INSTALLED)  ## train the demo model and write its checkpoint
 	@$(BIN)/diffgemma-train output=$(CHECKPOINT)
 
 engine: $(INSTALLED)  ## compile CHECKPOINT for GPU
-	@$(BIN)/diffgemma-engine build gpu=$(GPU) $(if $(WEIGHTS),weights=$(WEIGHTS),checkpoint=$(CHECKPOINT)) $(if $(filter cpu,$(GPU)),out=$(ENGINE)) $(if $(PRECISION),precision=$(PRECISION)) $(if $(CALIBRATION),calibration=$(CALIBRATION))
+	@$(BIN)/diffgemma-engine build gpu=$(GPU) $(if $(BACKEND),backend=$(BACKEND)) $(if $(WEIGHTS),weights=$(WEIGHTS),checkpoint=$(CHECKPOINT)) $(if $(filter cpu,$(GPU)),out=$(ENGINE)) $(if $(PRECISION),precision=$(PRECISION)) $(if $(CALIBRATION),calibration=$(CALIBRATION))
 
 bench: $(INSTALLED)  ## measure GPU's engine beside transformers (cpu: a 184M model; else the 26B with random weights)
 ifeq ($(GPU),cpu)
@@ -66,6 +80,9 @@ chat: $(INSTALLED)  ## send PROMPT to the server and watch the canvas
 
 test: $(INSTALLED)  ## run every test
 	@$(BIN)/python -m pytest
+
+test-edge-llm: $(INSTALLED) $(EDGE_LLM)/.installed  ## export for Edge-LLM and check it (left out of make test)
+	@$(BIN)/python -m pytest -m edge_llm tests/edge_llm
 
 check: $(INSTALLED)  ## ruff, mypy, import layers, generated files
 	@$(BIN)/ruff check .

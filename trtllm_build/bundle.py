@@ -59,6 +59,12 @@ class Limits:
     cache_tokens: int | None
 
 
+def input_scales(directory: Path) -> dict[str, float]:
+    """Scales of activations that calibration found for a bundle; none for recipes that need none."""
+    path = directory / INPUT_SCALES
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
+
+
 def on_cpu(limits: Limits) -> Limits:
     """Limits under which a GPU's engine is computed on the CPU: all of its cache would be filled with zeros there."""
     return replace(limits, slots=8, context=min(limits.context, 4096), cache_tokens=None)
@@ -234,7 +240,8 @@ def describe(hardware: dict[str, Any]) -> str:
     """A hardware entry in words."""
     if hardware["kind"] == "cpu":
         return f"a {hardware['machine']} CPU under {hardware['system']}"
-    return f"an {hardware['name']} GPU (SM {hardware['sm']})"
+    article = "an" if hardware["name"][0] in "AEFHILMNORSX" else "a"  # as a letter's name begins
+    return f"{article} {hardware['name']} GPU (SM {hardware['sm']})"
 
 
 def file_entries(directory: Path) -> dict[str, dict[str, Any]]:
@@ -255,8 +262,9 @@ def write_manifest(directory: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Complete ``manifest`` with the hashes of the files in ``directory`` and write it there; returns it."""
     manifest = {"contract": CONTRACT, **manifest, "files": file_entries(directory)}
     manifest["manifest_hash"] = manifest_hash(manifest)
-    (directory / MANIFEST).write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n")
-    return manifest
+    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
+    (directory / MANIFEST).write_text(text)
+    return dict(json.loads(text))
 
 
 def _rebuild(manifest: dict[str, Any]) -> str:

@@ -22,6 +22,7 @@ _EXAMPLES = """examples:
 keys of build (Hydra overrides):
   checkpoint=DIR        Hugging Face-layout DiffusionGemma checkpoint
   gpu=NAME              cpu | h100 | h200 | dgx_spark | rtx5090
+  backend=edge_llm      for gpu=dgx_spark: export for NVIDIA TensorRT Edge-LLM (make setup-edge-llm)
   precision=NAME        what the GPU allows; its first where not given
   weights=random        instead of a checkpoint: made on the GPU, to measure speed (model=NAME: whose shapes)
   calibration=FILE      conversations (JSONL) that precision=fp8_static finds its scales with

@@ -69,7 +69,9 @@ def build(plan: Plan, report: Report) -> Manifest:
         note(f"bundle   {plan.out} is up to date: nothing to do")
         return done
     work = _work_directory(plan, inputs, note)
-    weights = describe_random(plan, note) if checkpoint is None else quantize(plan, checkpoint, work, note)
+    # the others' files hold weights of their own making
+    own = plan.backend in ("torch_cpu", "cuda") and checkpoint is not None
+    weights = quantize(plan, checkpoint, work, note) if own and checkpoint else describe_shapes(plan, note)
     if plan.memory_gb_per_second is not None:
         total = sum(c["bytes"] for c in weights["classes"])
         floor = 1000 * total / 1e9 / plan.memory_gb_per_second
@@ -128,8 +130,8 @@ def quantize(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> di
     return {"classes": [asdict(c) for c in counts], "errors": [asdict(e) for e in errors], "error_layers": layers}
 
 
-def describe_random(plan: Plan, note: Report) -> dict[str, Any]:
-    """What random weights will hold by class, once they are made on the GPU."""
+def describe_shapes(plan: Plan, note: Report) -> dict[str, Any]:
+    """What weights take by class, by their shapes: for those that are made elsewhere."""
     counts = count_shapes(plan.arch, plan.recipe)
     _note_counts(counts, note)
     return {"classes": [asdict(c) for c in counts]}
@@ -175,7 +177,6 @@ def write_bundle(
     plan: Plan, inputs: dict[str, Any], outcome: Outcome, measured: dict[str, Any], work: Path
 ) -> Manifest:
     """Write the manifest and put the bundle in place."""
-    arch = plan.arch
     manifest = {
         **inputs,
         "hardware": outcome.hardware,
@@ -183,24 +184,29 @@ def write_bundle(
         "verified": outcome.verified,
         "remaining": outcome.remaining,
         "measured": {**outcome.measured, **measured},
-        "io": {
-            "encode": {"slot": [], "token_ids": ["tokens"], "start": []},
-            "denoise": {
-                "slot": [],
-                "canvas_ids": [f"1 to {arch.canvas_length}"],
-                "soft_embeddings": ["canvas", arch.hidden_size],
-                "temperature": [],
-                "draws": ["canvas"],
-            },
-            "cache_bytes_of_a_slot": cache_bytes(
-                arch, getattr(torch, plan.recipe.dtype), plan.limits.context + plan.limits.canvas
-            ),
-        },
+        "io": outcome.io or _engine_contract(plan),
         "log": LOG,
     }
     written = write_manifest(work, manifest)
     replace_directory(work, plan.out)
     return written
+
+
+def _engine_contract(plan: Plan) -> dict[str, Any]:
+    """Inputs of the engine contract, and what a request takes."""
+    arch = plan.arch
+    room = plan.limits.context + plan.limits.canvas
+    return {
+        "encode": {"slot": [], "token_ids": ["tokens"], "start": []},
+        "denoise": {
+            "slot": [],
+            "canvas_ids": [f"1 to {arch.canvas_length}"],
+            "soft_embeddings": ["canvas", arch.hidden_size],
+            "temperature": [],
+            "draws": ["canvas"],
+        },
+        "cache_bytes_of_a_slot": cache_bytes(arch, getattr(torch, plan.recipe.dtype), room),
+    }
 
 
 def build_inputs(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:

@@ -13,12 +13,11 @@ import nemo_diffgemma
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import CALIBRATION
 from nemo_diffgemma.errors import FieldError, require
-from nemo_diffgemma.hydra_config import check_choice, choices, compose_config
+from nemo_diffgemma.hydra_config import check_choice, compose_config
 from trtllm_build.bundle import Limits
 from trtllm_build.quantization.recipe import Recipe
 
 CONF = Path(__file__).parent / "conf"
-BUILT_BACKENDS = ("torch_cpu", "cuda")
 
 
 @dataclass(frozen=True)
@@ -74,21 +73,20 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         check_choice(CONF, override)
     given = dict(o.partition("=")[::2] for o in overrides)
     gpu = _gpu_config(given.get("gpu", "cpu"))
-    require(
-        gpu.backend in BUILT_BACKENDS,
-        "gpu",
-        gpu.name,
-        f"{', '.join(_built_gpus())}; the {gpu.backend} backend for {gpu.name} is not built yet in this version",
-        "run `make engine GPU=cpu`",
-    )
-    precision = given.get("precision", gpu.precisions[0])
-    allowed = ", ".join(gpu.precisions)
-    require(precision in gpu.precisions, "precision", precision, f"{allowed} for gpu={gpu.name}", "pass one of these")
+    backend = given.get("backend", gpu.backend)
+    backends = {gpu.backend: list(gpu.precisions), **gpu.get("others", {})}
+    known = f"{', '.join(backends)} for gpu={gpu.name}"
+    require(backend in backends, "backend", backend, known, f"pass backend={gpu.backend}, or leave it out")
+    precision = given.get("precision", backends[backend][0])
+    of = f"gpu={gpu.name}" if backend == gpu.backend else f"gpu={gpu.name} backend={backend}"
+    allowed = f"{', '.join(backends[backend])} for {of}"
+    require(precision in backends[backend], "precision", precision, allowed, "pass one of these")
     config = compose_config(
         CONF, "build", [*(o for o in overrides if not o.startswith("precision=")), f"precision={precision}"]
     )
     checkpoint, name, arch = _source(config, gpu)
-    context = config.gpu.limits.context or arch.max_position_embeddings
+    usual = config.gpu.get("usual_context") or arch.max_position_embeddings
+    context = config.gpu.limits.context or min(usual, arch.max_position_embeddings)
     limits = Limits(
         context,
         config.gpu.limits.slots,
@@ -127,21 +125,22 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         f"at most {arch.max_position_embeddings}, the model's max_position_embeddings",
         f"pass gpu.limits.context={arch.max_position_embeddings}",
     )
-    out = Path(config.out) if config.out else Path("engines") / name / f"{gpu.name}-{precision}"
+    built_for = gpu.name if backend == gpu.backend else f"{gpu.name}-{backend}"
+    out = Path(config.out) if config.out else Path("engines") / name / f"{built_for}-{precision}"
     return Plan(
         checkpoint=checkpoint,
         name=name,
         out=out,
         gpu=gpu.name,
-        backend=gpu.backend,
+        backend=backend,
         sm=gpu.sm,
         memory_gb_per_second=gpu.memory_gb_per_second,
         recipe=recipe,
         limits=limits,
         compile=config.compile,
-        calibration=_calibration(config, recipe),
+        calibration=_calibration(config, recipe, backend),
         largest_loss=config.largest_loss,
-        unified=config.unified and recipe.format is not None and not recipe.static,
+        unified=config.unified and recipe.format == "fp8" and not recipe.static,
         arch=arch,
     )
 
@@ -168,11 +167,12 @@ def _source(config: DictConfig, gpu: DictConfig) -> tuple[Path | None, str, Arch
     return None, f"random_{config.model}", Architecture.from_dict({str(k): v for k, v in values.items()})
 
 
-def _calibration(config: DictConfig, recipe: Recipe) -> Path | None:
-    """The file that a recipe of static scales needs, and no other takes."""
+def _calibration(config: DictConfig, recipe: Recipe, backend: str) -> Path | None:
+    """The file that static scales of activations are found with; only where there are any."""
     given = config.calibration
     carried = None if config.weights is not None else Path(config.checkpoint) / CALIBRATION
-    if not recipe.static:
+    static = recipe.static or (recipe.format is not None and backend != "cuda")
+    if not static:
         allowed = f"nothing: precision={recipe.name} calibrates nothing"
         require(given is None, "calibration", given, allowed, "leave it out")
         return None
@@ -194,7 +194,3 @@ def _gpu_config(name: str) -> DictConfig:
     config = OmegaConf.load(CONF / "gpu" / f"{name}.yaml")
     assert isinstance(config, DictConfig)
     return config
-
-
-def _built_gpus() -> list[str]:
-    return [name for name in choices(CONF, "gpu") if _gpu_config(name).backend in BUILT_BACKENDS]

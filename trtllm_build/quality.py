@@ -11,6 +11,8 @@ from nemo_diffgemma.questions import Question
 from trtllm_build.runtime.engine import Engine
 from trtllm_build.runtime.request import Request
 
+QUESTIONS = 200  # at most: enough for a hundredth to be two answers
+
 
 @dataclass(frozen=True)
 class Quality:

@@ -117,11 +117,14 @@ def test_config_of_another_model(checkpoint: Path) -> None:
     ("overrides", "text"),
     [
         (["gpu=b300"], "gpu: 'b300' cannot be used; allowed: cpu, dgx_spark, h100, h200, rtx5090"),
-        (["gpu=rtx5090"], "the tensorrt_rtx backend for rtx5090 is not built yet in this version"),
-        (["gpu=dgx-spark"], "the tensorrt_rtx backend for dgx_spark is not built yet"),
+        (["gpu=cpu", "backend=edge_llm"], "backend: 'edge_llm' cannot be used; allowed: torch_cpu for gpu=cpu"),
+        (
+            ["gpu=dgx-spark", "backend=edge_llm", "precision=fp8"],
+            "precision: 'fp8' cannot be used; allowed: nvfp4, bf16 for gpu=dgx_spark backend=edge_llm",
+        ),
         (["gpu=cpu", "precision=fp9"], "precision: 'fp9' cannot be used; allowed: bf16, fp32"),
         (["gpu=cpu", "gpu.limits.slot=3"], "gpu.limits.slot: '3' cannot be used; allowed: gpu.limits.slots"),
-        (["gpu=cpu", "checkpont=x"], "checkpont: 'x' cannot be used; allowed: gpu, precision, checkpoint, weights"),
+        (["gpu=cpu", "checkpont=x"], "checkpont: 'x' cannot be used; allowed: gpu, precision, backend, checkpoint"),
         (["gpu=cpu", "gpu.limits.slots=0"], "gpu.limits.slots: 0 cannot be used; allowed: an integer >= 1"),
         (["gpu=cpu", "gpu.limits.context=999"], "at most 256, the model's max_position_embeddings"),
         (["fast"], "command line: 'fast' cannot be used; allowed: key=value"),
@@ -132,11 +135,11 @@ def test_bad_plans(checkpoint: Path, overrides: list[str], text: str) -> None:
 
 
 def test_the_command_line_prints_one_line_and_exits_2(checkpoint: Path) -> None:
-    command = [sys.executable, "-m", "trtllm_build.cli", "build", "gpu=rtx5090", f"checkpoint={checkpoint}"]
+    command = [sys.executable, "-m", "trtllm_build.cli", "build", "gpu=rtx6090", f"checkpoint={checkpoint}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
-    assert [line for line in done.stderr.splitlines() if line.startswith("error: gpu: 'rtx5090'")]
+    assert [line for line in done.stderr.splitlines() if line.startswith("error: gpu: 'rtx6090'")]
     assert "Traceback" not in done.stderr
 
 

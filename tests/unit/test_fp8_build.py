@@ -157,7 +157,8 @@ def test_static_scales_are_found_with_conversations(checkpoint: Path, tmp_path: 
         make_plan(given)
     manifest = build(make_plan([*given, f"calibration={checkpoint / HELD_OUT}"]), lambda line: None)
     scales = json.loads((tmp_path / "out" / "input_scales.json").read_text())
-    assert len(scales) == 6 * Checkpoint(checkpoint).arch.num_hidden_layers
+    assert len(scales) == 7 * Checkpoint(checkpoint).arch.num_hidden_layers
+    assert scales["layer_000.experts_down_weighted"] < scales["layer_000.experts_down"]
     assert all(s > 0 for s in scales.values())
     weights = load_file(tmp_path / "out" / "weights" / "layer_000.safetensors")
     scale = weights["experts_gate_up.scale"]

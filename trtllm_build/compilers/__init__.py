@@ -23,6 +23,7 @@ class Outcome:
         verified: ``executed`` on that hardware, ``compiled`` for it, or ``none``.
         measured: parity, quality and times, each with what it ran on.
         remaining: what is still to be run, and with which command; empty when nothing is.
+        io: inputs and outputs, where they are not the engine contract's.
     """
 
     hardware: dict[str, Any]
@@ -30,6 +31,7 @@ class Outcome:
     verified: str
     measured: dict[str, Any]
     remaining: list[str] = field(default_factory=list)
+    io: dict[str, Any] | None = None
 
 
 class Compiler(Protocol):
@@ -49,6 +51,14 @@ def compiler(backend: str) -> Compiler:
         from trtllm_build.compilers.torch_cpu import compile_engine
 
         return compile_engine
+    if backend == "edge_llm":
+        from trtllm_build.compilers.edge_llm import compile_engine as compile_edge_llm
+
+        return compile_edge_llm
+    if backend == "tensorrt_rtx":
+        from trtllm_build.compilers.tensorrt_rtx import compile_engine as compile_tensorrt_rtx
+
+        return compile_tensorrt_rtx
     from trtllm_build.compilers.cuda import compile_engine as compile_cuda
 
     return compile_cuda

@@ -13,22 +13,21 @@ from nemo_diffgemma.checkpoint import HELD_OUT, Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import read_questions
 from trtllm_build.backends.cuda.backend import Cuda
-from trtllm_build.backends.cuda.fused import TACTIC, Tuning, built_library, extra, input_scales, loaded_ops, simulated
+from trtllm_build.backends.cuda.fused import TACTIC, Tuning, built_library, extra, loaded_ops, simulated
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, reference_ops, triton_ops
 from trtllm_build.backends.cuda.probes import probes
 from trtllm_build.backends.cuda.tune import Extra, tune
 from trtllm_build.backends.cuda.weights import DeviceWeights, from_bundle, from_checkpoint, load_weights
-from trtllm_build.bundle import Bundle, Limits, has_gpu, on_cpu
+from trtllm_build.bundle import Bundle, Limits, has_gpu, input_scales, on_cpu
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.plan import Plan
 from trtllm_build.providers.tensorrt_llm.build import LIBRARY
-from trtllm_build.quality import Quality, answer, checked_loss
+from trtllm_build.quality import QUESTIONS, Quality, answer, checked_loss
 from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine
 from trtllm_build.verify import Parity, compare, fits_in_memory, verify
 
-_QUESTIONS = 200  # at most: enough for a hundredth to be two answers
 _CPU = torch.device("cpu")
 _ON_DEVICE = 0.1  # bfloat16's rounding through all layers, as verify.TOLERANCE has it
 
@@ -77,7 +76,7 @@ def _quality(
     if not path.is_file() or bundle.tokenizer_directory is None:
         note(f"quality  not measured: the checkpoint has no {HELD_OUT} (conversations kept from training)")
         return None
-    questions = read_questions(path)[:_QUESTIONS]
+    questions = read_questions(path)[:QUESTIONS]
     found: dict[str, Quality] = {}
     for name in dict.fromkeys(("fp32", "bf16", plan.recipe.name)):
         own = name == plan.recipe.name
@@ -95,7 +94,7 @@ def _quality(
 
 
 def _simulated(bundle: Bundle, weights: DeviceWeights) -> Cuda:
-    scales = input_scales(bundle) if weights.layers[0].quantized else {}
+    scales = input_scales(bundle.directory) if weights.layers[0].quantized else {}
     ops = simulated(reference_ops(), weights, scales) if scales else reference_ops()
     return Cuda(bundle.arch, weights, ops, bundle.limits)
 
@@ -108,7 +107,7 @@ def execute(bundle: Bundle, note: Note) -> tuple[dict[str, Any], dict[str, Any]]
     """
     device = torch.device("cuda")
     weights = load_weights(bundle, device)
-    scales, library = input_scales(bundle), built_library()
+    scales, library = input_scales(bundle.directory), built_library()
     extras: dict[str, dict[str, Extra]] = {}
     kernel = None
     if scales and library is None:

@@ -24,6 +24,8 @@ from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine
 
 PRODUCTS = ("qkv", "o", "gate_up", "down", "experts_gate_up", "experts_down")
+# What ``experts_down`` reads where the router's weights are multiplied before it instead of behind it.
+WEIGHTED = "experts_down_weighted"
 
 
 def calibrate(checkpoint: Checkpoint, bundle: Bundle, questions: Sequence[Question]) -> dict[str, float]:
@@ -37,7 +39,8 @@ def calibrate(checkpoint: Checkpoint, bundle: Bundle, questions: Sequence[Questi
         questions: conversations like those that will be asked.
 
     Returns:
-        ``layer_000.qkv`` and so on, all of :data:`PRODUCTS` of all layers, to the scale of what it reads.
+        ``layer_000.qkv`` and so on, all of :data:`PRODUCTS` and :data:`WEIGHTED` of all layers, to the scale of what it
+        reads.
     """
     weights = from_checkpoint(checkpoint, named_recipe("bf16"), torch.device("cpu"))
     largest: dict[str, float] = {}
@@ -56,21 +59,24 @@ def recording_ops(weights: DeviceWeights, largest: dict[str, float]) -> Ops:
         for product in PRODUCTS
     }
 
-    def see(weight: Rows, rows: Tensor) -> None:
-        name = names.get(values_of(weight).data_ptr())
+    def see(name: str | None, rows: Tensor) -> None:
         if name is not None and rows.numel():
             largest[name] = max(largest.get(name, 0.0), float(rows.abs().max()))
 
     def linear(x: Rows, weight: Rows, dtype: torch.dtype) -> Any:
-        see(weight, widen(x))
+        see(names.get(values_of(weight).data_ptr()), widen(x))
         return ops.linear(x, weight, dtype)
 
     def experts(x: Rows, gate_up: Rows, down: Rows, scores: Tensor, ids: Tensor, dtype: torch.dtype) -> Any:
         wide, matrices = widen(x), values_of(gate_up)
-        see(gate_up, wide)
+        see(names[matrices.data_ptr()], wide)
+        name = names[values_of(down).data_ptr()]
         for expert in sorted(set(ids.flatten().tolist())):
-            gate, up = (wide[(ids == expert).any(-1)] @ matrices[expert].float().T).chunk(2, dim=-1)
-            see(down, F.gelu(gate, approximate="tanh") * up)
+            token, k = (ids == expert).nonzero(as_tuple=True)
+            gate, up = (wide[token] @ matrices[expert].float().T).chunk(2, dim=-1)
+            inner = F.gelu(gate, approximate="tanh") * up
+            see(name, inner)
+            see(name.replace("experts_down", WEIGHTED), inner * scores[token, k, None])
         return ops.experts(x, gate_up, down, scores, ids, dtype)
 
     return replace(ops, linear=linear, experts=experts)

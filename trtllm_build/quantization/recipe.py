@@ -21,7 +21,7 @@ _STARTS = {
     "embedding": ("embedding",),
 }
 CLASSES = (*_STARTS, "norms")
-FORMATS = {"fp8": "float8_e4m3fn"}
+FORMATS = {"fp8": "float8_e4m3fn", "nvfp4": "float4_e2m1"}
 _DTYPES = ("float32", "bfloat16")
 _QUANTIZABLE = ("experts", "attention", "mlp")
 

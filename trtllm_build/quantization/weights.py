@@ -19,9 +19,11 @@ from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.errors import require
 from trtllm_build.kernels.fp8 import Fp8, quantize_rows_reference
 from trtllm_build.network.weights import SCALE, weight_files
+from trtllm_build.quantization.nvfp4 import BLOCK
 from trtllm_build.quantization.recipe import FORMATS, Recipe, class_of
 
 _FP8 = FORMATS["fp8"]
+BITS = {"float32": 32, "bfloat16": 16, _FP8: 8, FORMATS["nvfp4"]: 4}
 _SLACK = 1e-5  # float32's own rounding, of the scale and of the division by it
 _HEADER_DTYPES = {"F8_E4M3": _FP8, "BF16": "bfloat16", "F32": "float32"}
 
@@ -123,15 +125,18 @@ def count_parameters(folder: Path) -> list[ClassCount]:
 def count_shapes(arch: Architecture, recipe: Recipe) -> list[ClassCount]:
     """What the weight files of an architecture would hold; nothing is allocated."""
     shapes, totals = text_tensors(arch), dict[str, int]()
-    scales = 0
+    channels = numbers = 0  # of quantised tensors
     for names in weight_files(arch).values():
         for ours, theirs in names.items():
-            kind, shape = class_of(ours), shapes[theirs]
-            totals[kind] = totals.get(kind, 0) + torch.Size(shape).numel()
-            scales += torch.Size(shape[:-1]).numel() if kind in recipe.quantize else 0
-    found = [ClassCount(c, d, totals[c], totals[c] * getattr(torch, d).itemsize) for c, d in recipe.dtypes.items()]
-    if scales:
-        found.append(ClassCount("scales", "float32", scales, 4 * scales))
+            kind, size = class_of(ours), torch.Size(shapes[theirs])
+            totals[kind] = totals.get(kind, 0) + size.numel()
+            if kind in recipe.quantize:
+                channels, numbers = channels + size[:-1].numel(), numbers + size.numel()
+    found = [ClassCount(c, d, totals[c], totals[c] * BITS[d] // 8) for c, d in recipe.dtypes.items()]
+    if recipe.format == "fp8":
+        found.append(ClassCount("scales", "float32", channels, 4 * channels))
+    elif recipe.format == "nvfp4":
+        found.append(ClassCount("scales", _FP8, numbers // BLOCK, numbers // BLOCK))
     return sorted(found, key=lambda c: c.name)
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Mapping
 from dataclasses import replace
 from functools import partial
@@ -15,18 +14,12 @@ from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, chosen_ops
 from trtllm_build.backends.cuda.static_experts import StaticExperts, pack_layers
 from trtllm_build.backends.cuda.tune import Extra
 from trtllm_build.backends.cuda.weights import DeviceWeights
-from trtllm_build.bundle import INPUT_SCALES, Bundle
+from trtllm_build.bundle import Bundle, input_scales
 from trtllm_build.providers.tensorrt_llm.build import DEFAULT_OUT, LIBRARY
 from trtllm_build.providers.tensorrt_llm.layout import Packed, reference
 from trtllm_build.providers.tensorrt_llm.library import FusedExperts, Tactic
 
 TACTIC = "experts_tactic"
-
-
-def input_scales(bundle: Bundle) -> dict[str, float]:
-    """Scales that calibration found; none for recipes that need none."""
-    path = bundle.directory / INPUT_SCALES
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
 
 
 def built_library() -> Path | None:
@@ -66,4 +59,4 @@ def loaded_ops(bundle: Bundle, weights: DeviceWeights) -> Ops:
         return ops
     kernel = FusedExperts(bundle.directory / LIBRARY)
     run = partial(kernel, tactic=tuple(bundle.runtime[TACTIC]))
-    return replace(ops, experts=StaticExperts(pack_layers(weights, input_scales(bundle), in_place=True), run))
+    return replace(ops, experts=StaticExperts(pack_layers(weights, input_scales(bundle.directory), in_place=True), run))
