@@ -23,7 +23,17 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint, file_sha256, replace_directory, text_tensors
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.questions import read_questions
-from trtllm_build.bundle import CONTRACT, INPUT_SCALES, LOG, MANIFEST, Bundle, has_gpu, on_cpu, write_manifest
+from trtllm_build.bundle import (
+    CONTRACT,
+    INPUT_SCALES,
+    LOG,
+    MANIFEST,
+    Bundle,
+    has_gpu,
+    input_scales,
+    on_cpu,
+    write_manifest,
+)
 from trtllm_build.compilers import Outcome, compiler
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.plan import Plan
@@ -79,13 +89,13 @@ def build(plan: Plan, report: Report) -> Manifest:
             f"quantize a denoising step reads {_size(total)} of weights: "
             f"{floor:.3g} ms at the {plan.memory_gb_per_second:,} GB/s of {plan.gpu}'s memory"
         )
-    unified = work / "unified"
-    if plan.unified and checkpoint is not None and not unified.is_dir():
-        quantized = plan.recipe.quantize
-        write_unified(checkpoint, unified, lambda line: note(f"unified  {line}"), quantized)
     describe_model(plan, checkpoint, work)
     if plan.calibration is not None and checkpoint is not None and not (work / INPUT_SCALES).is_file():
         _write_json(work / INPUT_SCALES, find_scales(plan, checkpoint, work, note))
+    unified = work / "unified"
+    if plan.unified and checkpoint is not None and not unified.is_dir():
+        scales = input_scales(work) if plan.recipe.format == "nvfp4" else None
+        write_unified(checkpoint, unified, lambda line: note(f"unified  {line}"), plan.recipe.quantize, scales)
     outcome = compiler(plan.backend)(plan, checkpoint, work, note)
     if unified.is_dir():
         replace_directory(unified, plan.unified_out)

@@ -140,7 +140,7 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         compile=config.compile,
         calibration=_calibration(config, recipe, backend),
         largest_loss=config.largest_loss,
-        unified=config.unified and recipe.format == "fp8" and not recipe.static,
+        unified=config.unified and recipe.format is not None and not recipe.static,
         arch=arch,
     )
 

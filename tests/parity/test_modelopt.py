@@ -13,7 +13,7 @@ from safetensors import safe_open
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import INDEX, Checkpoint, new_vision_tensors, write_checkpoint
+from nemo_diffgemma.checkpoint import DECODER, INDEX, Checkpoint, new_vision_tensors, write_checkpoint
 from tests.support import GENERATION_CONFIG, random_tensors, small_architecture
 from trtllm_build.quantization.unified import MODULES, write_unified
 
@@ -90,3 +90,48 @@ def test_ours_is_modelopts_export(checkpoint: Checkpoint, quantized: tuple[str, 
         vision_config=None
     )
     assert set(read(ours, INDEX)["weight_map"]) == set(found)
+
+
+@pytest.mark.slow
+def test_nvfp4_is_what_modelopts_own_recipe_exports(tmp_path: Path) -> None:
+    import modelopt.torch.quantization as mtq
+    from modelopt.recipe import load_recipe
+    from modelopt.torch.export import export_hf_checkpoint
+
+    arch = small_architecture(hidden_size=64, moe_intermediate_size=32, num_experts=4, vision_config=VISION)
+    tensors = random_tensors(arch, 5) | new_vision_tensors(arch, 5)
+    narrow = {name: t.to(torch.bfloat16) for name, t in tensors.items()}
+    source = Checkpoint(write_checkpoint(tmp_path / "source", arch, narrow, GENERATION_CONFIG))
+    model = DiffusionGemmaForBlockDiffusion.from_pretrained(source.directory, dtype=torch.bfloat16)
+    recipe: Any = load_recipe("huggingface/diffusion_gemma/ptq/nvfp4_experts_only")
+    generator = torch.Generator().manual_seed(0)
+
+    def calibrate(network: Any) -> None:
+        prompt, canvas = (torch.randint(0, arch.vocab_size, (4, n), generator=generator) for n in (20, 8))
+        network(input_ids=prompt, decoder_input_ids=canvas)
+
+    quantised = mtq.quantize(model, recipe.quantize.model_dump(), forward_loop=calibrate)
+    export_hf_checkpoint(quantised, export_dir=tmp_path / "modelopt")
+    theirs = tensors_of(tmp_path / "modelopt")
+    # its scales of activations are given to ours: how they are found is not the layout's affair
+    names = {"experts_gate_up": "gate_proj", "experts_down": "down_proj"}
+    scales = {
+        f"layer_{i:03d}.{product}": 6 * float(theirs[f"{DECODER}layers.{i}.experts.0.{name}.input_scale"])
+        for i in range(arch.num_hidden_layers)
+        for product, name in names.items()
+    }
+    write_unified(source, tmp_path / "ours", lambda line: None, ("experts",), scales)
+    ours = tensors_of(tmp_path / "ours")
+    assert ours.keys() == theirs.keys()
+    for name, tensor in ours.items():
+        assert (tensor.dtype, tensor.shape) == (theirs[name].dtype, theirs[name].shape), name
+        if name.endswith("input_scale"):
+            assert torch.allclose(tensor, theirs[name], rtol=1e-6), name
+        else:
+            assert torch.equal(as_bytes(tensor), as_bytes(theirs[name])), name
+    found, expected = (read(tmp_path / d, "hf_quant_config.json")["quantization"] for d in ("ours", "modelopt"))
+    # ModelOpt's recipe narrows the cache too
+    assert found == expected | {"kv_cache_quant_algo": None}
+    found, expected = (read(tmp_path / d, "config.json")["quantization_config"] for d in ("ours", "modelopt"))
+    del expected["kv_cache_scheme"]
+    assert found == expected

@@ -23,6 +23,7 @@ DTYPES = {
     torch.float16: "F16",
     torch.bfloat16: "BF16",
     torch.float8_e4m3fn: "F8_E4M3",
+    torch.uint8: "U8",
 }
 _ITEM_BYTES = {name: dtype.itemsize for dtype, name in DTYPES.items()}
 _ALIGNMENT = 8

@@ -1,8 +1,9 @@
-"""An fp8 checkpoint in ModelOpt's unified Hugging Face layout, streamed: one tensor of the source is held at a time.
+"""A quantised checkpoint in ModelOpt's unified Hugging Face layout, streamed: one tensor of the source is held at once.
 
 Names, shapes, scales and both quantisation configs are those that ``export_hf_checkpoint`` of ModelOpt 0.47 writes for
-``FP8_PER_CHANNEL_PER_TOKEN`` with ``*self_conditioning*`` excluded, bit for bit (``tests/parity/test_modelopt.py``);
-ModelOpt itself has to load the whole model to write them. Plain transformers does not read this layout: it would
+``FP8_PER_CHANNEL_PER_TOKEN`` with ``*self_conditioning*`` excluded, and for its ``nvfp4_experts_only`` recipe of this
+model but for the cache, which stays as it is: bit for bit (``tests/parity/test_modelopt.py``). ModelOpt itself has to
+load the whole model to write them. Plain transformers does not read this layout: it would
 initialise the experts anew, without an error.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Callable, Collection, Iterator
+from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -23,12 +24,14 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import DECODER, Checkpoint, Shape, replace_directory
 from nemo_diffgemma.errors import require
 from trtllm_build.kernels.fp8 import DTYPE, quantize_rows_reference
+from trtllm_build.network.weights import layer_file
+from trtllm_build.quantization.nvfp4 import BLOCK, LARGEST, Nvfp4, quantize_nvfp4
 from trtllm_build.quantization.shards import DTYPES, Entry, write_json, write_shards
 
 # class of tensors, as in conf/precision -> the module of a layer that holds it
 MODULES = {"attention": "self_attn", "mlp": "mlp", "experts": "experts"}
 _PATTERNS = {"attention": "self_attn*", "mlp": "mlp*", "experts": "experts"}
-QUANT_ALGO = "FP8_PER_CHANNEL_PER_TOKEN"
+QUANT_ALGO = {"fp8": "FP8_PER_CHANNEL_PER_TOKEN", "nvfp4": "NVFP4"}
 # Readers know the layout by this name; the version is the one whose output this equals.
 PRODUCER = {"name": "modelopt", "version": "0.47.0"}
 
@@ -44,12 +47,15 @@ def write_unified(
     directory: str | Path,
     report: Callable[[str], None],
     quantized: Collection[str] = tuple(MODULES),
+    nvfp4_scales: Mapping[str, float] | None = None,
     max_shard_bytes: int = 5 * 2**30,
 ) -> Path:
-    """Write ``checkpoint`` in fp8 beside ``directory`` and put it in place with one rename.
+    """Write ``checkpoint`` quantised beside ``directory`` and put it in place with one rename.
 
-    Every matrix of a quantised class becomes ``weight [out, in]`` in float8_e4m3fn and ``weight_scale [out]`` in
-    float32, without an ``input_scale``: activations are scaled per token at run time. Fused experts become
+    Every matrix of a quantised class becomes in fp8 ``weight [out, in]`` in float8_e4m3fn and ``weight_scale [out]`` in
+    float32, without an ``input_scale``: activations are scaled per token at run time. In nvfp4 ``weight [out, in / 2]``
+    holds two numbers a byte, ``weight_scale [out, in / 16]`` is float8_e4m3fn, ``weight_scale_2 []`` one an expert's
+    first or second product, and ``input_scale []`` what calibration found. Fused experts become
     ``experts.N.{gate,up,down}_proj``, quantised or not. All else (routers, embedding, self-conditioning, norms,
     vision) is copied in the dtype that it is stored in.
 
@@ -57,7 +63,8 @@ def write_unified(
         checkpoint: what to quantise.
         directory: where to; replaced when it exists.
         report: called with a line for every shard written.
-        quantized: classes to quantise, of ``MODULES``.
+        quantized: classes to quantise, of ``MODULES``; of nvfp4 only experts.
+        nvfp4_scales: of what products read, their largest magnitude over 448: quantise to nvfp4; None for fp8.
         max_shard_bytes: a shard is closed before it would exceed this many bytes.
 
     Returns:
@@ -76,9 +83,10 @@ def write_unified(
     shutil.rmtree(partial, ignore_errors=True)
     partial.mkdir(parents=True)
     modules = {MODULES[name] for name in quantized}
-    write_shards(partial, list(_entries(checkpoint, modules)), _tensors(checkpoint, modules), max_shard_bytes, report)
+    entries = list(_entries(checkpoint, modules, nvfp4_scales is not None))
+    write_shards(partial, entries, _tensors(checkpoint, modules, nvfp4_scales), max_shard_bytes, report)
     exclusions = excluded_modules(checkpoint.arch, quantized)
-    _write_configs(checkpoint.directory, partial, exclusions)
+    _write_configs(checkpoint.directory, partial, exclusions, "fp8" if nvfp4_scales is None else "nvfp4")
     for path in [*(checkpoint.directory / name for name in _COPIED), *checkpoint.tokenizer_files]:
         if path.is_file():
             shutil.copyfile(path, partial / path.name)
@@ -96,17 +104,23 @@ def excluded_modules(arch: Architecture, quantized: Collection[str]) -> list[str
     return sorted(patterns)
 
 
-def _write_configs(source: Path, target: Path, exclusions: list[str]) -> None:
+def _write_configs(source: Path, target: Path, exclusions: list[str], format_: str) -> None:
     """``hf_quant_config.json``, and ``config.json`` with the same facts in the spelling of Hugging Face's configs."""
-    quantization = {"quant_algo": QUANT_ALGO, "kv_cache_quant_algo": None, "exclude_modules": exclusions}
+    algorithm = QUANT_ALGO[format_]
+    blocks: dict[str, Any] = {"group_size": BLOCK} if format_ == "nvfp4" else {}
+    quantization = {"quant_algo": algorithm, "kv_cache_quant_algo": None, **blocks, "exclude_modules": exclusions}
     write_json(target / "hf_quant_config.json", {"producer": PRODUCER, "quantization": quantization})
     config: dict[str, Any] = json.loads((source / "config.json").read_text())
     config["quantization_config"] = {
         "quant_method": "modelopt",
-        "quant_algo": QUANT_ALGO,
+        "quant_algo": algorithm,
         "ignore": exclusions,
         "producer": PRODUCER,
     }
+    if format_ == "nvfp4":
+        side = {"dynamic": False, "num_bits": 4, "type": "float", "group_size": BLOCK}
+        groups = {"group_0": {"input_activations": side, "weights": side, "targets": ["Linear"]}}
+        config["quantization_config"]["config_groups"] = groups
     write_json(target / "config.json", config)
 
 
@@ -139,33 +153,61 @@ def _is_quantized(name: str, modules: Collection[str]) -> bool:
     return match is not None and match[1] in modules
 
 
-def _entries(checkpoint: Checkpoint, modules: Collection[str]) -> Iterator[Entry]:
+def _entries(checkpoint: Checkpoint, modules: Collection[str], nvfp4: bool) -> Iterator[Entry]:
     """What will be written, in the order of :func:`_tensors`."""
     for name, shape in (checkpoint.text_shapes | checkpoint.vision_shapes).items():
         stored = checkpoint.stored_dtype(name)
         allowed = ", ".join(sorted(DTYPES.values()))
         require(stored in DTYPES.values(), f"checkpoint:{name}", stored, allowed, "convert the checkpoint")
         for part in _parts(name, shape):
-            if _is_quantized(name, modules):
+            if not _is_quantized(name, modules):
+                yield Entry(part.name, stored, part.shape)
+            elif nvfp4:
+                out, width = part.shape
+                yield Entry(part.name, DTYPES[torch.uint8], (out, width // 2))
+                yield Entry(f"{part.name}_scale", DTYPES[DTYPE], (out, width // BLOCK))
+                yield Entry(f"{part.name}_scale_2", DTYPES[torch.float32], ())
+                yield Entry(f"{part.name.removesuffix('weight')}input_scale", DTYPES[torch.float32], ())
+            else:
                 yield Entry(part.name, DTYPES[DTYPE], part.shape)
                 yield Entry(f"{part.name}_scale", DTYPES[torch.float32], part.shape[:1])
-            else:
-                yield Entry(part.name, stored, part.shape)
 
 
-def _tensors(checkpoint: Checkpoint, modules: Collection[str]) -> Iterator[tuple[str, Tensor]]:
+def _tensors(
+    checkpoint: Checkpoint, modules: Collection[str], nvfp4_scales: Mapping[str, float] | None
+) -> Iterator[tuple[str, Tensor]]:
     for name in checkpoint.text_shapes | checkpoint.vision_shapes:
         # a call a tensor: its frame, and the tensor with it, is gone before the next is read
-        yield from _converted(name, checkpoint.tensor(name), _is_quantized(name, modules))
+        tensor = checkpoint.tensor(name)
+        if not _is_quantized(name, modules):
+            yield from ((part.name, tensor[part.where]) for part in _parts(name, tuple(tensor.shape)))
+        elif nvfp4_scales is None:
+            yield from _fp8(name, tensor)
+        else:
+            yield from _nvfp4(name, tensor, nvfp4_scales)
 
 
-def _converted(name: str, tensor: Tensor, quantize: bool) -> Iterator[tuple[str, Tensor]]:
+def _fp8(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     for part in _parts(name, tuple(tensor.shape)):
         rows = tensor[part.where]
-        if not quantize:
-            yield part.name, rows
-            continue
         quantised = quantize_rows_reference(rows)
         yield part.name, quantised.values
         # a row of zeros is zeros under any scale: 1, as ModelOpt writes it, is safe to divide by
         yield f"{part.name}_scale", quantised.scale.masked_fill(~rows.any(-1), 1.0)
+
+
+def _nvfp4(name: str, tensor: Tensor, scales: Mapping[str, float]) -> Iterator[tuple[str, Tensor]]:
+    product = "experts_down" if name.endswith("down_proj") else "experts_gate_up"
+    layer = int(name.removeprefix(f"{DECODER}layers.").partition(".")[0])
+    read = torch.tensor(scales[f"{layer_file(layer)}.{product}"] / LARGEST)
+    quantised: dict[int, Nvfp4] = {}
+    for part in _parts(name, tuple(tensor.shape)):
+        expert, rows = part.where
+        assert isinstance(expert, int), "of nvfp4 only experts are written"
+        if expert not in quantised:  # its halves share a scale
+            quantised = {expert: quantize_nvfp4(tensor[expert])}
+        found = quantised[expert]
+        yield part.name, found.values[rows]
+        yield f"{part.name}_scale", found.block_scale[rows]
+        yield f"{part.name}_scale_2", found.scale
+        yield f"{part.name.removesuffix('weight')}input_scale", read
