@@ -18,13 +18,12 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from omegaconf import OmegaConf
 from torch import Tensor
 
-import nemo_diffgemma
 from benchmarks.common import console, show
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import text_tensors
+from nemo_diffgemma.models import RELEASED, configured
 from trtllm_build.backends.tensorrt_rtx.plan import compile_plan
 from trtllm_build.lowering.lower import lower, quantized_products
 from trtllm_build.lowering.weights import Read
@@ -34,16 +33,16 @@ from trtllm_build.quantization.recipe import named_recipe
 SM = 121
 CONTEXT = 32768
 VOCABULARY = 4096
-_RELEASED = Path(nemo_diffgemma.__file__).parent / "conf" / "model" / "diffusion_gemma_26b_a4b.yaml"
 _CASES = {"global layer": (slice(5, 6), 128), "two layers": (slice(4, 6), 128), "30 layers": (slice(0, 30), 8)}
 
 
 def released(layers: slice, experts: int) -> Architecture:
     """Some layers of the released anatomy; the last of them is global."""
-    values: dict[str, Any] = OmegaConf.to_container(OmegaConf.load(_RELEASED))  # type: ignore[assignment]
-    kinds = values["layer_types"][layers]
-    changes = {"layer_types": kinds, "num_hidden_layers": len(kinds), "num_experts": experts}
-    return Architecture.from_dict(values | changes | {"vocab_size": VOCABULARY})
+    arch = configured(RELEASED)
+    kinds = arch.layer_types[layers]
+    return arch.with_changes(
+        layer_types=kinds, num_hidden_layers=len(kinds), num_experts=experts, vocab_size=VOCABULARY
+    )
 
 
 def random_reader(arch: Architecture) -> Read:

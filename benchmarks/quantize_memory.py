@@ -19,7 +19,7 @@ import torch
 from benchmarks.common import OUT, console, show
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
 from nemo_diffgemma.checkpoint import INDEX, text_tensors
-from trtllm_build.kernels.compile import released_architecture
+from nemo_diffgemma.models import RELEASED, configured
 from trtllm_build.quantization.shards import Entry, write_json, write_shards
 
 LAYERS = (SLIDING, SLIDING, GLOBAL)
@@ -57,7 +57,7 @@ def main() -> None:
     parser.add_argument("--keep", action="store_true", help="keep the 6 GB checkpoint for another run")
     given = parser.parse_args()
     directory, out = OUT / "6gb" / "checkpoint", OUT / "6gb" / "h100-fp8"
-    arch = released_architecture().with_changes(num_hidden_layers=len(LAYERS), layer_types=LAYERS)
+    arch = configured(RELEASED).with_changes(num_hidden_layers=len(LAYERS), layer_types=LAYERS)
     if not (directory / INDEX).is_file():
         console.print(f"writing {directory}", style="dim")
         write(directory, arch)

@@ -17,6 +17,7 @@ _EXAMPLES = """examples:
   diffgemma-engine build gpu=cpu checkpoint=build/demo/checkpoint out=build/demo/engine
   diffgemma-engine build gpu=cpu precision=bf16 gpu.limits.slots=4 checkpoint=DIR
   diffgemma-engine build gpu=h100 checkpoint=DIR
+  diffgemma-engine sizes
   diffgemma-engine inspect build/demo/engine
 
 keys of build (Hydra overrides):
@@ -54,6 +55,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     )
     build.add_argument("overrides", nargs="*", metavar="key=value", help="what to build; see below")
     build.add_argument("--json", action="store_true", help="print the manifest instead of progress")
+    sizing = commands.add_parser("sizes", help="what a model's weights take at each precision, by arithmetic")
+    sizing.add_argument("model", nargs="?", default="diffusion_gemma_26b_a4b", help="a configuration or a checkpoint")
+    sizing.add_argument("--json", action="store_true", help="print JSON instead of the table")
     inspect = commands.add_parser("inspect", help="check a bundle and print its manifest")
     inspect.add_argument("directory")
     options = parser.parse_args(arguments)
@@ -61,6 +65,8 @@ def main(arguments: Sequence[str] | None = None) -> None:
     try:
         if options.command == "build":
             _build(options.overrides, options.json)
+        elif options.command == "sizes":
+            _sizes(options.model, options.json)
         else:
             _inspect(options.directory)
     except FieldError as error:
@@ -76,6 +82,13 @@ def _build(overrides: Sequence[str], as_json: bool) -> None:
     manifest = build(make_plan(overrides), partial(console.print, soft_wrap=True))
     if as_json:
         print(json.dumps(manifest, indent=2, sort_keys=True))
+
+
+def _sizes(model: str, as_json: bool) -> None:
+    from trtllm_build.sizes import show, sizes
+
+    found = sizes(model)
+    print(json.dumps(found, indent=2)) if as_json else show(found)
 
 
 def _inspect(directory: str) -> None:

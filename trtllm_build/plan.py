@@ -4,16 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from importlib.resources import files
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
-import nemo_diffgemma
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import CALIBRATION
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.hydra_config import check_choice, compose_config
+from nemo_diffgemma.models import configured
 from trtllm_build.bundle import Limits
 from trtllm_build.quantization.recipe import Recipe
 
@@ -159,12 +158,7 @@ def _source(config: DictConfig, gpu: DictConfig) -> tuple[Path | None, str, Arch
     require(missing, "checkpoint", config.get("checkpoint"), "none with weights=random", "leave one of them out")
     allowed = "a GPU of the cuda backend (h100, h200): random weights are made on it"
     require(gpu.backend == "cuda", "weights", weights, allowed, f"leave weights out, or pass gpu=h100 for {gpu.name}")
-    models = files(nemo_diffgemma) / "conf" / "model"
-    known = sorted(p.name.removesuffix(".yaml") for p in models.iterdir())
-    require(config.model in known, "model", config.model, ", ".join(known), f"pass model={known[-1]}")
-    values = OmegaConf.to_container(OmegaConf.create((models / f"{config.model}.yaml").read_text()))
-    assert isinstance(values, dict)
-    return None, f"random_{config.model}", Architecture.from_dict({str(k): v for k, v in values.items()})
+    return None, f"random_{config.model}", configured(config.model)
 
 
 def _calibration(config: DictConfig, recipe: Recipe, backend: str) -> Path | None:

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 from collections import Counter
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
-from omegaconf import OmegaConf
 from safetensors import safe_open
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 from transformers.modeling_utils import remove_tied_weights_from_state_dict
@@ -16,6 +14,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 import nemo_diffgemma
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import VISION_PREFIXES, text_tensors, vision_tensors
+from nemo_diffgemma.models import configured
 from trtllm_build.network.weights import weight_files
 
 # Parameters of the text model, in billions, cut to one digit (build.nvidia.com/google/diffusiongemma-26b-a4b-it).
@@ -27,12 +26,6 @@ Shapes = dict[str, tuple[int, ...]]
 def released() -> Architecture:
     """Our configuration of it, with a vision tower of transformers' default size: transformers builds none without."""
     return configured("diffusion_gemma_26b_a4b").with_changes(vision_config={"model_type": "gemma4_vision"})
-
-
-def configured(name: str) -> Architecture:
-    """One of ``conf/model``."""
-    values: Any = OmegaConf.to_container(OmegaConf.load(MODELS / f"{name}.yaml"))
-    return Architecture.from_dict(values)
 
 
 def saved_shapes(model: DiffusionGemmaForBlockDiffusion) -> Shapes:

@@ -8,18 +8,16 @@ import time
 from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from importlib import import_module
-from importlib.resources import files
 from typing import Any
 
 import triton
-from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 from triton.backends.compiler import GPUTarget
 from triton.compiler import ASTSource
 
-import nemo_diffgemma
 from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.models import RELEASED, configured
 
 MODULES = (
     "attention",
@@ -82,12 +80,6 @@ class Compiled:
     seconds: float = field(compare=False)
 
 
-def released_architecture() -> Architecture:
-    """Shapes of the released 26B model."""
-    path = files(nemo_diffgemma) / "conf/model/diffusion_gemma_26b_a4b.yaml"
-    return Architecture.from_dict(OmegaConf.to_container(OmegaConf.create(path.read_text())))  # type: ignore[arg-type]
-
-
 def all_cases(arch: Architecture) -> Iterator[Case]:
     """Every case of every kernel, at an architecture's shapes."""
     for name in MODULES:
@@ -118,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     parser.add_argument("--sm", type=int, action="append", choices=sorted(SHARED_BYTES), help="90 (H100), 121 (GB10)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args(arguments)
-    cases = list(all_cases(released_architecture()))
+    cases = list(all_cases(configured(RELEASED)))
     done = [compile_case(c, sm) for sm in options.sm or [90, 121] for c in cases if sm in c.sms]
     if options.json:
         print(json.dumps([asdict(c) for c in done], indent=2))
