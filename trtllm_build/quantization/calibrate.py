@@ -12,6 +12,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_diffgemma.checkpoint import Checkpoint
+from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import Question
 from trtllm_build.backends.cuda.backend import Cuda
 from trtllm_build.backends.cuda.ops import Ops, reference_ops
@@ -24,6 +25,7 @@ from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine
 
 PRODUCTS = ("qkv", "o", "gate_up", "down", "experts_gate_up", "experts_down")
+_ROOM = 1.2  # times the weights: caches, and one layer's intermediate rows
 # What ``experts_down`` reads where the router's weights are multiplied before it instead of behind it.
 WEIGHTED = "experts_down_weighted"
 
@@ -41,13 +43,39 @@ def calibrate(checkpoint: Checkpoint, bundle: Bundle, questions: Sequence[Questi
     Returns:
         ``layer_000.qkv`` and so on, all of :data:`PRODUCTS` and :data:`WEIGHTED` of all layers, to the scale of what it
         reads.
+
+    Raises:
+        FieldError: when the unquantised model does not fit into this machine's memory.
     """
-    weights = from_checkpoint(checkpoint, named_recipe("bf16"), torch.device("cpu"))
+    parameters = sum(torch.Size(shape).numel() for shape in checkpoint.text_shapes.values())
+    device = _device(2 * parameters)
+    weights = from_checkpoint(checkpoint, named_recipe("bf16"), device)
     largest: dict[str, float] = {}
-    engine = Engine(bundle, Cuda(bundle.arch, weights, recording_ops(weights, largest), bundle.limits), os.cpu_count())
+    ops = recording_ops(weights, largest)
+    engine = Engine(bundle, Cuda(bundle.arch, weights, ops, bundle.limits, graphs=False), os.cpu_count())
     answer(engine, questions)
     engine.close()
     return {name: value / LARGEST for name, value in largest.items()}
+
+
+def _device(wanted: int) -> torch.device:
+    """Where bfloat16 weights of so many bytes, and what is computed with them, fit: a GPU first.
+
+    Raises:
+        FieldError: when they fit nowhere here.
+    """
+    free = {"cpu": os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")}
+    if torch.cuda.is_available():
+        free = {"cuda": torch.cuda.mem_get_info()[0]} | free
+    fitting = [name for name, size in free.items() if _ROOM * wanted < size]
+    require(
+        bool(fitting),
+        "calibration",
+        f"{max(free.values()) / 1e9:.0f} GB of free memory",
+        f"{_ROOM * wanted / 1e9:.0f} GB, for the model in bfloat16 and what it computes",
+        "build on a machine with as much, or with precision=bf16",
+    )
+    return torch.device(fitting[0])
 
 
 def recording_ops(weights: DeviceWeights, largest: dict[str, float]) -> Ops:

@@ -33,9 +33,10 @@ class Cuda:
         weights: on the device to run on: a GPU, or the CPU with the kernels' references.
         ops: who provides each operation.
         limits: what the engine admits.
+        graphs: capture CUDA graphs; without them every operation may look at what it is given.
     """
 
-    def __init__(self, arch: Architecture, weights: DeviceWeights, ops: Ops, limits: Limits):
+    def __init__(self, arch: Architecture, weights: DeviceWeights, ops: Ops, limits: Limits, graphs: bool = True):
         self.arch = arch
         self.network = DeviceNetwork(arch, weights, ops)
         self.dtype = self.network.dtype
@@ -45,7 +46,7 @@ class Cuda:
         # a request's pages are whole ones: each may leave most of one empty
         pages = -(-(limits.cache_tokens or limits.slots * room) // PAGE) + limits.slots
         self._cache = DeviceCache(arch, self.dtype, self._device, limits.slots, pages, room + PAGE, self.prefill_chunk)
-        pool = torch.cuda.graph_pool_handle() if self._device.type == "cuda" else None
+        pool = torch.cuda.graph_pool_handle() if graphs and self._device.type == "cuda" else None
         batches = [b for b in BATCHES if b < 2 * limits.slots]
         with torch.inference_mode():
             self._denoise = [DenoiseCall(self.network, self._cache, b, pool) for b in batches]
