@@ -26,14 +26,14 @@ keys of build (Hydra overrides):
   backend=edge_llm      for gpu=dgx_spark: export for NVIDIA TensorRT Edge-LLM (make setup-edge-llm)
   precision=NAME        what the GPU allows; its first where not given
   weights=random        instead of a checkpoint: made on the GPU, to measure speed (model=NAME: whose shapes)
-  calibration=FILE      conversations (JSONL) that precision=fp8_static finds its scales with
+  calibration=FILE      conversations (JSONL) to find scales of activations with; the checkpoint's own where not given
   largest_loss=X        most exact match that may be lost on held-out questions against float32
   out=DIR               bundle directory; engines/<checkpoint>/<gpu>-<precision> where not given
   gpu.limits.slots=N    canvases denoised at the same time
   gpu.limits.context=N  most prompt and output tokens of one request
   gpu.limits.queue=N    requests that may wait for a slot
   gpu.limits.cache_tokens=N  tokens of cache of all requests together
-  unified=false         do not write <out>-hf, the quantised checkpoint in the layout vLLM and TensorRT-LLM read
+  unified=false         do not write <out>-hf, the quantised checkpoint in ModelOpt's unified Hugging Face layout
   compile=false         run the network eagerly, without compiling it ahead of time
 """
 
