@@ -9,12 +9,13 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol
 
 from nemo_diffgemma.errors import FieldError
 from triton_repo.parse import Generation
 from triton_repo.reply import Outputs, Reply
 from trtllm_build.runtime.request import Block, Event
+from trtllm_build.runtime.scheduler import QueueFull
 
 if TYPE_CHECKING:
     from trtllm_build.runtime.ticket import Ticket
@@ -24,11 +25,15 @@ LOOK_S = 0.02
 _LOG = logging.getLogger(__name__)
 
 
+# the client's mistake; as many requests wait as may wait; ours
+Failure = Literal["refused", "unavailable", "failed"]
+
+
 class Channel(Protocol):
     """One request's way back to its client."""
 
     def send(self, outputs: Outputs, last: bool) -> None: ...
-    def fail(self, message: str, fault_of_client: bool) -> None: ...
+    def fail(self, message: str, why: Failure) -> None: ...
     def is_cancelled(self) -> bool: ...
 
 
@@ -100,16 +105,17 @@ class Courier:
             if call.ticket is not None:
                 call.ticket.cancel()
             with suppress(Exception):  # its last response may already be out
-                call.channel.fail(f"{type(error).__name__}: {error}", False)
+                call.channel.fail(f"{type(error).__name__}: {error}", "failed")
 
     def _deliver(self, call: Call, event: Event | Exception) -> None:
         last = isinstance(event, Exception) or (isinstance(event, Block) and event.finish_reason is not None)
         if last:
             self._calls.discard(call)
         if isinstance(event, Exception):
-            call.channel.fail(str(event), isinstance(event, FieldError))
+            full: Failure = "unavailable" if isinstance(event, QueueFull) else "failed"
+            call.channel.fail(str(event), "refused" if isinstance(event, FieldError) else full)
         elif isinstance(event, Block) and event.finish_reason == "error":
-            call.channel.fail(event.error or "the engine failed", False)
+            call.channel.fail(event.error or "the engine failed", "failed")
         elif call.reply is not None and (outputs := call.reply.outputs(event)) is not None:
             call.channel.send(outputs, last)
 

@@ -63,6 +63,9 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
     stream = bool(_scalar(inputs, "stream", False))
     drafts = bool(_scalar(inputs, "drafts", False))
     require(stream or not drafts, "drafts", drafts, "false without stream", "pass stream=true")
+    every = _scalar(inputs, "draft_every", int(drafts))
+    require(stream or every == 0, "draft_every", every, "0 without stream", "pass stream=true")
+    canvas: int | None = _scalar(inputs, "canvas_length", None)
     prompt = _prompt(inputs, engine)
     request = Request(
         prompt_ids=tuple(prompt),
@@ -71,7 +74,13 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
         seed=_seed(inputs),
         sampler=replace(engine.sampler, **{name: inputs[name][0] for name in _SAMPLER if name in inputs}),
         ignore_eos=bool(_scalar(inputs, "ignore_eos", False)),
-        draft_every=int(drafts),
+        min_tokens=_scalar(inputs, "min_tokens", 0),
+        stop=tuple(word for word in inputs.get("stop_words", ()) if word),
+        stop_token_ids=tuple(inputs.get("stop_token_ids", ())),
+        draft_every=every,
+        priority=_scalar(inputs, "priority", 0),
+        deadline=_scalar(inputs, "deadline", None),
+        canvas_length="fit" if canvas == 0 else canvas,
     )
     counts = ("num_input_tokens", "num_output_tokens")
     withheld = frozenset(name for name in counts if not _scalar(inputs, f"return_{name}", True))

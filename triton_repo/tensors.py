@@ -69,6 +69,15 @@ INPUTS: tuple[Tensor, ...] = (
     Tensor("random_seed", "UINT64", "another name of seed"),
     Tensor("stream", "BOOL", "one response a block; default false: one response with everything"),
     Tensor("drafts", "BOOL", "with stream: also the provisional canvas after every denoising step; default false"),
+    Tensor(
+        "draft_every", "INT32", "with stream: the provisional canvas after every so many denoising steps; default 0"
+    ),
+    Tensor("stop_words", "STRING", "texts before the first of which the answer is cut; empty ones do nothing", (-1,)),
+    Tensor("stop_token_ids", "INT32", "token ids before the first of which the answer is cut", (-1,)),
+    Tensor("min_tokens", "INT32", "no end of sequence and no stop token before this position; default 0"),
+    Tensor("canvas_length", "INT32", "tokens a canvas; 0: the narrowest that holds max_tokens; default: the model's"),
+    Tensor("priority", "INT32", "lower goes first; default 0"),
+    Tensor("deadline", "FP32", "seconds from arrival after which the request is ended; default: never"),
     Tensor("ignore_eos", "BOOL", "go on to max_tokens whatever the model writes; default false"),
     Tensor("max_denoising_steps", "INT32", "most steps a canvas; default: the checkpoint's"),
     Tensor("t_min", "FP32", "temperature at the end of the schedule; default: the checkpoint's"),
@@ -81,7 +90,7 @@ INPUTS: tuple[Tensor, ...] = (
 )
 
 _ENTROPY = "tokens are accepted by entropy, set entropy_bound"
-_CUT = "cut the text in the client"
+_CUT = "leave them out, or send the tokens that are allowed from Python"
 _NO_PENALTY = "leave it out: a canvas is denoised in parallel, without penalties"
 _ONE = "send one request a sample, each with its own seed"
 _OWN_IDS = "leave it out: the checkpoint's own is used; ignore_eos generates to max_tokens"
@@ -92,14 +101,12 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
     _unsupported("min_p", "FP32", (0.0,), _ENTROPY),
     _unsupported("beam_width", "INT32", (1,), _ONE),
     _unsupported("num_return_sequences", "INT32", (1,), _ONE),
-    _unsupported("stop_words", "STRING", ("",), _CUT, (-1,)),
     _unsupported("bad_words", "STRING", ("",), _CUT, (-1,)),
     _unsupported("repetition_penalty", "FP32", (1.0,), _NO_PENALTY),
     _unsupported("presence_penalty", "FP32", (0.0,), _NO_PENALTY),
     _unsupported("frequency_penalty", "FP32", (0.0,), _NO_PENALTY),
     _unsupported("length_penalty", "FP32", (0.0, 1.0), _NO_PENALTY),
-    _unsupported("min_tokens", "INT32", (0,), "set ignore_eos and max_tokens"),
-    _unsupported("min_length", "INT32", (0,), "set ignore_eos and max_tokens"),
+    _unsupported("min_length", "INT32", (0,), "send min_tokens"),
     _unsupported("end_id", "INT32", (), _OWN_IDS),
     _unsupported("pad_id", "INT32", (), _OWN_IDS),
     _unsupported("exclude_input_in_output", "BOOL", (True,), "prepend the prompt in the client"),
@@ -109,7 +116,7 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
 OUTPUTS: tuple[Tensor, ...] = (
     Tensor("text_output", "STRING", "new text; for a draft the text of the canvas as it stands"),
     Tensor("output_ids", "INT32", "its token ids", (-1,)),
-    Tensor("finish_reason", "STRING", "stop, length or cancelled on the last response, empty before"),
+    Tensor("finish_reason", "STRING", "stop, length, cancelled or deadline on the last response, empty before"),
     Tensor("provisional", "BOOL", "true for a draft: the next response may change any of it"),
     Tensor("canvas_index", "INT32", "which canvas of the request, from 0; without stream the last"),
     Tensor("denoising_steps", "INT32", "steps done on this canvas; without stream on all of them"),

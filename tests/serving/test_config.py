@@ -14,7 +14,7 @@ from triton_repo.tensors import INPUTS, UNSUPPORTED
 def test_the_committed_file_is_the_rendering(capsys: pytest.CaptureFixture[str]) -> None:
     assert CONFIG_FILE.read_text() == render()
     assert main(["--check"]) == 0
-    assert capsys.readouterr().out == "config.pbtxt: 35 inputs, 9 outputs, as rendered\n"
+    assert capsys.readouterr().out == "config.pbtxt: 40 inputs, 9 outputs, as rendered\n"
 
 
 def test_triton_reads_it_and_nothing_in_it_is_a_template() -> None:

@@ -28,12 +28,12 @@ class Channel:
         if last:
             pb.Logger.log_info(f"request {self._name}: finished, {outputs['finish_reason'].item().decode()}")
 
-    def fail(self, message: str, fault_of_client: bool) -> None:
-        code = pb.TritonError.INVALID_ARG if fault_of_client else pb.TritonError.INTERNAL
-        response = pb.InferenceResponse(error=pb.TritonError(message, code))
-        self._sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    def fail(self, message: str, why: str) -> None:
+        code = {"refused": pb.TritonError.INVALID_ARG, "unavailable": pb.TritonError.UNAVAILABLE}
+        error = pb.TritonError(message, code.get(why, pb.TritonError.INTERNAL))
+        self._sender.send(pb.InferenceResponse(error=error), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         # What a client sent stays out of the log.
-        pb.Logger.log_info(f"request {self._name}: {'refused' if fault_of_client else f'failed, {message}'}")
+        pb.Logger.log_info(f"request {self._name}: {why}{f', {message}' * (why == 'failed')}")
 
     def is_cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())

@@ -1,0 +1,98 @@
+"""What a request can ask beside the sampler's settings arrives at the engine as it would from Python."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from triton_repo.client import Client, GenerationError
+from triton_repo.server import Server
+from trtllm_build import Engine
+from trtllm_build.pipeline import build
+from trtllm_build.plan import make_plan
+
+pytestmark = pytest.mark.server
+
+PROMPT = "red green chair"
+
+
+def served(client: Client, **inputs: Any) -> Any:
+    (response,) = client.generate(PROMPT, stream=False, seed=3, max_denoising_steps=3, **inputs)
+    return response
+
+
+@pytest.mark.parametrize(
+    ("wire", "local"),
+    [
+        ({"min_tokens": 20, "max_tokens": 24}, {"min_tokens": 20, "max_tokens": 24}),
+        ({"stop_token_ids": list(range(30, 60)), "max_tokens": 24}, {"stop_token_ids": tuple(range(30, 60))}),
+        ({"canvas_length": 5, "max_tokens": 12, "ignore_eos": True}, {"canvas_length": 5, "max_tokens": 12}),
+        ({"canvas_length": 0, "max_tokens": 7, "ignore_eos": True}, {"canvas_length": "fit", "max_tokens": 7}),
+        ({"priority": -1, "deadline": 60.0, "max_tokens": 9, "ignore_eos": True}, {"max_tokens": 9}),
+    ],
+    ids=lambda inputs: "-".join(inputs),
+)
+def test_controls_mean_what_they_mean_in_python(
+    client: Client, engine: Engine, wire: dict[str, Any], local: dict[str, Any]
+) -> None:
+    more = {"max_tokens": 24, "ignore_eos": wire.get("ignore_eos", False)} | local
+    (expected,) = engine.generate(PROMPT, seed=3, max_denoising_steps=3, **more)
+    found = served(client, **wire)
+    assert (found.token_ids, found.finish_reason) == (expected.token_ids, expected.finish_reason)
+
+
+def test_a_stop_word_cuts_the_answer_and_does_not_show(client: Client) -> None:
+    whole = served(client, max_tokens=40, ignore_eos=True).text
+    word = next(w for w in ("green", "red", "blue", "chair", "table", "lamp", "a", "e") if w in whole[1:])
+    found = served(client, max_tokens=40, ignore_eos=True, stop_words=[word, ""])
+    assert found.text == whole[: whole.index(word)]
+    assert found.finish_reason == "stop"
+
+
+def test_a_late_request_is_ended_with_what_it_has(client: Client) -> None:
+    responses = list(client.generate(PROMPT, max_tokens=200, ignore_eos=True, deadline=0.05))
+    assert responses[-1].finish_reason == "deadline"
+    assert responses[-1].num_output_tokens < 200
+
+
+def test_drafts_come_every_so_many_steps(client: Client) -> None:
+    responses = list(client.generate(PROMPT, max_tokens=16, ignore_eos=True, max_denoising_steps=6, draft_every=2))
+    assert [r.denoising_steps for r in responses if r.provisional] == [2, 4, 6][: len(responses) - 1]
+    with pytest.raises(GenerationError, match="draft_every: 2 cannot be used; allowed: 0 without stream"):
+        served(client, max_tokens=4, draft_every=2)
+
+
+def test_a_full_queue_says_its_length(text_checkpoint: Path, tmp_path: Path) -> None:
+    limits = ["gpu.limits.slots=1", "gpu.limits.queue=1"]
+    out = tmp_path / "narrow"
+    build(make_plan(["compile=false", f"checkpoint={text_checkpoint}", f"out={out}", *limits]), lambda line: None)
+    with Server(out, http_port=0, grpc_port=0, metrics_port=0) as server, Client(server.grpc_url) as client:
+        running = client.generate(PROMPT, ignore_eos=True, drafts=True)
+        next(running)
+        waiting = threading.Thread(target=lambda: list(client.generate(PROMPT, max_tokens=2)))
+        waiting.start()
+        refused = None
+        for _ in range(200):  # until the second one waits
+            try:
+                post(server, {"text_input": PROMPT, "max_tokens": 1, "deadline": 0.01})
+            except urllib.error.HTTPError as error:
+                refused = error
+                break
+        assert refused is not None
+        # UNAVAILABLE inside; of a decoupled model tritonserver 2.51 tells HTTP clients 400 whatever it was
+        assert refused.code in (400, 503)
+        assert json.loads(refused.read())["error"].endswith("1 requests wait already; the limit is 1")
+        running.close()
+        waiting.join()
+
+
+def post(server: Server, body: dict[str, Any]) -> str:
+    address = f"{server.http_url}/v2/models/diffgemma/generate"
+    with urllib.request.urlopen(urllib.request.Request(address, json.dumps(body).encode()), timeout=60) as answer:
+        return str(answer.read().decode())
