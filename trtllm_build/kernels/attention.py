@@ -36,11 +36,12 @@ def attend_reference(
     for b, slot in enumerate(slots.tolist()):
         length = int(cache.lengths[slot])
         count = q.shape[1] if counts is None else int(counts[b])
-        cached = torch.arange(0 if window is None else max(0, length - (window - 1)), length)
+        first = 0 if window is None else max(0, length - (window - 1))
+        cached = torch.arange(first, length, device=q.device)
         page = cache.table[slot, cached // PAGE % cache.table.shape[1]].long()
         keys = torch.cat([cache.keys[page, cached % PAGE], k[b, :count]]).float()
         values = torch.cat([cache.values[page, cached % PAGE], v[b, :count]]).float()
-        new = length + torch.arange(count)
+        new = length + torch.arange(count, device=q.device)
         distance = new[:, None] - torch.cat([cached, new])
         seen = torch.ones_like(distance, dtype=torch.bool)
         if causal:

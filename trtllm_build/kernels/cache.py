@@ -49,7 +49,7 @@ def append_reference(k: Tensor, v: Tensor, cache: LayerCache, slots: Tensor, cou
     _check(k, cache)
     for b, slot in enumerate(slots.tolist()):
         count = k.shape[1] if counts is None else int(counts[b])
-        position = int(cache.lengths[slot]) + torch.arange(count)
+        position = int(cache.lengths[slot]) + torch.arange(count, device=k.device)
         page = cache.table[slot, position // PAGE % cache.table.shape[1]].long()
         cache.keys[page, position % PAGE] = k[b, :count].to(cache.keys.dtype)
         cache.values[page, position % PAGE] = v[b, :count].to(cache.values.dtype)

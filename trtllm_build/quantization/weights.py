@@ -71,7 +71,10 @@ def quantize_weight(weight: Tensor, one_scale: bool = False) -> Fp8:
     """
     if weight.dim() == 2:
         return quantize_matrix(weight) if one_scale else quantize_rows_reference(weight)
-    values, scale = torch.empty_like(weight, dtype=getattr(torch, _FP8)), torch.empty(weight.shape[:-1])
+    values, scale = (
+        torch.empty_like(weight, dtype=getattr(torch, _FP8)),
+        torch.empty(weight.shape[:-1], device=weight.device),
+    )
     for index, expert in enumerate(weight):
         quantized = quantize_matrix(expert) if one_scale else quantize_rows_reference(expert)
         values[index], scale[index] = quantized.values, quantized.scale
