@@ -101,7 +101,7 @@ def _choose(
     lower = tl.load(below + row * SUBS + sub, mask=inside, other=0.0)
     highest = tl.max(tops, 0)
     best = tl.min(tl.where((tops == highest) & inside, sub, SUBS - 1), 0)
-    tl.store(argmax + row, tl.load(leading + row * SUBS + best).to(tl.int64))
+    tl.store(argmax + row, tl.minimum(tl.load(leading + row * SUBS + best), VOCAB - 1).to(tl.int64))
     # entropy from how far logits are below the highest: no difference of large numbers
     fade = tl.exp(tops - highest)
     weights = within.to(tl.float64) * fade.to(tl.float64)
