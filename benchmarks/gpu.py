@@ -115,8 +115,8 @@ def step_rows(
             filling = fill(backend, batch, prompt)
             steps = [CanvasStep(slot, _ids(canvas, backend), None, 0.6, torch.rand(canvas)) for slot in range(batch)]
             denoise = _seconds(lambda steps=steps: backend.denoise(steps), device)
-            call = next(c for c in backend._denoise if c.batch >= batch)
-            alone = _seconds(call.run, device)
+            run = next(run for size, run in backend.denoise_calls() if size >= batch)
+            alone = _seconds(run, device)
             commits = [EncodeStep(slot, _ids(canvas, backend), prompt) for slot in range(batch)]
             commit = _seconds(lambda commits=commits: backend.encode(commits), device, rounds=1)
             cached = backend.cache_bytes()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nemo_diffgemma.errors import FieldError
-from trtllm_build.providers.tensorrt_llm.layout import FP8, FP8_MAX, Packed, pack, quantise, reference
+from trtllm_build.kernels.fp8 import DTYPE, LARGEST
+from trtllm_build.providers.tensorrt_llm.layout import Packed, pack, quantise, reference
 
 # e4m3 keeps three bits: a rounded number is off by a sixteenth at most and by a fortieth in the mean
 FP8_ERROR = 0.06
@@ -43,7 +44,7 @@ class Layer:
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
     """One scale an expert."""
-    scale = weight.abs().amax(dim=(1, 2)) / FP8_MAX
+    scale = weight.abs().amax(dim=(1, 2)) / LARGEST
     return quantise(weight, scale[:, None, None]), scale
 
 
@@ -55,7 +56,7 @@ def layer(seed: int, tokens: int, hidden: int, width: int, experts: int, top_k: 
     gate_up, gate_up_scale = quantised(torch.randn(experts, 2 * width, hidden, generator=draw) * size * hidden**-0.5)
     down, down_scale = quantised(torch.randn(experts, hidden, width, generator=draw) / size**2)
     x = torch.randn(tokens, hidden, generator=draw).bfloat16()
-    input_scale = x.float().abs().max() / FP8_MAX
+    input_scale = x.float().abs().max() / LARGEST
     ids = torch.rand(tokens, experts, generator=draw).topk(top_k).indices
     weights = torch.rand(tokens, top_k, generator=draw)
 
@@ -65,7 +66,7 @@ def layer(seed: int, tokens: int, hidden: int, width: int, experts: int, top_k: 
         for weight, expert in zip(weights[token], ids[token].tolist(), strict=True):
             both = gate_up[expert].double() * gate_up_scale[expert] @ inputs[token]
             gated = torch.nn.functional.gelu(both[:width], approximate="tanh") * both[width:]
-            gated_scale[expert] = max(gated_scale[expert], gated.abs().max() / FP8_MAX)
+            gated_scale[expert] = max(gated_scale[expert], gated.abs().max() / LARGEST)
             expected[token] += weight * (down[expert].double() * down_scale[expert] @ gated)
     return Layer(gate_up, gate_up_scale, down, down_scale, x, weights, ids, input_scale, gated_scale, expected)
 
@@ -101,7 +102,7 @@ def test_one_scale_for_all_experts_is_that_scale_for_each(case: Layer) -> None:
 @given(layers(tokens=8, width=144))
 def test_swapped_halves_and_wrong_scales_show(case: Layer) -> None:
     packed = case.packed()
-    swapped = packed.up_gate.view(torch.uint8).roll(packed.down.shape[2], dims=1).view(FP8)
+    swapped = packed.up_gate.view(torch.uint8).roll(packed.down.shape[2], dims=1).view(DTYPE)
     wrong = {
         "gate before up": replace(packed, up_gate=swapped),
         "the weight's scale without the input's": replace(packed, up_gate_scale=case.gate_up_scale),

@@ -18,7 +18,11 @@ from trtllm_build.backends.cuda.probes import Probe, probes
 from trtllm_build.backends.cuda.static_experts import StaticExperts, pack_layers
 from trtllm_build.backends.cuda.tune import Extra, distance, tune
 from trtllm_build.backends.cuda.weights import from_checkpoint
+from trtllm_build.bundle import Bundle
+from trtllm_build.compilers.cuda import execute
 from trtllm_build.kernels.linear import TILES
+from trtllm_build.pipeline import build
+from trtllm_build.plan import make_plan
 from trtllm_build.providers.tensorrt_llm.layout import reference as packed_reference
 from trtllm_build.quantization.recipe import named_recipe
 
@@ -120,3 +124,23 @@ def test_a_provider_with_static_scales_reads_plain_rows_and_packs_the_weights(tm
     slot, count = torch.zeros(1, dtype=torch.int32), torch.full((1,), 8, dtype=torch.int32)
     soft = torch.zeros(1, 8, ARCH.hidden_size, dtype=network.dtype)
     assert network.denoise(torch.arange(8)[None], soft, slot, count, cache).isfinite().all()
+
+
+def test_what_a_build_does_on_its_gpu_runs_from_end_to_end(
+    text_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the CPU in the interpreter, with one cut of each operation: choice, parity, steps."""
+    given = ["gpu=h100", f"checkpoint={text_checkpoint}", f"out={tmp_path / 'out'}", "gpu.limits.slots=2"]
+    build(make_plan([*given, "gpu.limits.context=64"]), lambda line: None)
+    for name, cuts in ops.CUTS.items():
+        monkeypatch.setitem(ops.CUTS, name, {argument: found[:1] for argument, found in cuts.items()})
+    bundle = Bundle.open(tmp_path / "out", elsewhere=True)
+    lines: list[str] = []
+    runtime, figures = execute(bundle, "fp8", torch.device("cpu"), lines.append)
+    assert set(runtime["ops"]) == set(ops.CUTS)
+    assert figures["device_parity"]["mean_relative"] < 0.5
+    assert [step["canvases"] for step in figures["denoising_step"]] == [1, 2]
+    assert all(step["ms"] > 0 for step in figures["denoising_step"])
+    assert set(figures["providers"]) == set(ops.CUTS)
+    assert any(line.startswith("verify   on cpu") for line in lines)
+    assert chosen_ops(runtime)

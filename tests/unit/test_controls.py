@@ -15,7 +15,7 @@ import torch
 from nemo_diffgemma.diffusion import draws
 from nemo_diffgemma.errors import FieldError
 from trtllm_build import Engine, load_engine
-from trtllm_build.backends import load_backend, torch_cpu
+from trtllm_build.backends import load_backend, slots
 from trtllm_build.bundle import Bundle
 from trtllm_build.runtime.request import Block, Draft, Event, Request, RequestStats, SamplerConfig
 from trtllm_build.runtime.scheduler import QueueFull
@@ -487,7 +487,7 @@ TWO = SamplerConfig(max_denoising_steps=2, confidence_threshold=0.0)
 @pytest.fixture
 def small_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
     """Prompts go into the cache 16 tokens at a time; a shorter match is not reused."""
-    monkeypatch.setattr(torch_cpu, "PREFILL_CHUNK", 16)
+    monkeypatch.setattr(slots, "PREFILL_CHUNK", 16)
 
 
 def next_turn(first: list[Event]) -> tuple[int, ...]:

@@ -8,16 +8,17 @@ import torch
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.backends.base import CanvasStep, EncodeStep
+from trtllm_build.backends.base import CanvasStep
+from trtllm_build.backends.slots import SlotBackend
 from trtllm_build.lowering.lower import DENOISE, ENCODE
-from trtllm_build.network.cache import PREFILL_CHUNK, KVCache
+from trtllm_build.network.cache import KVCache
 from trtllm_build.network.vocabulary import Choice, ReadOut
 
 Run = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """Executes the graph: inputs by name to outputs by name, all contiguous and on the same device."""
 
 
-class Lowered:
+class Lowered(SlotBackend):
     """See :class:`trtllm_build.backends.base.Backend`; canvases are denoised one after another.
 
     Args:
@@ -31,38 +32,10 @@ class Lowered:
     def __init__(
         self, arch: Architecture, dtype: torch.dtype, device: torch.device, run: Run, table: Callable[[], Tensor]
     ):
-        self.arch = arch
-        self.dtype = dtype
-        self.prefill_chunk = PREFILL_CHUNK
-        self._device = device
+        super().__init__(arch, dtype, device)
         self._run = run
         self._table = table
         self._everything = torch.ones(1, arch.vocab_size, dtype=torch.bool, device=device)
-        self._caches: dict[int, KVCache] = {}
-
-    def admit(self, slot: int, room: int, reused: int) -> None:
-        held = self._caches[slot].length if slot in self._caches else 0
-        if reused not in (0, held):
-            raise ValueError(f"slot {slot} holds {held} tokens, cannot keep {reused}")
-        with self._device:
-            if reused:
-                self._caches[slot].grow(room)
-            else:
-                self._caches[slot] = KVCache(self.arch, self.dtype, room)
-
-    @torch.inference_mode()
-    def encode(self, steps: Sequence[EncodeStep]) -> list[Exception | None]:
-        results: list[Exception | None] = []
-        for step in steps:
-            try:
-                cache = self._caches[step.slot]
-                if step.start != cache.length:
-                    raise ValueError(f"slot {step.slot} holds {cache.length} tokens, cannot go on at {step.start}")
-                self._encode(step.token_ids, cache)
-                results.append(None)
-            except Exception as error:
-                results.append(error)
-        return results
 
     @torch.inference_mode()
     def denoise(self, steps: Sequence[CanvasStep]) -> list[ReadOut | Exception]:
@@ -87,12 +60,6 @@ class Lowered:
             self._encode(ids, cache)
         hidden, _ = self._denoise(CanvasStep(0, canvas_ids, soft, 1.0, torch.zeros(len(canvas_ids))), cache)
         return (torch.tanh(hidden.float() @ table.float().T / cap) * cap).cpu()
-
-    def release(self, slot: int) -> None:
-        self._caches.pop(slot, None)
-
-    def cache_bytes(self) -> int:
-        return sum(cache.nbytes() for cache in self._caches.values())
 
     def _encode(self, ids: Tensor, cache: KVCache) -> None:
         found = self._call(ENCODE, ids, cache, {})

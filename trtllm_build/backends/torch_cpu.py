@@ -12,7 +12,8 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.aot import load_pieces
-from trtllm_build.backends.base import CanvasStep, EncodeStep
+from trtllm_build.backends.base import CanvasStep
+from trtllm_build.backends.slots import SlotBackend
 from trtllm_build.bundle import Bundle
 from trtllm_build.network.cache import PREFILL_CHUNK, KVCache
 from trtllm_build.network.network import Network
@@ -21,18 +22,15 @@ from trtllm_build.network.vocabulary import ReadOut, Vocabulary
 from trtllm_build.network.weights import NetworkWeights
 
 
-class TorchCpu:
+class TorchCpu(SlotBackend):
     """See :class:`trtllm_build.backends.base.Backend`."""
 
     def __init__(self, arch: Architecture, weights: NetworkWeights, pieces: Pieces):
-        self.arch = arch
+        super().__init__(arch, weights.embedding.dtype, torch.device("cpu"))
         self.network = Network(arch, weights, pieces)
         self.vocabulary = Vocabulary(
             weights.embedding, arch.final_logit_softcapping, arch.embed_scale, pieces.statistics
         )
-        self.dtype = self.network.dtype
-        self.prefill_chunk = PREFILL_CHUNK
-        self._caches: dict[int, KVCache] = {}
 
     @classmethod
     def load(cls, bundle: Bundle) -> TorchCpu:
@@ -55,31 +53,8 @@ class TorchCpu:
 
         return NetworkWeights.read(bundle.arch, read)
 
-    def admit(self, slot: int, room: int, reused: int) -> None:
-        held = self._caches[slot].length if slot in self._caches else 0
-        if reused not in (0, held):
-            raise ValueError(f"slot {slot} holds {held} tokens, cannot keep {reused}")
-        if reused:
-            self._caches[slot].grow(room)
-        else:
-            self._caches[slot] = KVCache(self.arch, self.dtype, room)
-
-    @torch.inference_mode()
-    def encode(self, steps: Sequence[EncodeStep]) -> list[Exception | None]:
-        results: list[Exception | None] = []
-        for step in steps:
-            try:
-                self._encode(step)
-                results.append(None)
-            except Exception as error:
-                results.append(error)
-        return results
-
-    def _encode(self, step: EncodeStep) -> None:
-        cache = self._caches[step.slot]
-        if step.start != cache.length:
-            raise ValueError(f"slot {step.slot} holds {cache.length} tokens, cannot go on at {step.start}")
-        self.network.encode(step.token_ids, cache)
+    def _encode(self, ids: Tensor, cache: KVCache) -> None:
+        self.network.encode(ids, cache)
 
     @torch.inference_mode()
     def denoise(self, steps: Sequence[CanvasStep]) -> list[ReadOut | Exception]:
@@ -101,9 +76,3 @@ class TorchCpu:
             self.network.encode(ids, cache)
         soft = None if previous_logits is None else self.vocabulary.soft_embeddings(previous_logits)
         return self.vocabulary.logits(self.network.denoise(canvas_ids, soft, cache))
-
-    def release(self, slot: int) -> None:
-        self._caches.pop(slot, None)
-
-    def cache_bytes(self) -> int:
-        return sum(cache.nbytes() for cache in self._caches.values())

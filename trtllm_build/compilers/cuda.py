@@ -18,7 +18,7 @@ from trtllm_build.backends.cuda.fused import TACTIC, Tuning, built_library, extr
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, reference_ops, triton_ops
 from trtllm_build.backends.cuda.probes import probes
-from trtllm_build.backends.cuda.tune import Extra, tune
+from trtllm_build.backends.cuda.tune import Extra, time_run, tune
 from trtllm_build.backends.cuda.weights import DeviceWeights, from_bundle, from_checkpoint, load_weights
 from trtllm_build.bundle import Bundle, Limits, has_gpu, input_scales, on_cpu
 from trtllm_build.compilers import Note, Outcome
@@ -27,10 +27,9 @@ from trtllm_build.providers.tensorrt_llm.build import LIBRARY
 from trtllm_build.quality import QUESTIONS, Quality, answer, checked_loss
 from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine
-from trtllm_build.verify import Parity, compare, fits_in_memory, verify
+from trtllm_build.verify import TOLERANCE, Parity, compare, fits_in_memory, verify
 
 _CPU = torch.device("cpu")
-_ON_DEVICE = 0.1  # bfloat16's rounding through all layers, as verify.TOLERANCE has it
 
 
 def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: Note) -> Outcome:
@@ -47,7 +46,7 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
         note(f"compile  what remains: on a machine with that GPU run `{command}` (tunes, captures, verifies)")
         remaining = ["choose kernel providers", "capture CUDA graphs", "compare with the reference on the device"]
         return Outcome(hardware, {}, "none", measured, [f"{what}: `{command}`" for what in remaining])
-    runtime, on_device = execute(bundle, note)
+    runtime, on_device = execute(bundle, plan.recipe.name, torch.device("cuda"), note)
     return Outcome(hardware, runtime, "executed", measured | on_device)
 
 
@@ -100,13 +99,22 @@ def _simulated(bundle: Bundle, weights: DeviceWeights) -> Cuda:
     return Cuda(bundle.arch, weights, ops, bundle.limits)
 
 
-def execute(bundle: Bundle, note: Note) -> tuple[dict[str, Any], dict[str, Any]]:
-    """Choose providers, then compare the whole engine with the same network in plain torch, on this machine's GPU.
+def execute(bundle: Bundle, precision: str, device: torch.device, note: Note) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Choose providers, compare the whole engine with the same network in plain torch, capture and time its steps.
+
+    Args:
+        bundle: the unfinished bundle.
+        precision: of its recipe, which decides how far rounding may carry.
+        device: the GPU; on the CPU, kernels have to run in Triton's interpreter and nothing is captured.
+        note: called with a line for every finding.
+
+    Returns:
+        How the engine is to execute, and what was measured.
 
     Raises:
         FieldError: when they differ by more than what rounding explains.
     """
-    device = torch.device("cuda")
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     weights = load_weights(bundle, device)
     scales, library = input_scales(bundle.directory), built_library()
     extras: dict[str, dict[str, Extra]] = {}
@@ -126,27 +134,41 @@ def execute(bundle: Bundle, note: Note) -> tuple[dict[str, Any], dict[str, Any]]
     if "experts" not in own:
         fused = extras["experts"][TENSORRT_LLM]
         ops, judge = replace(ops, experts=fused.op), replace(judge, experts=fused.reference)
-    parity = on_device_parity(bundle, weights, ops, judge)
-    note(f"verify   on {torch.cuda.get_device_name()}: {parity.as_dict()} against plain torch there")
+    parity = on_device_parity(bundle, weights, ops, judge, precision)
+    note(f"verify   on {name}: {parity.as_dict()} against plain torch there")
+    steps = step_times(Cuda(bundle.arch, weights, ops, bundle.limits), device)
+    for step in steps:
+        note(f"measure  a denoising step of {step['canvases']} canvases without a prompt: {step['ms']} ms")
     figures = {
-        "device": torch.cuda.get_device_name(),
+        "device": name,
         "device_parity": parity.as_dict(),
+        "denoising_step": steps,
         "providers": {name: [t.as_dict() for t in trials if t.op == name] for name in choices},
     }
     return runtime, figures
 
 
-def on_device_parity(bundle: Bundle, weights: DeviceWeights, ops: Ops, judge: Ops) -> Parity:
+def step_times(engine: Cuda, device: torch.device) -> list[dict[str, Any]]:
+    """Milliseconds of a denoising step at every batch that was captured; `benchmarks/gpu.py` measures the rest."""
+    found = []
+    with torch.inference_mode():
+        for batch, call in engine.denoise_calls():
+            seconds = min(time_run(call, device) for _ in range(3))
+            found.append({"canvases": batch, "ms": float(f"{1000 * seconds:.4g}")})
+    return found
+
+
+def on_device_parity(bundle: Bundle, weights: DeviceWeights, ops: Ops, judge: Ops, precision: str) -> Parity:
     """The engine's logits against those of the same network in plain torch, same device and weights."""
     room = Limits(4096, 1, bundle.limits.canvas, bundle.limits.vocab_size, 1, None)
     # plain torch looks at values, which a CUDA graph cannot
     found, expected = (Cuda(bundle.arch, weights, o, room, graphs=False) for o in (ops, judge))
     parity = compare(expected, found, bundle.arch)
     require(
-        parity.mean_relative <= _ON_DEVICE,
+        parity.mean_relative <= TOLERANCE[precision],
         "engine:parity on the device",
         parity.as_dict(),
-        f"mean_relative at most {_ON_DEVICE}",
+        f"mean_relative at most {TOLERANCE[precision]} for {precision}",
         "report it with the manifest's providers; no engine was written",
     )
     return parity

@@ -38,7 +38,7 @@ TILES = (
     AttentionTile(128, 64, 256, splits=1, warps=8, stages=2),
     AttentionTile(128, 64, 256, splits=4, warps=8, stages=2),
 )
-"""The first fits every GPU; the build measures :func:`tiles_for` its own, for each kind of layer."""
+"""The first fits every GPU; the build tries all on its own, for each kind of layer, and those that do not fit fail."""
 
 
 def tiles_for(head_size: int, sm: int) -> tuple[AttentionTile, ...]:

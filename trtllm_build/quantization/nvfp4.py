@@ -74,11 +74,6 @@ def dequantize(weight: Nvfp4) -> Tensor:
     return (numbers.view(*scales.shape[:-1], BLOCK) * scales).flatten(-2)
 
 
-def nvfp4_bytes(out: int, width: int) -> int:
-    """Bytes that a matrix takes: half a byte an element, and a scale a block."""
-    return out * width // 2 + out * width // BLOCK
-
-
 def _encode(numbers: Tensor) -> Tensor:
     """Nearest e2m1 codes, uint8, a tie to the even one: sign in bit 3.
 

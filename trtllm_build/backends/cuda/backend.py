@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Self, TypeVar
 
 import torch
@@ -187,6 +187,10 @@ class Cuda:
         hidden = self.network.denoise(canvas_ids.to(self._device)[None], soft, slot, slot + len(canvas_ids), cache)
         cap = arch.final_logit_softcapping
         return (torch.tanh(hidden.float() @ table.float().T / cap) * cap).cpu()
+
+    def denoise_calls(self) -> list[tuple[int, Callable[[], None]]]:
+        """For measuring: each captured batch, and what runs its step on whatever its buffers hold."""
+        return [(call.batch, call.run) for call in self._denoise]
 
     def release(self, slot: int) -> None:
         self._cache.release(slot)

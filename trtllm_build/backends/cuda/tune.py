@@ -133,21 +133,25 @@ def distance(found: Tensor, expected: Tensor) -> float:
 def time_call(call: Callable[[], Any], device: torch.device) -> float:
     """Seconds of one call, the best of a few; on a GPU without the time that launches take, as in a CUDA graph."""
     if device.type != "cuda":
-        start = time.perf_counter()
-        call()
-        return time.perf_counter() - start
+        return time_run(call, device)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         call()
-    best = float("inf")
-    for _ in range(_ROUNDS):
-        start_event, end_event = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
-        start_event.record()
-        graph.replay()
-        end_event.record()
-        end_event.synchronize()
-        best = min(best, start_event.elapsed_time(end_event) / 1000)
-    return best
+    return min(time_run(graph.replay, device) for _ in range(_ROUNDS))
+
+
+def time_run(call: Callable[[], Any], device: torch.device) -> float:
+    """Seconds of one call, on a GPU from its first launch to its last kernel's end."""
+    if device.type != "cuda":
+        start = time.perf_counter()
+        call()
+        return time.perf_counter() - start
+    before, after = (torch.cuda.Event(enable_timing=True) for _ in range(2))  # type: ignore[no-untyped-call]
+    before.record()
+    call()
+    after.record()
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1000
 
 
 def _described(trial: Trial) -> str:

@@ -7,7 +7,8 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trtllm_build.providers.tensorrt_llm.layout import FP8_MAX, Packed, pack, quantise, reference
+from trtllm_build.kernels.fp8 import LARGEST
+from trtllm_build.providers.tensorrt_llm.layout import Packed, pack, quantise, reference
 from trtllm_build.providers.tensorrt_llm.library import FusedExperts
 
 # DiffusionGemma 26B-A4B
@@ -41,12 +42,12 @@ def _layer(tokens: int) -> tuple[Packed, Tensor, Tensor, Tensor]:
 
     def quantised(rows: int, columns: int) -> tuple[Tensor, Tensor]:
         weight = torch.randn(_EXPERTS, rows, columns, generator=draw, device="cuda") * columns**-0.5
-        scale = weight.abs().amax(dim=(1, 2)) / FP8_MAX
+        scale = weight.abs().amax(dim=(1, 2)) / LARGEST
         return quantise(weight, scale[:, None, None]), scale
 
     x = torch.randn(tokens, _HIDDEN, generator=draw, device="cuda").bfloat16()
     gate_up, down = quantised(2 * _WIDTH, _HIDDEN), quantised(_HIDDEN, _WIDTH)
-    gated_scale = torch.tensor(_LARGEST_GATED / FP8_MAX, device="cuda")
+    gated_scale = torch.tensor(_LARGEST_GATED / LARGEST, device="cuda")
     ids = torch.rand(tokens, _EXPERTS, generator=draw, device="cuda").topk(_TOP_K).indices.int()
     weights = torch.rand(tokens, _TOP_K, generator=draw, device="cuda")
-    return pack(*gate_up, *down, x.float().abs().max() / FP8_MAX, gated_scale), x, weights, ids
+    return pack(*gate_up, *down, x.float().abs().max() / LARGEST, gated_scale), x, weights, ids

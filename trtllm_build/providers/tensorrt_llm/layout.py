@@ -13,10 +13,9 @@ import torch
 from torch import Tensor
 
 from nemo_diffgemma.errors import require
+from trtllm_build.kernels.fp8 import DTYPE, LARGEST
 from trtllm_build.network.experts import gelu_gated
 
-FP8 = torch.float8_e4m3fn
-FP8_MAX = 448.0
 # rows are read in pieces of 16 bytes, by TMA and by the gate alike
 ALIGNMENT = 16
 
@@ -69,7 +68,7 @@ def pack(
     """
     experts, hidden, width = down.shape
     for name, weight in (("gate_up", gate_up), ("down", down)):
-        require(weight.dtype == FP8, f"{name}.dtype", weight.dtype, str(FP8), "quantise the experts to e4m3 first")
+        require(weight.dtype == DTYPE, f"{name}.dtype", weight.dtype, str(DTYPE), "quantise the experts to e4m3 first")
     for name, size in (("hidden", hidden), ("width", width)):
         require(size % ALIGNMENT == 0, name, size, f"a multiple of {ALIGNMENT}", "use another provider of experts")
     shapes = (
@@ -85,7 +84,7 @@ def pack(
     gate, up = gate_up.view(torch.uint8).chunk(2, dim=1)
     gated_scale = gated_scale.float().expand(experts)
     return Packed(
-        torch.cat([up, gate], dim=1).view(FP8),
+        torch.cat([up, gate], dim=1).view(DTYPE),
         down.contiguous(),
         gate_up_scale.float() * input_scale.float(),
         gated_scale.reciprocal(),
@@ -96,7 +95,7 @@ def pack(
 
 def quantise(x: Tensor, scale: Tensor) -> Tensor:
     """``x / scale`` in e4m3, to nearest, saturating as CUDA's conversion does (torch's own gives NaN)."""
-    return (x.float() / scale).clamp(-FP8_MAX, FP8_MAX).to(FP8)
+    return (x.float() / scale).clamp(-LARGEST, LARGEST).to(DTYPE)
 
 
 def reference(packed: Packed, x: Tensor, weights: Tensor, ids: Tensor) -> Tensor:
