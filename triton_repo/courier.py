@@ -114,8 +114,9 @@ class Courier:
         if isinstance(event, Exception):
             full: Failure = "unavailable" if isinstance(event, QueueFull) else "failed"
             call.channel.fail(str(event), "refused" if isinstance(event, FieldError) else full)
-        elif isinstance(event, Block) and event.finish_reason == "error":
-            call.channel.fail(event.error or "the engine failed", "failed")
+        elif isinstance(event, Block) and event.finish_reason in ("error", "unavailable"):
+            why: Failure = "failed" if event.finish_reason == "error" else "unavailable"
+            call.channel.fail(event.error or "the engine failed", why)
         elif call.reply is not None and (outputs := call.reply.outputs(event)) is not None:
             call.channel.send(outputs, last)
 

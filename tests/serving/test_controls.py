@@ -22,8 +22,8 @@ pytestmark = pytest.mark.server
 PROMPT = "red green chair"
 
 
-def served(client: Client, **inputs: Any) -> Any:
-    (response,) = client.generate(PROMPT, stream=False, seed=3, max_denoising_steps=3, **inputs)
+def served(connected: Client, /, **inputs: Any) -> Any:
+    (response,) = connected.generate(PROMPT, stream=False, seed=3, max_denoising_steps=3, **inputs)
     return response
 
 
@@ -35,6 +35,10 @@ def served(client: Client, **inputs: Any) -> Any:
         ({"canvas_length": 5, "max_tokens": 12, "ignore_eos": True}, {"canvas_length": 5, "max_tokens": 12}),
         ({"canvas_length": 0, "max_tokens": 7, "ignore_eos": True}, {"canvas_length": "fit", "max_tokens": 7}),
         ({"priority": -1, "deadline": 60.0, "max_tokens": 9, "ignore_eos": True}, {"max_tokens": 9}),
+        ({"client": "a", "pad_id": 7, "max_tokens": 9, "ignore_eos": True}, {"max_tokens": 9}),
+        ({"min_length": 20}, {"min_tokens": 20}),
+        ({"end_id": -1}, {"ignore_eos": True}),
+        ({"end_id": 30}, {"ignore_eos": True, "stop_token_ids": (30,)}),
     ],
     ids=lambda inputs: "-".join(inputs),
 )
@@ -43,7 +47,7 @@ def test_controls_mean_what_they_mean_in_python(
 ) -> None:
     more = {"max_tokens": 24, "ignore_eos": wire.get("ignore_eos", False)} | local
     (expected,) = engine.generate(PROMPT, seed=3, max_denoising_steps=3, **more)
-    found = served(client, **wire)
+    found = served(client, **{"max_tokens": 24, **wire})
     assert (found.token_ids, found.finish_reason) == (expected.token_ids, expected.finish_reason)
 
 
@@ -53,6 +57,22 @@ def test_a_stop_word_cuts_the_answer_and_does_not_show(client: Client) -> None:
     found = served(client, max_tokens=40, ignore_eos=True, stop_words=[word, ""])
     assert found.text == whole[: whole.index(word)]
     assert found.finish_reason == "stop"
+
+
+def test_a_suffix_is_led_to_and_not_repeated(client: Client, engine: Engine) -> None:
+    assert engine.tokenizer is not None
+    after = engine.tokenizer.encode(" blue lamp")
+    pinned = {12 + i: token for i, token in enumerate(after)}
+    (whole,) = engine.generate(PROMPT, 12 + len(after), 3, max_denoising_steps=3, pinned=pinned)
+    found = served(client, max_tokens=12, suffix=" blue lamp")
+    assert whole.token_ids[12:] == tuple(after)
+    assert found.token_ids == whole.token_ids[:12]
+    assert found.text == engine.tokenizer.decode(found.token_ids)
+    assert (found.num_output_tokens, found.finish_reason) == (12, "length")
+    with pytest.raises(GenerationError, match="max_tokens: None cannot be used; allowed: with suffix the number"):
+        served(client, suffix="blue")
+    with pytest.raises(GenerationError, match="stream: True cannot be used; allowed: false with suffix"):
+        list(client.generate(PROMPT, max_tokens=3, suffix="blue"))
 
 
 def test_a_late_request_is_ended_with_what_it_has(client: Client) -> None:

@@ -153,9 +153,21 @@ def test_what_no_client_of_ours_sends(engine: Engine) -> None:
         "fix: correct the JSON: Expecting value: line 1 column 11 (char 10)"
     )
     assert refused({"messages": b'{"role": "user"}'}, {}).startswith('messages: \'{"role": "user"}\' cannot be used')
+    assert "correct the JSON: maximum recursion depth" in refused({"messages": b"[" * 100_000}, {})
+    assert refused({"text_input": b"r", "client": b"x" * 1025}, {}) == (
+        "client: '1025 bytes' cannot be used; allowed: at most 1024 bytes; fix: shorten it"
+    )
+    assert refused({"text_input": b"r" * (16 * 2**20 + 1)}, {}).startswith("text_input: '16777217 bytes' cannot be")
     text = refused({"text_input": b"red"}, {"max_new_tokens": 5})
     assert text.startswith("max_new_tokens: 5 cannot be used; allowed: only these inputs: text_input, messages, ")
     assert text.endswith("; fix: leave it out")
+
+
+def test_lists_are_bounded(engine: Engine) -> None:
+    ids = np.array([[3]], dtype=np.int32)
+    for name, many in (("stop_words", np.array([[b"a"] * 65])), ("stop_token_ids", np.zeros((1, 1025), np.int32))):
+        with pytest.raises(FieldError, match=f"{name}: '{many.size} elements' cannot be used; allowed: at most "):
+            parse({"input_ids": ids, name: many}, {}, engine)
 
 
 def test_values_that_fit_no_tensor_are_refused_before_they_are_sent() -> None:
