@@ -12,21 +12,13 @@ import numpy as np
 
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.tokenizer import Message, Tokenizer
-from triton_repo.tensors import ALL_INPUTS, SUPPORTED, UNSUPPORTED
+from triton_repo.tensors import ALL_INPUTS, SAMPLER_INPUTS, SUPPORTED, UNSUPPORTED
 from trtllm_build.runtime.request import Request
 
 if TYPE_CHECKING:
     from trtllm_build import Engine
 
 _PROMPTS = ("text_input", "messages", "input_ids")
-_SAMPLER = (
-    "max_denoising_steps",
-    "t_min",
-    "t_max",
-    "entropy_bound",
-    "confidence_threshold",
-    "stability_threshold",
-)
 _ROLES = ("system", "user", "assistant")
 
 
@@ -79,7 +71,7 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
         prompt_ids=tuple(prompt),
         max_tokens=max_tokens + len(suffix),
         seed=_aliased(inputs, "seed", "random_seed"),
-        sampler=replace(engine.sampler, **{name: inputs[name][0] for name in _SAMPLER if name in inputs}),
+        sampler=replace(engine.sampler, **{name: inputs[name][0] for name in SAMPLER_INPUTS if name in inputs}),
         ignore_eos=bool(_scalar(inputs, "ignore_eos", False)) or end_id is not None,
         min_tokens=_aliased(inputs, "min_tokens", "min_length"),
         stop=tuple(word for word in inputs.get("stop_words", ()) if word),

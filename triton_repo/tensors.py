@@ -8,8 +8,14 @@ from typing import Any, Literal
 import numpy as np
 
 MODEL = "diffgemma"
+UNARY_MODEL = "diffgemma_unary"  # one response a request, for plain ModelInfer
+TOKEN_MODEL = "tensorrt_llm"  # token level, under the names of TensorRT-LLM's model
+# Request parameters by which an entry ends the request that it passed on; unguessable, so nobody else's.
+CANCELLATION_ID, CANCEL = "diffgemma_cancellation_id", "diffgemma_cancel"
 # Environment variable that tells the served model which engine bundle to load.
 ENGINE_VARIABLE = "DIFFGEMMA_ENGINE"
+# Environment variable that names a file; while it exists the served model takes no more requests.
+DRAIN_VARIABLE = "DIFFGEMMA_DRAIN"
 
 DType = Literal["STRING", "BOOL", "INT32", "UINT64", "FP32"]
 NUMPY: dict[DType, Any] = {
@@ -110,12 +116,21 @@ INPUTS: tuple[Tensor, ...] = (
     Tensor("return_num_output_tokens", "BOOL", "send num_output_tokens; default true"),
 )
 
+SAMPLER_INPUTS = (
+    "max_denoising_steps",
+    "t_min",
+    "t_max",
+    "entropy_bound",
+    "confidence_threshold",
+    "stability_threshold",
+)
+
 _ENTROPY = "tokens are accepted by entropy, set entropy_bound"
 _CUT = "leave them out, or send the tokens that are allowed from Python"
 _NO_PENALTY = "leave it out: a canvas is denoised in parallel, without penalties"
 _ONE = "send one request a sample, each with its own seed"
 UNSUPPORTED: tuple[Unsupported, ...] = (
-    _unsupported("temperature", "FP32", (), "set t_min and t_max, the two ends of the temperature schedule"),
+    _unsupported("temperature", "FP32", (1.0,), "set t_min and t_max, the two ends of the temperature schedule"),
     _unsupported("top_k", "INT32", (0,), _ENTROPY),
     _unsupported("top_p", "FP32", (1.0,), _ENTROPY),
     _unsupported("min_p", "FP32", (0.0,), _ENTROPY),
@@ -140,6 +155,39 @@ OUTPUTS: tuple[Tensor, ...] = (
     Tensor("entropy", "FP32", "mean entropy of the canvas after its last step, in nats; left out before a first step"),
     Tensor("num_input_tokens", "INT32", "tokens of the prompt"),
     Tensor("num_output_tokens", "INT32", "tokens committed so far"),
+)
+
+# The same model for callers with a tokenizer of their own, under the names of TensorRT-LLM's token-level model:
+# its input -> the input above that it is.
+TOKEN_INPUTS: dict[str, str] = {
+    "input_ids": "input_ids",
+    "input_lengths": "",  # how many of input_ids count
+    "request_output_len": "max_tokens",
+    "streaming": "stream",
+    "seed": "seed",
+    "random_seed": "random_seed",
+    "end_id": "end_id",
+    "pad_id": "pad_id",
+    "min_length": "min_length",
+    "priority": "priority",
+    "client": "client",
+    "deadline": "deadline",
+    **{name: name for name in SAMPLER_INPUTS},
+    "beam_width": "beam_width",
+    "num_return_sequences": "num_return_sequences",
+    "temperature": "temperature",
+    "runtime_top_k": "top_k",
+    "runtime_top_p": "top_p",
+    "len_penalty": "length_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "return_log_probs": "return_log_probs",
+}
+TOKEN_OUTPUTS: tuple[Tensor, ...] = (
+    Tensor("output_ids", "INT32", "new token ids, [1, beams = 1, tokens]", (-1, -1)),
+    Tensor("sequence_length", "INT32", "how many they are, [1, beams = 1]", (-1,)),
+    *(t for t in OUTPUTS if t.name in ("finish_reason", "canvas_index", "denoising_steps", "entropy")),
 )
 
 SUPPORTED = ", ".join(tensor.name for tensor in INPUTS)

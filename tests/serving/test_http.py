@@ -44,7 +44,7 @@ def test_generate_sends_everything_at_once(server: Server, client: Client) -> No
     ("changes", "text"),
     [
         ({"max_new_tokens": 5}, "max_new_tokens: 5 cannot be used; allowed: only these inputs: text_input, "),
-        ({"temperature": 0.7}, "temperature: 0.7 cannot be used; allowed: nothing: it is not supported; fix: set "),
+        ({"temperature": 0.7}, "temperature: 0.7 cannot be used; allowed: 1.0; fix: set t_min and t_max"),
         ({"max_tokens": 0}, "max_tokens: 0 cannot be used; allowed: an integer >= 1; fix: pass max_tokens=1"),
     ],
 )

@@ -284,7 +284,7 @@ class Scheduler:
 
     def _take_turn(self, client: str) -> None:
         self._turn += 1
-        present = {entry.job.client for entry in (*self._waiting.values(), *self._running.values())}
+        present = {w.job.client for w in self._waiting.values()} | {r.job.client for r in self._running.values()}
         self._turns = {name: turn for name, turn in self._turns.items() if name in present} | {client: self._turn}
 
     def _pages_for(self, job: Job) -> int:
