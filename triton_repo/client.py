@@ -7,6 +7,7 @@ import json
 import time
 import uuid
 from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -15,7 +16,16 @@ import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from triton_repo.connection import DEFAULT_URL, Retry, Tls, Tries, credentials, open_channel
-from triton_repo.failures import Cancelled, GenerationError, Refused, TimedOut, Unavailable, Unreachable, explained
+from triton_repo.failures import (
+    Cancelled,
+    GenerationError,
+    Refused,
+    TimedOut,
+    Unavailable,
+    Unreachable,
+    explained,
+    unqualified,
+)
 from triton_repo.tensors import MODEL
 from triton_repo.wire import Response, decode, encode
 
@@ -200,28 +210,43 @@ class Client:
         tries, end = Tries(self._retry), _end(timeout)
         while True:
             answered = False
-            call = self._stub().ModelStreamInfer(iter([request]), timeout=_left(end), metadata=metadata)
             try:
-                async for message in call:
-                    if message.error_message:
-                        raise GenerationError(message.error_message)
-                    answered = True
-                    yield decode(message.infer_response)
+                async with aclosing(self._once(request, _left(end), metadata)) as responses:
+                    async for response in responses:
+                        answered = True
+                        yield response
                 return
-            except grpc.RpcError as error:
-                failure = self._failure(error)
-                if answered and isinstance(failure, Unavailable):
-                    raise Unavailable(f"the server at {self.url} went away: {error.details()}") from error
-                if not isinstance(failure, Unavailable) or not await tries.another():
-                    raise failure from error
-            except asyncio.CancelledError:
-                task = asyncio.current_task()
-                if task is None or task.cancelling():
+            except Unavailable as error:
+                if answered:
+                    raise Unavailable(f"the server at {self.url} went away: {error}") from error
+                if not await tries.another():
                     raise
-                # gRPC says this way, to tasks that nobody has cancelled, that their channel was closed.
-                raise Cancelled("the connection was closed") from None
-            finally:
-                call.cancel()
+
+    async def _once(
+        self, request: Any, timeout: float | None, metadata: Sequence[tuple[str, str]]
+    ) -> AsyncGenerator[Response, None]:
+        call = self._stub().ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
+        complete = False
+        try:
+            async for message in call:
+                if message.error_message:
+                    raise unqualified(message.error_message)
+                response = decode(message.infer_response)
+                complete = response.finish_reason is not None
+                yield response
+        except grpc.RpcError as error:
+            raise self._failure(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # gRPC says this way, to tasks that nobody has cancelled, that their channel was closed.
+            raise Cancelled("the connection was closed") from None
+        finally:
+            call.cancel()
+        if not complete:
+            # As tritonserver does to streams that outlive its exit timeout.
+            raise Unavailable("it ended the stream before the answer was complete")
 
     def _stub(self) -> Any:
         # Here and not in __init__: a channel belongs to the event loop that runs when it is made.

@@ -48,6 +48,17 @@ class Cancelled(GenerationError):
     """Somebody else ended it: the server, or who closed this client."""
 
 
+# What tritonserver says of a request that it has not handed to a model, of which it tells no status in a stream.
+_NOT_NOW = ("has no available versions", "is not at ready state", "Server is stopping", "Server exiting")
+
+
+def unqualified(message: str) -> GenerationError:
+    """The exception for a message that came without a status, which only its text tells."""
+    if any(text in message for text in _NOT_NOW):
+        return Unavailable(message)
+    return Refused(message) if message.startswith("Request for unknown model") else GenerationError(message)
+
+
 def explained(error: grpc.RpcError) -> GenerationError:
     """The exception for a gRPC status; its message is the status's details.
 
