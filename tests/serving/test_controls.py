@@ -11,7 +11,8 @@ from typing import Any
 
 import pytest
 
-from triton_repo.client import Client, GenerationError
+from triton_repo.blocking import BlockingClient
+from triton_repo.client import GenerationError
 from triton_repo.server import Server
 from trtllm_build import Engine
 from trtllm_build.pipeline import build
@@ -22,7 +23,7 @@ pytestmark = pytest.mark.server
 PROMPT = "red green chair"
 
 
-def served(connected: Client, /, **inputs: Any) -> Any:
+def served(connected: BlockingClient, /, **inputs: Any) -> Any:
     (response,) = connected.generate(PROMPT, stream=False, seed=3, max_denoising_steps=3, **inputs)
     return response
 
@@ -43,7 +44,7 @@ def served(connected: Client, /, **inputs: Any) -> Any:
     ids=lambda inputs: "-".join(inputs),
 )
 def test_controls_mean_what_they_mean_in_python(
-    client: Client, engine: Engine, wire: dict[str, Any], local: dict[str, Any]
+    client: BlockingClient, engine: Engine, wire: dict[str, Any], local: dict[str, Any]
 ) -> None:
     more = {"max_tokens": 24, "ignore_eos": wire.get("ignore_eos", False)} | local
     (expected,) = engine.generate(PROMPT, seed=3, max_denoising_steps=3, **more)
@@ -51,7 +52,7 @@ def test_controls_mean_what_they_mean_in_python(
     assert (found.token_ids, found.finish_reason) == (expected.token_ids, expected.finish_reason)
 
 
-def test_a_stop_word_cuts_the_answer_and_does_not_show(client: Client) -> None:
+def test_a_stop_word_cuts_the_answer_and_does_not_show(client: BlockingClient) -> None:
     whole = served(client, max_tokens=40, ignore_eos=True).text
     word = next(w for w in ("green", "red", "blue", "chair", "table", "lamp", "a", "e") if w in whole[1:])
     found = served(client, max_tokens=40, ignore_eos=True, stop_words=[word, ""])
@@ -59,7 +60,7 @@ def test_a_stop_word_cuts_the_answer_and_does_not_show(client: Client) -> None:
     assert found.finish_reason == "stop"
 
 
-def test_a_suffix_is_led_to_and_not_repeated(client: Client, engine: Engine) -> None:
+def test_a_suffix_is_led_to_and_not_repeated(client: BlockingClient, engine: Engine) -> None:
     assert engine.tokenizer is not None
     after = engine.tokenizer.encode(" blue lamp")
     pinned = {12 + i: token for i, token in enumerate(after)}
@@ -75,13 +76,13 @@ def test_a_suffix_is_led_to_and_not_repeated(client: Client, engine: Engine) -> 
         list(client.generate(PROMPT, max_tokens=3, suffix="blue"))
 
 
-def test_a_late_request_is_ended_with_what_it_has(client: Client) -> None:
+def test_a_late_request_is_ended_with_what_it_has(client: BlockingClient) -> None:
     responses = list(client.generate(PROMPT, max_tokens=200, ignore_eos=True, deadline=0.05))
     assert responses[-1].finish_reason == "deadline"
     assert responses[-1].num_output_tokens < 200
 
 
-def test_drafts_come_every_so_many_steps(client: Client) -> None:
+def test_drafts_come_every_so_many_steps(client: BlockingClient) -> None:
     responses = list(client.generate(PROMPT, max_tokens=16, ignore_eos=True, max_denoising_steps=6, draft_every=2))
     assert [r.denoising_steps for r in responses if r.provisional] == [2, 4, 6][: len(responses) - 1]
     with pytest.raises(GenerationError, match="draft_every: 2 cannot be used; allowed: 0 without stream"):
@@ -92,7 +93,7 @@ def test_a_full_queue_says_its_length(text_checkpoint: Path, tmp_path: Path) -> 
     limits = ["gpu.limits.slots=1", "gpu.limits.queue=1"]
     out = tmp_path / "narrow"
     build(make_plan(["compile=false", f"checkpoint={text_checkpoint}", f"out={out}", *limits]), lambda line: None)
-    with Server(out, http_port=0, grpc_port=0, metrics_port=0) as server, Client(server.grpc_url) as client:
+    with Server(out, http_port=0, grpc_port=0, metrics_port=0) as server, BlockingClient(server.grpc_url) as client:
         running = client.generate(PROMPT, ignore_eos=True, drafts=True)
         next(running)
         waiting = threading.Thread(target=lambda: list(client.generate(PROMPT, max_tokens=2)))
