@@ -6,16 +6,18 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
-from weakref import WeakValueDictionary
 from typing import TYPE_CHECKING, Literal, Protocol
+from weakref import WeakValueDictionary
 
 from nemo_diffgemma.errors import FieldError
+from triton_repo.metrics import Outcome
 from triton_repo.parse import Generation
 from triton_repo.reply import Outputs, Reply
-from trtllm_build.runtime.request import Block, Event
+from triton_repo.telemetry import Telemetry
+from trtllm_build.runtime.request import Block, Event, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull
 
 if TYPE_CHECKING:
@@ -49,6 +51,7 @@ class Call:
         self.channel = channel
         self.reply: Reply | None = None
         self.ticket: Ticket | None = None
+        self.outcome: Outcome | None = None  # once it has ended
         self._courier = courier
 
     def follow(self, generation: Generation) -> Callable[[Event], None]:
@@ -64,7 +67,8 @@ class Call:
 class Courier:
     """Sends from a thread of its own, so that no client and no round trip to tritonserver delays the engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
         self.queue: queue.SimpleQueue[tuple[Call, Event | Exception | None] | None] = queue.SimpleQueue()
         self._calls: set[Call] = set()
         # Entries go when the last other reference to their call does.
@@ -92,12 +96,13 @@ class Courier:
         self._thread.join()
 
     def _run(self) -> None:
-        looked = time.monotonic()
+        looked, settled = time.monotonic(), False
         while True:
             try:
-                item = self.queue.get(timeout=LOOK_S if self._calls else None)
+                item = self.queue.get(timeout=None if settled and not self._calls else LOOK_S)
                 if item is None:
                     return
+                settled = False
                 call, event = item
                 if event is None:
                     self._calls.add(call)
@@ -109,6 +114,8 @@ class Courier:
                 for call in list(self._calls):
                     self._guarded(call, partial(self._look, call))
                 looked = time.monotonic()
+                with self._observing():
+                    settled = self._telemetry.refresh(looked)
 
     def _guarded(self, call: Call, action: Callable[[], None]) -> None:
         """What fails for one request ends that request, and never this thread."""
@@ -121,6 +128,7 @@ class Courier:
                 call.ticket.cancel()
             with suppress(Exception):  # its last response may already be out
                 call.channel.fail(f"{type(error).__name__}: {error}", "failed")
+            self._ended(call, "error")
 
     def _deliver(self, call: Call, event: Event | Exception) -> None:
         last = isinstance(event, Exception) or (isinstance(event, Block) and event.finish_reason is not None)
@@ -128,12 +136,34 @@ class Courier:
             self._calls.discard(call)
         if isinstance(event, Exception):
             full: Failure = "unavailable" if isinstance(event, QueueFull | ShuttingDown) else "failed"
-            call.channel.fail(str(event), "refused" if isinstance(event, FieldError) else full)
+            failure: Failure = "refused" if isinstance(event, FieldError) else full
+            call.channel.fail(str(event), failure)
+            self._ended(call, "error" if failure == "failed" else failure)
         elif isinstance(event, Block) and event.finish_reason in ("error", "unavailable"):
             why: Failure = "failed" if event.finish_reason == "error" else "unavailable"
             call.channel.fail(event.error or "the engine failed", why)
         elif call.reply is not None and (outputs := call.reply.outputs(event)) is not None:
             call.channel.send(outputs, last)
+        if isinstance(event, Block):
+            with self._observing():
+                self._telemetry.block(event)
+            if event.finish_reason is not None:
+                self._ended(call, event.finish_reason, event.stats)
+
+    def _ended(self, call: Call, outcome: Outcome, stats: RequestStats | None = None) -> None:
+        """Report a request's end, which it has once."""
+        if call.outcome is None:
+            call.outcome = outcome
+            with self._observing():
+                self._telemetry.ended(outcome, stats)
+
+    @contextmanager
+    def _observing(self) -> Iterator[None]:
+        """What cannot be counted is still answered."""
+        try:
+            yield
+        except Exception:
+            _LOG.exception("telemetry failed")
 
     def _look(self, call: Call) -> None:
         if call.ticket is not None and call.channel.is_cancelled():

@@ -10,8 +10,10 @@ import triton_python_backend_utils as pb
 from nemo_diffgemma.errors import FieldError
 from triton_repo.config import check_engine
 from triton_repo.courier import Courier, ShuttingDown
+from triton_repo.metrics import Metrics
 from triton_repo.parse import parse
 from triton_repo.reply import Outputs
+from triton_repo.telemetry import Telemetry
 from triton_repo.tensors import ALL_INPUTS, CANCEL, CANCELLATION_ID, DRAIN_VARIABLE, ENGINE_VARIABLE
 from trtllm_build import load_engine
 
@@ -48,7 +50,8 @@ class TritonPythonModel:
         check_engine(json.loads(args["model_config"])["parameters"], self.engine.manifest)
         # tritonserver calls a model ready that has been initialized: that should mean that it generates.
         self.engine.generate([[0]], max_tokens=1, max_denoising_steps=1)
-        self.courier = Courier()
+        metrics = Metrics(pb, {"model": args["model_name"], "version": args["model_version"]})
+        self.courier = Courier(Telemetry(metrics, self.engine.progress))
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
