@@ -15,6 +15,7 @@ from weakref import WeakValueDictionary
 from nemo_diffgemma.errors import FieldError
 from triton_repo.metrics import Outcome
 from triton_repo.parse import Generation
+from triton_repo.record import Caller, Record
 from triton_repo.reply import Outputs, Reply
 from triton_repo.telemetry import Telemetry
 from trtllm_build.runtime.request import Block, Event, RequestStats
@@ -48,6 +49,8 @@ class Call:
     """One request under way. :meth:`on_event` may be called from any thread and does not wait."""
 
     def __init__(self, channel: Channel, courier: Courier):
+        self.opened = time.monotonic()
+        self.caller = Caller()
         self.channel = channel
         self.reply: Reply | None = None
         self.ticket: Ticket | None = None
@@ -126,36 +129,43 @@ class Courier:
             self._calls.discard(call)
             if call.ticket is not None:
                 call.ticket.cancel()
+            message = f"{type(error).__name__}: {error}"
             with suppress(Exception):  # its last response may already be out
-                call.channel.fail(f"{type(error).__name__}: {error}", "failed")
-            self._ended(call, "error")
+                call.channel.fail(message, "failed")
+            self._ended(call, "error", error=message)
 
     def _deliver(self, call: Call, event: Event | Exception) -> None:
         last = isinstance(event, Exception) or (isinstance(event, Block) and event.finish_reason is not None)
+        outcome: Outcome | None = event.finish_reason if isinstance(event, Block) else None
         if last:
             self._calls.discard(call)
         if isinstance(event, Exception):
             full: Failure = "unavailable" if isinstance(event, QueueFull | ShuttingDown) else "failed"
             failure: Failure = "refused" if isinstance(event, FieldError) else full
             call.channel.fail(str(event), failure)
-            self._ended(call, "error" if failure == "failed" else failure)
+            # what a client sent stays out of the log
+            self._ended(call, *(("error", None, str(event)) if failure == "failed" else (failure,)))
         elif isinstance(event, Block) and event.finish_reason in ("error", "unavailable"):
             why: Failure = "failed" if event.finish_reason == "error" else "unavailable"
             call.channel.fail(event.error or "the engine failed", why)
         elif call.reply is not None and (outputs := call.reply.outputs(event)) is not None:
             call.channel.send(outputs, last)
+            # as the client was told: an answer before a suffix ends where that begins
+            outcome = outputs["finish_reason"].item().decode() or None
         if isinstance(event, Block):
             with self._observing():
                 self._telemetry.block(event)
-            if event.finish_reason is not None:
-                self._ended(call, event.finish_reason, event.stats)
+            if outcome is not None:
+                self._ended(call, outcome, event.stats, event.error if outcome == "error" else None)
 
-    def _ended(self, call: Call, outcome: Outcome, stats: RequestStats | None = None) -> None:
+    def _ended(self, call: Call, outcome: Outcome, stats: RequestStats | None = None, error: str | None = None) -> None:
         """Report a request's end, which it has once."""
-        if call.outcome is None:
-            call.outcome = outcome
-            with self._observing():
-                self._telemetry.ended(outcome, stats)
+        if call.outcome is not None:
+            return
+        call.outcome = outcome
+        tokens = 0 if call.reply is None else call.reply.tokens
+        with self._observing():
+            self._telemetry.ended(Record(call.caller, outcome, call.opened, time.monotonic(), tokens, stats, error))
 
     @contextmanager
     def _observing(self) -> Iterator[None]:

@@ -12,6 +12,7 @@ from typing import Any, Protocol
 import numpy as np
 import triton_python_backend_utils as pb
 
+from triton_repo.spans import trace_context
 from triton_repo.tensors import CANCEL, CANCELLATION_ID, MODEL
 
 LOOK_S = 0.02  # a client that has gone is noticed after this long
@@ -63,6 +64,8 @@ class Forwarder:
             sender = request.get_response_sender()
             try:
                 inputs = self._entry.inputs(request)
+                if (context := trace_context(request)) and "traceparent" not in inputs:
+                    inputs["traceparent"] = np.array([[context.encode()]], dtype=object)
                 self._pool.submit(self._forward, request.request_id(), request.parameters(), inputs, sender)
             except Exception as error:  # of which FieldErrors are the client's
                 code = pb.TritonError.INVALID_ARG if isinstance(error, ValueError) else pb.TritonError.INTERNAL

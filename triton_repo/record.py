@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import logging
+import os
 import queue
 import sys
 import threading
@@ -26,30 +27,46 @@ _LOG = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
+class Caller:
+    """What is known of a request besides what it asks.
+
+    Args:
+        request_id: the client's name for it, empty for none.
+        traceparent: W3C trace context that it belongs to; None for none.
+        prompt: what was asked, if that is to be logged.
+    """
+
+    request_id: str = ""
+    traceparent: str | None = None
+    prompt: str | None = None
+
+    @property
+    def name(self) -> str:
+        """The request id, cut to a size that fits a log."""
+        return self.request_id[:_LONGEST_ID]
+
+
+@dataclass(frozen=True)
 class Record:
     """One request that has ended. Times in seconds of :func:`time.monotonic`.
 
     Args:
-        request_id: the client's name for it, empty for none.
+        caller: whose it was.
         outcome: how it ended.
         opened: it came.
         ended: its last response was sent.
         output_tokens: tokens returned.
         stats: what it took; None when it did not reach the engine.
-        traceparent: W3C trace context of the caller; None for none.
         error: what went wrong, for outcome ``error``.
-        prompt: what was asked, if that is to be logged.
     """
 
-    request_id: str
+    caller: Caller
     outcome: Outcome
     opened: float
     ended: float
     output_tokens: int = 0
     stats: RequestStats | None = None
-    traceparent: str | None = None
     error: str | None = None
-    prompt: str | None = None
     _clocks: tuple[int, int] = field(default_factory=lambda: (time.time_ns(), time.monotonic_ns()))
 
     def wall_ns(self, monotonic: float) -> int:
@@ -63,7 +80,7 @@ class Record:
         values: dict[str, Any] = {
             "time": datetime.fromtimestamp(self.wall_ns(self.ended) / 1e9, UTC).isoformat(timespec="milliseconds"),
             "event": "request",
-            "request_id": self.request_id[:_LONGEST_ID],
+            "request_id": self.caller.name,
             "outcome": self.outcome,
             "input_tokens": None if stats is None else stats.prompt_tokens,
             "reused_tokens": None if stats is None else stats.reused_tokens,
@@ -75,7 +92,7 @@ class Record:
             "total_ms": _ms(self.ended - self.opened),
             "trace_id": trace_id,
         }
-        values |= {n: v for n, v in (("error", self.error), ("prompt", self.prompt)) if v is not None}
+        values |= {n: v for n, v in (("error", self.error), ("prompt", self.caller.prompt)) if v is not None}
         return json.dumps(values)
 
 
@@ -123,8 +140,9 @@ class Recorder:
 
     def _write(self, record: Record) -> None:
         # the trace id is the second field of four
-        given = None if record.traceparent is None else record.traceparent.split("-")[1]
+        given = None if record.caller.traceparent is None else record.caller.traceparent.split("-")[1]
         trace_id = given if self._spans is None else self._spans.emit(record)
-        # one call for a line: tritonserver writes to the same file
-        sys.stderr.write(record.line(trace_id) + "\n")
-        sys.stderr.flush()
+        # straight to the file, where tritonserver writes too: one call for a line keeps it whole
+        rest = f"{record.line(trace_id)}\n".encode()
+        while rest:
+            rest = rest[os.write(sys.stderr.fileno(), rest) :]

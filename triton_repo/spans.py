@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import json
 import os
 import threading
 from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING, Self
+from typing import TYPE_CHECKING, Any, Self
 
 from nemo_diffgemma.errors import require
 from trtllm_build.runtime.request import Timeline
@@ -70,7 +71,7 @@ class Spans:
         from opentelemetry.trace import SpanKind, Status, StatusCode, set_span_in_context
         from opentelemetry.trace.propagation.tracecontext import TraceContextTextMapPropagator
 
-        carrier = {} if record.traceparent is None else {"traceparent": record.traceparent}
+        carrier = {} if record.caller.traceparent is None else {"traceparent": record.caller.traceparent}
         root = self._tracer.start_span(
             "diffgemma.request",
             context=TraceContextTextMapPropagator().extract(carrier),
@@ -96,11 +97,20 @@ class Spans:
         thread.join(_SHUTDOWN_S)
 
 
+def trace_context(request: Any) -> str | None:
+    """W3C trace context of tritonserver's own span of a ``request``, which continues the caller's.
+
+    None unless tritonserver runs with ``--trace-config mode=opentelemetry``.
+    """
+    found = request.trace().get_context() if hasattr(request, "trace") else None
+    return json.loads(found).get("traceparent") if found else None
+
+
 def _attributes(record: Record) -> Attributes:
     """Never what was asked or answered."""
     attributes: Attributes = {"diffgemma.outcome": record.outcome, "gen_ai.usage.output_tokens": record.output_tokens}
-    if record.request_id:
-        attributes["diffgemma.request_id"] = record.request_id
+    if record.caller.request_id:
+        attributes["diffgemma.request_id"] = record.caller.name
     if record.stats is not None:
         attributes |= {
             "gen_ai.usage.input_tokens": record.stats.prompt_tokens,

@@ -5,8 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import asdict
 
-from triton_repo.metrics import Metrics, Outcome
-from trtllm_build.runtime.request import Block, RequestStats
+from triton_repo.metrics import Metrics
+from triton_repo.record import Record, Recorder
+from trtllm_build.runtime.request import Block
 from trtllm_build.runtime.scheduler import Occupancy
 from trtllm_build.runtime.stats import Progress
 
@@ -29,10 +30,12 @@ class Telemetry:
     Args:
         metrics: to be kept up to date.
         progress: asks the engine how far it is.
+        recorder: gets a record of every request.
     """
 
-    def __init__(self, metrics: Metrics, progress: Callable[[], Progress]):
+    def __init__(self, metrics: Metrics, progress: Callable[[], Progress], recorder: Recorder):
         self._metrics = metrics
+        self._recorder = recorder
         self._progress = progress
         self._refreshed = float("-inf")
         self._counted = asdict(progress().work)  # a warm-up came from no client
@@ -46,10 +49,11 @@ class Telemetry:
         self._metrics.observe("diffgemma_denoising_steps", block.denoising_steps)
         self._metrics.count("diffgemma_canvases_total", label="converged" if block.converged else "step_cap")
 
-    def ended(self, outcome: Outcome, stats: RequestStats | None) -> None:
-        """A request ended; ``stats`` are those of one that reached the engine."""
-        self._metrics.count("diffgemma_requests_total", label=outcome)
-        if stats is not None:
+    def ended(self, record: Record) -> None:
+        """A request ended."""
+        self._recorder.put(record)
+        self._metrics.count("diffgemma_requests_total", label=record.outcome)
+        if (stats := record.stats) is not None:
             waited = stats.seconds if stats.queue_seconds is None else stats.queue_seconds
             self._metrics.observe("diffgemma_queue_seconds", waited)
             self._metrics.observe("diffgemma_request_seconds", stats.seconds)

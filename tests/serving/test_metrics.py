@@ -17,7 +17,9 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
-from triton_repo.client import Client, GenerationError
+from triton_repo.blocking import BlockingClient
+from triton_repo.connection import Retry
+from triton_repo.failures import GenerationError
 from triton_repo.metrics import METRICS, OUTCOMES
 from triton_repo.server import Server
 from triton_repo.wire import Response
@@ -153,7 +155,7 @@ def test_a_mixed_load_adds_up_to_what_the_clients_saw(server: Server, engine: En
         return responses[-1].finish_reason or "none", responses
 
     # no more at once than may wait
-    with Client(server.grpc_url) as client, ThreadPoolExecutor(QUEUE) as pool, scraped(server, 4) as texts:
+    with BlockingClient(server.grpc_url) as client, ThreadPoolExecutor(QUEUE) as pool, scraped(server, 4) as texts:
         results = list(pool.map(ask, [*answered, *refused]))
     assert all(samples(text) for text in texts)
     found = grown(before, at_rest(server, ended + len(results)))
@@ -191,7 +193,8 @@ def test_a_full_server_is_seen_while_no_block_comes(server: Server) -> None:
     """Endless canvases in every slot, a full queue, one deadline; then the clients go away."""
     ended = total(server)
     before = at_rest(server, ended)
-    running, waiting = Client(server.grpc_url), Client(server.grpc_url)
+    once = Retry(attempts=1)
+    running, waiting = (BlockingClient(server.grpc_url, retry=once) for _ in range(2))
     prompt = {"input_ids": [7, 8, 9]}
 
     def wait_for_ever(**inputs: Any) -> str:
