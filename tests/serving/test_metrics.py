@@ -66,7 +66,7 @@ def samples(text: str) -> Scrape:
 
 
 def settled(server: Server, done: Callable[[Scrape], bool]) -> Scrape:
-    """The first scrape that is ``done``: counters follow within a tenth of a second."""
+    """The first scrape that is ``done``: counters follow within a fifth of a second."""
     deadline = time.monotonic() + 30
     while not done(found := samples(exposition(server))):
         assert time.monotonic() < deadline, {key: value for key, value in found.items() if key[1] and value}
@@ -116,7 +116,7 @@ def scraped(server: Server, threads: int) -> Iterator[list[str]]:
 
 
 def total(server: Server) -> int:
-    """Requests that have ended, when no more are being counted: what came before may be a tenth of a second behind."""
+    """Requests that have ended, when no more are being counted: what came before may be a fifth of a second behind."""
     seen = -1
     while seen != (now := requests(samples(exposition(server))).total()):
         seen = now
