@@ -90,11 +90,13 @@ check: $(INSTALLED)  ## ruff, mypy, import layers, generated files
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/python -m triton_repo.config --check
+	@$(BIN)/python -m triton_repo.dashboard --check
 
 format: $(INSTALLED)  ## format and write generated files
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 	@$(BIN)/python -m triton_repo.config --write
+	@$(BIN)/python -m triton_repo.dashboard --write
 
 clean:  ## remove what was built; the environment stays
 	rm -rf build engines runs
