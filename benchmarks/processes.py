@@ -29,7 +29,7 @@ def tree(pid: int) -> dict[str, int]:
 
 
 def resident(pid: int) -> int:
-    """Resident bytes; 0 for a process that has ended."""
+    """Resident bytes; 0 for a process that has ended, whether or not its parent knows."""
     try:
         lines = Path(f"/proc/{pid}/status").read_text().splitlines()
     except FileNotFoundError:
