@@ -26,7 +26,7 @@ _SAID = (
     "What is the largest of 12, 345 and 67?",
     "größe, naïve, 日本, 🙂",
     "Sort: chair, lamp, table, rug",
-    "a " * 100,
+    "a " * 20,
 )
 _LONG = 6  # canvases of a long answer
 
@@ -74,7 +74,9 @@ def known(engine: Engine, count: int, long: bool) -> list[Known]:
         elif kind == 1:
             asked, ids = {"prompt": said}, engine.tokenizer.encode(said)
         else:
-            ids = draw.choices(range(engine.limits.vocab_size), k=draw.randint(1, 200))
+            ids = draw.choices(
+                range(engine.limits.vocab_size), k=draw.randint(1, min(200, engine.limits.context - most))
+            )
             asked = {"input_ids": ids}
         inputs.append({**asked, "max_tokens": most, "seed": seed, "ignore_eos": long})
         requests.append(Request(tuple(ids), most, seed, engine.sampler, ignore_eos=long))
