@@ -1,7 +1,8 @@
-"""What a running tritonserver and the models' processes below it hold in memory."""
+"""What a running tritonserver and the models' processes below it take: memory, CPU."""
 
 from __future__ import annotations
 
+import os
 import threading
 import time
 from pathlib import Path
@@ -35,6 +36,12 @@ def resident(pid: int) -> int:
     except FileNotFoundError:
         return 0
     return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU that a process has taken so far, with its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
 class Watch:

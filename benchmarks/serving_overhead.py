@@ -16,10 +16,12 @@ from typing import Any
 
 from benchmarks.closed_loops import Measured, Work, in_process, load, through_server
 from benchmarks.common import built_engine, console, random_checkpoint, show
+from benchmarks.processes import cpu_s, tree
 from nemo_diffgemma.checkpoint import HELD_OUT
 from nemo_diffgemma.errors import require
 from triton_repo.load.statistics import summarize
 from triton_repo.server import Server
+from triton_repo.tensors import MODEL
 
 MOST_LOST = 0.05  # share of the throughput in process
 MOST_MS = 5.0  # p50 to first block, over in process
@@ -49,34 +51,48 @@ def main() -> None:
         ProcessPoolExecutor(1, context, os.setsid) as remote,
     ):
         slots = local.submit(load, engine).result()
+        pids = tree(server.pid)
         rows = []
         for concurrency in given.concurrency or sorted({1, 8, slots}):
             requests = given.requests or (4 * concurrency if given.random else 120)
             inside: list[Measured] = []
             outside: list[Measured] = []
-            for turn in range(given.rounds + 1):
-                sides: list[tuple[list[Measured], Any]] = [
-                    (inside, lambda c=concurrency, r=requests: local.submit(in_process, work, c, r)),
-                    (
-                        outside,
-                        lambda c=concurrency, r=requests: remote.submit(through_server, server.grpc_url, work, c, r),
-                    ),
-                ]
-                for found, run in sides[:: 1 if turn % 2 else -1]:
-                    found.append(run().result())
-                console.print(
-                    f"{concurrency} in flight, turn {turn}: {_line(inside[-1])} in process, "
-                    f"{_line(outside[-1])} through tritonserver",
-                    style="dim",
-                )
-            rows.append(compare(concurrency, inside[1:], outside[1:]))
+            cpu: list[dict[str, float]] = []
+
+            def run_inside(c: int = concurrency, r: int = requests, found: list[Measured] = inside) -> None:
+                found.append(local.submit(in_process, work, c, r).result())
+
+            def run_outside(
+                c: int = concurrency,
+                r: int = requests,
+                found: list[Measured] = outside,
+                cpu: list[dict[str, float]] = cpu,
+            ) -> None:
+                before = {name: cpu_s(pid) for name, pid in pids.items()}
+                found.append(remote.submit(through_server, server.grpc_url, work, c, r).result())
+                cpu.append({name: (cpu_s(pid) - before[name]) / r for name, pid in pids.items()})
+
+            for turn in range(given.rounds + 1):  # the first warms up
+                for run in (run_inside, run_outside)[:: 1 if turn % 2 else -1]:
+                    run()
+                line = f"{_line(inside[-1])} in process, {_line(outside[-1])} through tritonserver"
+                console.print(f"{concurrency} in flight, turn {turn}: {line}", style="dim")
+            rows.append(compare(concurrency, inside[1:], outside[1:], cpu[1:]))
     show(name, f"serving overhead, {name}", rows, rounds=given.rounds, slots=slots)
     if not all(row["same_answers"] for row in rows):
         raise SystemExit("error: tritonserver's answers are not the engine's")
 
 
-def compare(concurrency: int, inside: list[Measured], outside: list[Measured]) -> dict[str, Any]:
-    """The figures of one concurrency; those of both sides are medians over rounds, overheads medians of differences."""
+def compare(
+    concurrency: int, inside: list[Measured], outside: list[Measured], cpu: list[dict[str, float]]
+) -> dict[str, Any]:
+    """The figures of one concurrency; those of both sides are medians over rounds, overheads medians of differences.
+
+    Args:
+        concurrency: of the loops.
+        inside, outside: rounds.
+        cpu: seconds of CPU a request, by the server's process, of the rounds outside.
+    """
     a, b = [summarize(m.records) for m in inside], [summarize(m.records) for m in outside]
     lost = [1 - y.tokens_per_second / x.tokens_per_second for x, y in zip(a, b, strict=True)]
     late = [1000 * (_first(y) - _first(x)) for x, y in zip(a, b, strict=True)]
@@ -90,7 +106,10 @@ def compare(concurrency: int, inside: list[Measured], outside: list[Measured]) -
         "triton_first_block_ms_p50": 1000 * statistics.median(_first(s) for s in b),
         "first_block_ms_added": statistics.median(late),
         "first_block_ms_added_range": f"{min(late):.2f} to {max(late):.2f}",
-        "client_cpu_ms_a_request": 1000 * statistics.median(m.cpu_s / len(m.records) for m in outside),
+        "cpu_ms_a_request_in_process": 1000 * statistics.median(m.cpu_s / len(m.records) for m in inside),
+        "cpu_ms_a_request_model": 1000 * statistics.median(took[MODEL] for took in cpu),
+        "cpu_ms_a_request_tritonserver": 1000 * statistics.median(took["tritonserver"] for took in cpu),
+        "cpu_ms_a_request_client": 1000 * statistics.median(m.cpu_s / len(m.records) for m in outside),
         f"within_{MOST_LOST:.0%}": str(statistics.median(lost) <= MOST_LOST),
         f"within_{MOST_MS:g}_ms": str(statistics.median(late) <= MOST_MS),
         "same_answers": all(x.tokens == y.tokens for x, y in zip(inside, outside, strict=True)),
