@@ -1,0 +1,126 @@
+"""Helm and kubectl against the test cluster, and the chart as that cluster's version can take it."""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+from tests.helm.cluster.api import Object
+
+CHART = Path(__file__).parents[3] / "helm" / "diffgemma"
+
+# API versions that came with a Kubernetes release, and what went before: the fields that the chart uses are the same
+_BEFORE = {
+    (1, 21): {"policy/v1": "policy/v1beta1"},
+    (1, 23): {"autoscaling/v2": "autoscaling/v2beta2"},
+}
+
+
+def chart_for(version: tuple[int, int], directory: Path) -> Path:
+    """The chart itself on a cluster it is made for; else a copy with older API versions and no lower limit on Kubernetes.
+
+    Args:
+        version: of the API server.
+        directory: where to write the copy.
+    """
+    replaced = {new: old for since, pairs in _BEFORE.items() if version < since for new, old in pairs.items()}
+    if not replaced:
+        return CHART
+    copy = directory / CHART.name
+    shutil.copytree(CHART, copy)
+    manifest = copy / "Chart.yaml"
+    manifest.write_text(re.sub(r"(?m)^kubeVersion:.*\n", "", manifest.read_text()))
+    for template in (copy / "templates").rglob("*.yaml"):
+        text = template.read_text()
+        for new, old in replaced.items():
+            text = re.sub(rf"(?m)^apiVersion: {new}$", f"apiVersion: {old}", text)
+        template.write_text(text)
+    return copy
+
+
+@dataclass(frozen=True)
+class Done:
+    """Exit status of a command and everything it printed."""
+
+    status: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Release:
+    """One release in a namespace of its own.
+
+    Args:
+        helm, kubectl: binaries.
+        kubeconfig: of the cluster.
+        chart: folder.
+        namespace: exists already.
+        directory: for Helm's files.
+        name: of the release.
+    """
+
+    helm: Path
+    kubectl: Path
+    kubeconfig: Path
+    chart: Path
+    namespace: str
+    directory: Path
+    name: str = "demo"
+
+    @property
+    def fullname(self) -> str:
+        """What the chart's objects are called."""
+        return f"{self.name}-diffgemma"
+
+    def install(self, *options: str) -> Done:
+        """``helm install``."""
+        return self.run("install", self.name, str(self.chart), *options)
+
+    def upgrade(self, *options: str) -> Done:
+        """``helm upgrade``, with the values of the release where nothing else is said."""
+        return self.run("upgrade", self.name, str(self.chart), "--reuse-values", *options)
+
+    def run(self, *arguments: str, seconds: float = 240.0) -> Done:
+        """A helm command to its end."""
+        process = self.begin(*arguments)
+        text, _ = process.communicate(timeout=seconds)
+        return Done(process.returncode, text)
+
+    def begin(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a helm command."""
+        command = [str(self.helm), *arguments, "--namespace", self.namespace, "--kubeconfig", str(self.kubeconfig)]
+        return subprocess.Popen(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self._environment()
+        )
+
+    def kube(self, *arguments: str, seconds: float = 120.0) -> Done:
+        """A kubectl command to its end."""
+        command = [str(self.kubectl), *arguments, "--namespace", self.namespace, "--kubeconfig", str(self.kubeconfig)]
+        done = subprocess.run(
+            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds, env=self._environment()
+        )
+        return Done(done.returncode, done.stdout)
+
+    def events(self) -> str:
+        """What ``kubectl get events`` shows a person, the warnings only."""
+        return self.kube("get", "events", "--field-selector=type=Warning", "--output=custom-columns=R:.reason,M:.message").text
+
+    def get(self, kind: str, name: str | None = None, component: str | None = None) -> list[Object]:
+        """Objects of one kind, by name or by the chart's component label."""
+        by = [name] if name else [f"--selector=app.kubernetes.io/component={component}"] if component else []
+        done = self.kube("get", kind, *by, "--output=json", "--ignore-not-found")
+        assert done.status == 0, done.text
+        if not done.text.strip():
+            return []
+        found = json.loads(done.text)
+        items: list[Object] = found["items"] if found["kind"] == "List" else [found]
+        return items
+
+    def _environment(self) -> dict[str, str]:
+        homes = {f"HELM_{kind}_HOME": str(self.directory / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
+        return {"PATH": os.environ["PATH"], "HOME": str(self.directory), **homes}
