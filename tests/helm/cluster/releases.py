@@ -77,6 +77,16 @@ class Release:
         """What the chart's objects are called."""
         return f"{self.name}-diffgemma"
 
+    @property
+    def wait(self) -> list[str]:
+        """Options with which helm waits, for everything that it can wait for."""
+        return ["--wait", "--wait-for-jobs", "--timeout", "90s"]
+
+    @property
+    def helm_waits_for_one_pod(self) -> bool:
+        """Helm 3 does not: of one replica ``maxUnavailable`` 1 leaves none to wait for."""
+        return not self.run("version", "--short").text.startswith("v3")
+
     def install(self, *options: str) -> Done:
         """``helm install``."""
         return self.run("install", self.name, str(self.chart), *options)
@@ -84,6 +94,27 @@ class Release:
     def upgrade(self, *options: str) -> Done:
         """``helm upgrade``, with the values of the release where nothing else is said."""
         return self.run("upgrade", self.name, str(self.chart), "--reuse-values", *options)
+
+    def installed(self, *options: str) -> None:
+        """Install, wait as the documentation says, and be sure that it went well."""
+        self._settled(self.install(*options, *self.wait))
+
+    def upgraded(self, *options: str) -> None:
+        """Upgrade, wait as the documentation says, and be sure that it went well."""
+        self._settled(self.upgrade(*options, *self.wait))
+
+    def rolled_back(self, revision: int) -> None:
+        """Roll back, wait as the documentation says, and be sure that it went well."""
+        self._settled(self.run("rollback", self.name, str(revision), *self.wait))
+
+    def rollout(self, seconds: int) -> Done:
+        """``kubectl rollout status`` of serving."""
+        return self.kube("rollout", "status", f"deployment/{self.fullname}", f"--timeout={seconds}s")
+
+    def _settled(self, done: Done) -> None:
+        assert done.status == 0, done.text + self.events()
+        done = self.rollout(60)
+        assert done.status == 0, done.text + self.events()
 
     def run(self, *arguments: str, seconds: float = 240.0) -> Done:
         """A helm command to its end."""

@@ -22,7 +22,6 @@ CLAIM = "checkpoint.claim.name=checkpoint"
 ONE = ("--set", CLAIM, "--set", "gpu.products={NVIDIA-H100-80GB-HBM3}")
 # both GPUs of the H100 node are taken
 FULL = (*ONE, "--set", "server.replicas=2,storage.accessMode=ReadWriteMany")
-WAIT = ("--wait", "--timeout", "90s")
 
 
 def ready(release: Release) -> list[Object]:
@@ -57,7 +56,7 @@ def served(release: Release) -> set[str]:
 
 def test_install_waits_for_the_engine(release: Release, kubelet: Kubelet) -> None:
     kubelet.builds_may_end.clear()
-    helm = release.begin("install", release.name, str(release.chart), *ONE, *WAIT)
+    helm = release.begin("install", release.name, str(release.chart), *ONE, *release.wait)
     try:
         building = wait_for("the build runs", lambda: release.get("pods", component="engine-build"), 30, release.events)
         waiting = wait_for(
@@ -78,17 +77,17 @@ def test_install_waits_for_the_engine(release: Release, kubelet: Kubelet) -> Non
         text, _ = helm.communicate(timeout=100)
     assert helm.returncode == 0, text
     (job,) = release.get("jobs")
-    wait_for("the Job is complete", lambda: release.get("jobs")[0]["status"].get("succeeded") == 1, 20)
+    assert job["status"]["succeeded"] == 1
+    assert release.rollout(30).status == 0, release.events()
     (pod,) = ready(release)
     assert engines(kubelet, release) == {engine_of(pod)} == {job["metadata"]["annotations"]["diffgemma/engine"]}
 
 
 def test_an_upgrade_of_a_full_node_ends(release: Release) -> None:
-    assert release.install(*FULL, *WAIT).status == 0
+    release.installed(*FULL)
     before = names(ready(release))
     assert len(before) == 2
-    done = release.upgrade("--set", "server.podAnnotations.round=two", *WAIT)
-    assert done.status == 0, done.text + release.events()
+    release.upgraded("--set", "server.podAnnotations.round=two")
     after = ready(release)
     assert len(after) == 2
     assert not set(names(after)) & set(before)
@@ -97,15 +96,16 @@ def test_an_upgrade_of_a_full_node_ends(release: Release) -> None:
 
 def test_with_a_surge_the_same_upgrade_would_not(release: Release) -> None:
     """What the default guards against: that test above can fail."""
-    assert release.install(*FULL, "--set", "server.maxSurge=1,server.maxUnavailable=0", *WAIT).status == 0
+    release.installed(*FULL, "--set", "server.maxSurge=1,server.maxUnavailable=0")
     done = release.upgrade("--set", "server.podAnnotations.round=two", "--wait", "--timeout", "8s")
     assert done.status != 0, done.text
+    assert release.rollout(3).status != 0
     assert "Insufficient nvidia.com/gpu" in release.events()
     assert len(ready(release)) == 2, "the old pods serve on"
 
 
 def test_a_changed_input_builds_anew_beside_the_old_engine(release: Release, kubelet: Kubelet) -> None:
-    assert release.install(*FULL, *WAIT).status == 0
+    release.installed(*FULL)
     (old_job,) = names(release.get("jobs"))
     (old,) = served(release)
     kubelet.builds_may_end.clear()
@@ -131,21 +131,20 @@ def test_a_changed_input_builds_anew_beside_the_old_engine(release: Release, kub
 
 
 def test_a_rollback_finds_its_engine_again(release: Release, kubelet: Kubelet) -> None:
-    assert release.install(*ONE, *WAIT).status == 0
+    release.installed(*ONE)
     (old,) = served(release)
-    assert release.upgrade("--set", "engine.precision=bf16", *WAIT).status == 0
+    release.upgraded("--set", "engine.precision=bf16")
     assert served(release) != {old}
     kubelet.builds_may_end.clear()  # nothing has to be built
     try:
-        done = release.run("rollback", release.name, "1", *WAIT)
-        assert done.status == 0, done.text + release.events()
+        release.rolled_back(1)
         assert served(release) == {old}
     finally:
         kubelet.builds_may_end.set()
 
 
 def test_helm_test_tells_a_server_from_none(release: Release) -> None:
-    assert release.install(*ONE, *WAIT).status == 0
+    release.installed(*ONE)
     done = release.run("test", release.name, "--timeout", "60s")
     assert done.status == 0, done.text + release.events()
     assert release.kube("scale", f"deployment/{release.fullname}", "--replicas=0").status == 0
@@ -154,32 +153,28 @@ def test_helm_test_tells_a_server_from_none(release: Release) -> None:
 
 
 def test_scaling(release: Release) -> None:
-    assert release.install(*ONE, "--set", "storage.accessMode=ReadWriteMany", *WAIT).status == 0
+    release.installed(*ONE, "--set", "storage.accessMode=ReadWriteMany")
     assert len(ready(release)) == 1
-    done = release.upgrade("--set", "server.replicas=2", *WAIT)
-    assert done.status == 0, done.text
+    release.upgraded("--set", "server.replicas=2")
     assert len(ready(release)) == 2
-    done = release.upgrade("--set", "server.replicas=0", *WAIT)
-    assert done.status == 0, done.text
+    release.upgraded("--set", "server.replicas=0")
     wait_for("no pod", lambda: not release.get("pods", component="serving"), 30)
 
 
 def test_an_autoscaler_keeps_its_number_of_pods(release: Release) -> None:
     scaled = ("--set", "storage.accessMode=ReadWriteMany,autoscaling.kind=hpa,autoscaling.maxReplicas=2")
-    done = release.install(*ONE, *scaled, *WAIT)
-    assert done.status == 0, done.text
+    release.installed(*ONE, *scaled)
     (autoscaler,) = release.get("hpa")
     assert autoscaler["spec"]["scaleTargetRef"]["name"] == release.fullname
     # in place of the autoscaler, which has no metrics here
     assert release.kube("scale", f"deployment/{release.fullname}", "--replicas=2").status == 0
     wait_for("two pods", lambda: len(ready(release)) == 2, 30, release.events)
-    done = release.upgrade("--set", "server.podAnnotations.round=two", *WAIT)
-    assert done.status == 0, done.text
+    release.upgraded("--set", "server.podAnnotations.round=two")
     assert release.get("deployments")[0]["spec"]["replicas"] == 2
 
 
 def test_a_drain_leaves_one_pod_at_work(release: Release, kubelet: Kubelet, refused: Callable[[str], str]) -> None:
-    assert release.install(*FULL, *WAIT).status == 0
+    release.installed(*FULL)
     first, second = names(ready(release))
     assert refused(first) == ""
     wait_for("the budget is used up", lambda: len(ready(release)) == 1, 20)
@@ -209,7 +204,7 @@ def test_a_drain_leaves_one_pod_at_work(release: Release, kubelet: Kubelet, refu
 
 @pytest.mark.parametrize("keep", [True, False])
 def test_uninstall_keeps_the_engines_when_told_to(release: Release, keep: bool) -> None:
-    assert release.install(*ONE, "--set", f"storage.keep={str(keep).lower()}", *WAIT).status == 0
+    release.installed(*ONE, "--set", f"storage.keep={str(keep).lower()}")
     done = release.run("uninstall", release.name, "--wait", "--timeout", "60s")
     assert done.status == 0, done.text
     wait_for("no pod", lambda: not release.get("pods"), 30)
@@ -218,5 +213,4 @@ def test_uninstall_keeps_the_engines_when_told_to(release: Release, keep: bool) 
     kept = names([c for c in release.get("pvc") if "deletionTimestamp" not in c["metadata"]])
     assert kept == (["checkpoint", f"{release.fullname}-engines"] if keep else ["checkpoint"])
     if keep:
-        done = release.install(*ONE, *WAIT)
-        assert done.status == 0, f"a second install must take the kept claim: {done.text}"
+        release.installed(*ONE)  # and takes the claim that was kept
