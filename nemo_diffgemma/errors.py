@@ -1,8 +1,12 @@
 """The one error a user's mistake raises: it names the field, the value, what is allowed and the remedy."""
 
+_LONGEST = 400  # characters of a value that a message shows
+
 
 class FieldError(ValueError):
     """A value that came from outside (config, command line, request, file) and cannot be used.
+
+    A long value is cut in the message: it may be a whole prompt.
 
     Args:
         field: Dotted name of what was set, as the user wrote it (``model.num_experts``).
@@ -13,7 +17,10 @@ class FieldError(ValueError):
 
     def __init__(self, field: str, value: object, allowed: str, remedy: str):
         self.field, self.value, self.allowed, self.remedy = field, value, allowed, remedy
-        super().__init__(f"{field}: {value!r} cannot be used; allowed: {allowed}; fix: {remedy}")
+        shown = repr(value)
+        if len(shown) > _LONGEST:
+            shown = f"{shown[: _LONGEST // 2]}...{shown[-_LONGEST // 2 :]}"
+        super().__init__(f"{field}: {shown} cannot be used; allowed: {allowed}; fix: {remedy}")
 
 
 def require(condition: bool, field: str, value: object, allowed: str, remedy: str) -> None:

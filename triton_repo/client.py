@@ -1,12 +1,13 @@
-"""A typed streaming client of the served model, over gRPC; ``diffgemma``."""
+"""A typed, asynchronous, streaming client of the served model, over gRPC."""
 
 from __future__ import annotations
 
+import asyncio
 import json
-import os
-import sys
-from collections.abc import Generator, Mapping, Sequence
-from contextlib import closing
+import time
+import uuid
+from collections.abc import AsyncGenerator, Mapping, Sequence
+from contextlib import aclosing
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Any, Self
@@ -14,16 +15,38 @@ from typing import Any, Self
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from nemo_diffgemma.errors import FieldError
-from triton_repo.terminal import DEFAULT_URL, parse_arguments, show
+from triton_repo.connection import DEFAULT_URL, Retry, Tls, Tries, credentials, open_channel
+from triton_repo.failures import (
+    Cancelled,
+    GenerationError,
+    Refused,
+    TimedOut,
+    Unavailable,
+    Unreachable,
+    explained,
+    unqualified,
+)
+from triton_repo.tensors import MODEL
 from triton_repo.wire import Response, decode, encode
 
-# gRPC's own limit of 4 MB would cut a long prompt's messages.
-_MAX_MESSAGE_BYTES = 2**31 - 1
+__all__ = [
+    "DEFAULT_URL",
+    "Cancelled",
+    "Client",
+    "GenerationError",
+    "Refused",
+    "Response",
+    "Retry",
+    "ServerMetadata",
+    "TimedOut",
+    "Tls",
+    "Unavailable",
+    "Unreachable",
+]
 
-
-class GenerationError(RuntimeError):
-    """The server refused the request or failed; the message is the server's."""
+# Without it tritonserver says what went wrong in a stream, and not of which kind it is.
+_STATUS_CODES = ("triton_grpc_error", "true")
+_NO_CONNECTION = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.CONNECTING)
 
 
 @dataclass(frozen=True)
@@ -36,42 +59,74 @@ class ServerMetadata:
 
 
 class Client:
-    """A connection to the service; threads may share it, each generation is a stream of its own.
+    """A connection to the service, of one event loop; each generation is a stream of its own.
+
+    ::
+
+        async with Client("127.0.0.1:8001") as client:
+            async for response in client.generate("To JSON: ...", max_tokens=64):
+                print(response.text, end="")
 
     Args:
         url: host and port of the gRPC endpoint.
+        tls: files for TLS; default: plain text.
+        retry: when a server that is not available is asked again.
+
+    Raises:
+        FieldError: for a file of ``tls`` that cannot be read.
     """
 
-    def __init__(self, url: str = DEFAULT_URL):
+    def __init__(self, url: str = DEFAULT_URL, *, tls: Tls | None = None, retry: Retry | None = None):
         self.url = url
-        size = [("grpc.max_send_message_length", _MAX_MESSAGE_BYTES)]
-        size += [("grpc.max_receive_message_length", _MAX_MESSAGE_BYTES)]
-        self._channel = grpc.insecure_channel(url, options=size)
-        self._stub = service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        self._retry = retry or Retry()
+        self._credentials = None if tls is None else credentials(tls)
+        self._channel: grpc.aio.Channel | None = None
 
-    def __enter__(self) -> Self:
+    async def __aenter__(self) -> Self:
         return self
 
-    def __exit__(
+    async def __aexit__(
         self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
     ) -> None:
-        self.close()
+        await self.close()
 
-    def close(self) -> None:
-        """Close the connection; generations under way are cancelled."""
-        self._channel.close()
+    async def close(self) -> None:
+        """Close the connection; generations under way are cancelled and raise :class:`Cancelled`."""
+        if self._channel is not None:
+            await self._channel.close()
 
-    def server_metadata(self) -> ServerMetadata:
-        """The server's name, version and extensions.
+    async def is_ready(self, *, model: str = MODEL, timeout: float | None = 5.0) -> bool:
+        """Whether the server says that it serves ``model``; one try, False when nobody answers.
 
-        Raises:
-            FieldError: when no server answers at the url.
+        Args:
+            model: its name in Triton.
+            timeout: seconds to wait for the answer.
         """
         try:
-            found = self._stub.ServerMetadata(service_pb2.ServerMetadataRequest())
-        except grpc.RpcError as error:
-            raise self._explained(error) from error
-        return ServerMetadata(found.name, found.version, tuple(found.extensions))
+            found = await self._stub().ModelReady(service_pb2.ModelReadyRequest(name=model), timeout=timeout)
+        except grpc.RpcError:
+            return False
+        return bool(found.ready)
+
+    async def server_metadata(self, *, timeout: float | None = None) -> ServerMetadata:
+        """The server's name, version and extensions.
+
+        Args:
+            timeout: seconds for all tries together; default: no limit.
+
+        Raises:
+            Unreachable: when no server answers at the url.
+            GenerationError: when it does not answer this.
+        """
+        tries, end = Tries(self._retry), _end(timeout)
+        while True:
+            try:
+                found = await self._stub().ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=_left(end))
+                return ServerMetadata(found.name, found.version, tuple(found.extensions))
+            except grpc.RpcError as error:
+                failure = self._failure(error)
+                if not isinstance(failure, Unavailable) or not await tries.another():
+                    raise failure from error
 
     def generate(
         self,
@@ -91,9 +146,16 @@ class Client:
         confidence_threshold: float | None = None,
         stability_threshold: int | None = None,
         request_id: str = "",
+        model: str = MODEL,
+        timeout: float | None = None,
+        metadata: Mapping[str, str] | None = None,
         **others: object,
-    ) -> Generator[Response, None, None]:
-        """Generate, response by response; closing the iterator early cancels on the server.
+    ) -> AsyncGenerator[Response, None]:
+        """Generate, response by response.
+
+        Whatever ends the iteration early cancels on the server: the task is cancelled, the iterator closed, the loop
+        left. Python closes an iterator that a loop left when nobody holds it any more; use
+        :func:`contextlib.aclosing` where a name does.
 
         Args:
             prompt: raw text; exactly one of it, ``messages`` and ``input_ids``.
@@ -106,12 +168,20 @@ class Client:
             ignore_eos: go on to ``max_tokens``.
             max_denoising_steps, t_min, t_max, entropy_bound, confidence_threshold, stability_threshold: as in
                 :class:`~trtllm_build.runtime.request.SamplerConfig`; default: the checkpoint's.
-            request_id: name of the request in the server's log.
+            request_id: name of the request in the server's log; default: a new one.
+            model: its name in Triton.
+            timeout: seconds for all of it, tries and responses; default: no limit.
+            metadata: gRPC metadata to send along, as ``traceparent``.
             others: further inputs of the served model by name; it refuses those that it does not support.
 
         Raises:
-            FieldError: when no server answers at the url, or a value does not fit its input's type.
-            GenerationError: with the server's message, when it refuses the request or fails.
+            FieldError: at once, when a value does not fit its input's type.
+            Unreachable: when no server answers at the url.
+            Unavailable: when the server has no room, is ending, or went away.
+            Refused: with the server's message, for a request that it cannot honour.
+            TimedOut: when ``timeout`` ran out.
+            Cancelled: when this client was closed meanwhile.
+            GenerationError: with the server's message, when it fails otherwise; base of the five before.
         """
         values = {
             "text_input": prompt,
@@ -130,51 +200,71 @@ class Client:
             "stability_threshold": stability_threshold,
             **others,
         }
-        return self._responses(encode(values, request_id))
+        request = encode(values, request_id or uuid.uuid4().hex, model)
+        return self._responses(request, timeout, (_STATUS_CODES, *(metadata or {}).items()))
 
-    def _responses(self, request: Any) -> Generator[Response, None, None]:
-        call = self._stub.ModelStreamInfer(iter([request]))
-        answered = False
+    async def _responses(
+        self, request: Any, timeout: float | None, metadata: Sequence[tuple[str, str]]
+    ) -> AsyncGenerator[Response, None]:
+        """All responses of the first try that yields one."""
+        tries, end = Tries(self._retry), _end(timeout)
+        while True:
+            answered = False
+            try:
+                async with aclosing(self._once(request, _left(end), metadata)) as responses:
+                    async for response in responses:
+                        answered = True
+                        yield response
+                return
+            except Unavailable as error:
+                if answered:
+                    raise Unavailable(f"the server at {self.url} went away: {error}") from error
+                if not await tries.another():
+                    raise
+
+    async def _once(
+        self, request: Any, timeout: float | None, metadata: Sequence[tuple[str, str]]
+    ) -> AsyncGenerator[Response, None]:
+        call = self._stub().ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
+        complete = False
         try:
-            for message in call:
-                answered = True
+            async for message in call:
                 if message.error_message:
-                    raise GenerationError(message.error_message)
-                yield decode(message.infer_response)
+                    raise unqualified(message.error_message)
+                response = decode(message.infer_response)
+                complete = response.finish_reason is not None
+                yield response
         except grpc.RpcError as error:
-            if answered:
-                raise GenerationError(f"the server at {self.url} went away: {error.details()}") from error
-            raise self._explained(error) from error
+            raise self._failure(error) from error
+        except asyncio.CancelledError:
+            task = asyncio.current_task()
+            if task is None or task.cancelling():
+                raise
+            # gRPC says this way, to tasks that nobody has cancelled, that their channel was closed.
+            raise Cancelled("the connection was closed") from None
         finally:
             call.cancel()
+        if not complete:
+            # As tritonserver does to streams that outlive its exit timeout.
+            raise Unavailable("it ended the stream before the answer was complete")
 
-    def _explained(self, error: grpc.RpcError) -> Exception:
+    def _stub(self) -> Any:
+        # Here and not in __init__: a channel belongs to the event loop that runs when it is made.
+        if self._channel is None:
+            self._channel = open_channel(self.url, self._credentials)
+        return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+
+    def _failure(self, error: grpc.RpcError) -> GenerationError:
         """The error a user can act on."""
-        if error.code() == grpc.StatusCode.UNAVAILABLE:
-            remedy = "start one: make serve (or diffgemma-serve --engine DIR)"
-            return FieldError("url", self.url, "the host:port of a running server", remedy)
-        return GenerationError(f"{error.code().name}: {error.details()}")
+        failure = explained(error)
+        if type(failure) is Unavailable and self._channel is not None and self._channel.get_state() in _NO_CONNECTION:
+            return Unreachable(self.url, tls=self._credentials is not None, details=str(failure))
+        return failure
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The ``diffgemma`` command. Returns 0, 1 when the server refuses, 2 for a mistake here, 130 after Ctrl-C."""
-    options = parse_arguments(arguments)
-    try:
-        with Client(options.url) as client, closing(client.generate(**options.inputs)) as responses:
-            show(responses, options.output)
-    except KeyboardInterrupt:
-        # Leaving the block closed the stream, by which the server cancels.
-        print("cancelled: the server was told to stop this generation", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of the pipe has enough; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
-    except (FieldError, GenerationError) as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1 if isinstance(error, GenerationError) else 2
-    return 0
+def _end(timeout: float | None) -> float | None:
+    return None if timeout is None else time.monotonic() + timeout
 
 
-if __name__ == "__main__":
-    sys.exit(main())
+def _left(end: float | None) -> float | None:
+    return None if end is None else max(0.0, end - time.monotonic())

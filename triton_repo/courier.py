@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
+from weakref import WeakValueDictionary
 from typing import TYPE_CHECKING, Literal, Protocol
 
 from nemo_diffgemma.errors import FieldError
@@ -27,6 +28,10 @@ _LOG = logging.getLogger(__name__)
 
 # the client's mistake; as many requests wait as may wait; ours
 Failure = Literal["refused", "unavailable", "failed"]
+
+
+class ShuttingDown(RuntimeError):
+    """What comes now is not begun."""
 
 
 class Channel(Protocol):
@@ -62,14 +67,24 @@ class Courier:
     def __init__(self) -> None:
         self.queue: queue.SimpleQueue[tuple[Call, Event | Exception | None] | None] = queue.SimpleQueue()
         self._calls: set[Call] = set()
+        # Entries go when the last other reference to their call does.
+        self._named: WeakValueDictionary[str, Call] = WeakValueDictionary()
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
         self._thread.start()
 
-    def open(self, channel: Channel) -> Call:
-        """Watch ``channel`` from now on, until its last event."""
+    def open(self, channel: Channel, name: str | None = None) -> Call:
+        """Watch ``channel`` from now on, until its last event; ``name`` is what :meth:`cancel` knows it by."""
         call = Call(channel, self)
+        if name is not None:
+            self._named[name] = call
         self.queue.put((call, None))
         return call
+
+    def cancel(self, name: str) -> None:
+        """End the request of that name; one that is unknown has ended."""
+        call = self._named.get(name)
+        if call is not None and call.ticket is not None:
+            call.ticket.cancel()
 
     def close(self) -> None:
         """Send what is queued, then end the thread."""
@@ -112,10 +127,11 @@ class Courier:
         if last:
             self._calls.discard(call)
         if isinstance(event, Exception):
-            full: Failure = "unavailable" if isinstance(event, QueueFull) else "failed"
+            full: Failure = "unavailable" if isinstance(event, QueueFull | ShuttingDown) else "failed"
             call.channel.fail(str(event), "refused" if isinstance(event, FieldError) else full)
-        elif isinstance(event, Block) and event.finish_reason == "error":
-            call.channel.fail(event.error or "the engine failed", "failed")
+        elif isinstance(event, Block) and event.finish_reason in ("error", "unavailable"):
+            why: Failure = "failed" if event.finish_reason == "error" else "unavailable"
+            call.channel.fail(event.error or "the engine failed", why)
         elif call.reply is not None and (outputs := call.reply.outputs(event)) is not None:
             call.channel.send(outputs, last)
 

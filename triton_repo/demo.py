@@ -18,7 +18,8 @@ from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.questions import read_questions
 from nemo_diffgemma.quiet import quiet_start
 from triton_repo import evaluate, report
-from triton_repo.client import Client, GenerationError
+from triton_repo.blocking import BlockingClient
+from triton_repo.client import GenerationError
 from triton_repo.server import Server, ServerFailed
 from triton_repo.terminal import show
 
@@ -75,7 +76,7 @@ def serve(console: Console) -> dict[str, object]:
         Server(
             ENGINE, http_port=0, grpc_port=0, metrics_port=0, log_file=ROOT / "tritonserver.log", progress=console.print
         ) as server,
-        Client(server.grpc_url) as client,
+        BlockingClient(server.grpc_url) as client,
     ):
         metadata = client.server_metadata()
         _stage(console, 4, f"stream: {SHOWN} held-out prompts; the canvas is provisional until it is committed")

@@ -12,7 +12,7 @@ from typing import Any
 
 from nemo_diffgemma.questions import Question
 from nemo_diffgemma.tokenizer import Tokenizer
-from triton_repo.client import Client
+from triton_repo.blocking import BlockingClient
 
 Progress = Callable[[], None]
 
@@ -36,7 +36,7 @@ class Answer:
     entropies: tuple[float, ...] = ()
 
 
-def ask(client: Client, question: Question, max_tokens: int, seed: int, drafts: bool = False) -> Answer:
+def ask(client: BlockingClient, question: Question, max_tokens: int, seed: int, drafts: bool = False) -> Answer:
     """Send one question and read its answer to the end."""
     start, first = time.perf_counter(), None
     text, steps, tokens, entropies = "", [], 0, []
@@ -54,7 +54,7 @@ def ask(client: Client, question: Question, max_tokens: int, seed: int, drafts: 
 
 
 def ask_all(
-    client: Client, questions: Sequence[Question], in_flight: int, max_tokens: int, progress: Progress
+    client: BlockingClient, questions: Sequence[Question], in_flight: int, max_tokens: int, progress: Progress
 ) -> tuple[list[Answer], float]:
     """Ask every question, ``in_flight`` at a time, each with its own seed.
 

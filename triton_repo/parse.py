@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
@@ -11,22 +11,14 @@ import jinja2
 import numpy as np
 
 from nemo_diffgemma.errors import FieldError, require
-from nemo_diffgemma.tokenizer import Message
-from triton_repo.tensors import ALL_INPUTS, SUPPORTED, UNSUPPORTED
+from nemo_diffgemma.tokenizer import Message, Tokenizer
+from triton_repo.tensors import ALL_INPUTS, SAMPLER_INPUTS, SUPPORTED, UNSUPPORTED
 from trtllm_build.runtime.request import Request
 
 if TYPE_CHECKING:
     from trtllm_build import Engine
 
 _PROMPTS = ("text_input", "messages", "input_ids")
-_SAMPLER = (
-    "max_denoising_steps",
-    "t_min",
-    "t_max",
-    "entropy_bound",
-    "confidence_threshold",
-    "stability_threshold",
-)
 _ROLES = ("system", "user", "assistant")
 
 
@@ -38,11 +30,15 @@ class Generation:
         request: what the engine is asked.
         stream: one response a block, else one with everything.
         withheld: outputs the client does not want.
+        gap: with a suffix, tokens before it, which are the answer; else None.
+        decode: text of token ids.
     """
 
     request: Request
     stream: bool
     withheld: frozenset[str]
+    gap: int | None
+    decode: Callable[[Sequence[int]], str]
 
 
 def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: Engine) -> Generation:
@@ -67,29 +63,37 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
     require(stream or every == 0, "draft_every", every, "0 without stream", "pass stream=true")
     canvas: int | None = _scalar(inputs, "canvas_length", None)
     prompt = _prompt(inputs, engine)
+    end_id: int | None = _scalar(inputs, "end_id", None)
+    # A prompt that alone fills the context is for the engine to refuse, whose limit it is.
+    max_tokens = _scalar(inputs, "max_tokens", max(1, engine.limits.context - len(prompt)))
+    suffix = _suffix(inputs, engine, stream)
     request = Request(
         prompt_ids=tuple(prompt),
-        # A prompt that alone fills the context is for the engine to refuse, whose limit it is.
-        max_tokens=_scalar(inputs, "max_tokens", max(1, engine.limits.context - len(prompt))),
-        seed=_seed(inputs),
-        sampler=replace(engine.sampler, **{name: inputs[name][0] for name in _SAMPLER if name in inputs}),
-        ignore_eos=bool(_scalar(inputs, "ignore_eos", False)),
-        min_tokens=_scalar(inputs, "min_tokens", 0),
+        max_tokens=max_tokens + len(suffix),
+        seed=_aliased(inputs, "seed", "random_seed"),
+        sampler=replace(engine.sampler, **{name: inputs[name][0] for name in SAMPLER_INPUTS if name in inputs}),
+        ignore_eos=bool(_scalar(inputs, "ignore_eos", False)) or end_id is not None,
+        min_tokens=_aliased(inputs, "min_tokens", "min_length"),
         stop=tuple(word for word in inputs.get("stop_words", ()) if word),
-        stop_token_ids=tuple(inputs.get("stop_token_ids", ())),
+        stop_token_ids=(*inputs.get("stop_token_ids", ()), *([] if end_id in (None, -1) else [end_id])),
+        pinned={max_tokens + i: token for i, token in enumerate(suffix)},
         draft_every=every,
         priority=_scalar(inputs, "priority", 0),
+        client=_scalar(inputs, "client", ""),
         deadline=_scalar(inputs, "deadline", None),
         canvas_length="fit" if canvas == 0 else canvas,
     )
     counts = ("num_input_tokens", "num_output_tokens")
     withheld = frozenset(name for name in counts if not _scalar(inputs, f"return_{name}", True))
-    return Generation(request, stream, withheld)
+    decode = engine.tokenizer.decode if engine.tokenizer is not None else lambda _ids: ""
+    return Generation(request, stream, withheld, max_tokens if suffix else None, decode)
 
 
 def _values(name: str, array: Any) -> list[Any]:
     """A tensor's elements as Python values."""
     flat = np.asarray(array).reshape(-1)
+    most = ALL_INPUTS[name].most_items
+    require(len(flat) <= most, name, f"{len(flat)} elements", f"at most {most}", "shorten it")
     if ALL_INPUTS[name].dtype == "STRING":
         return [_text(name, item) for item in flat]
     if ALL_INPUTS[name].dtype == "FP32":
@@ -98,9 +102,11 @@ def _values(name: str, array: Any) -> list[Any]:
     return list(flat.tolist())
 
 
-def _text(name: str, item: bytes | str) -> str:
+def _text(name: str, item: bytes) -> str:
+    most = ALL_INPUTS[name].most_bytes
+    require(len(item) <= most, name, f"{len(item)} bytes", f"at most {most} bytes", "shorten it")
     try:
-        return item.decode() if isinstance(item, bytes) else item
+        return item.decode()
     except UnicodeDecodeError as error:
         raise FieldError(name, item[:40], "UTF-8 text", f"encode it as UTF-8 ({error.reason})") from error
 
@@ -117,11 +123,29 @@ def _refuse_unsupported(inputs: Mapping[str, list[Any]]) -> None:
             require(value in refused.neutral, name, value, allowed, refused.instead)
 
 
-def _seed(inputs: Mapping[str, list[Any]]) -> int:
-    seed, alias = _scalar(inputs, "seed", None), _scalar(inputs, "random_seed", None)
-    same = seed is None or alias is None or seed == alias
-    require(same, "random_seed", alias, f"the same as seed ({seed})", "send one of the two")
-    return int(seed if seed is not None else alias or 0)
+def _aliased(inputs: Mapping[str, list[Any]], name: str, alias: str) -> int:
+    """An input that has two names; 0 when neither is given."""
+    value, other = _scalar(inputs, name, None), _scalar(inputs, alias, None)
+    same = value is None or other is None or value == other
+    require(same, alias, other, f"the same as {name} ({value})", "send one of the two")
+    return int(value if value is not None else other or 0)
+
+
+def _suffix(inputs: Mapping[str, list[Any]], engine: Engine, stream: bool) -> list[int]:
+    """Token ids that follow the answer; none without ``suffix``."""
+    text = _scalar(inputs, "suffix", "")
+    if not text:
+        return []
+    require(not stream, "stream", True, "false with suffix: the answer is one piece", "leave stream out")
+    given = "max_tokens" in inputs
+    require(given, "max_tokens", None, "with suffix the number of tokens before it", "pass max_tokens=32")
+    return _tokenizer(engine, "suffix").encode(text)
+
+
+def _tokenizer(engine: Engine, name: str) -> Tokenizer:
+    if engine.tokenizer is None:
+        raise FieldError(name, "text", "input_ids: this engine has no tokenizer", "send input_ids")
+    return engine.tokenizer
 
 
 def _prompt(inputs: Mapping[str, list[Any]], engine: Engine) -> list[int]:
@@ -135,9 +159,7 @@ def _prompt(inputs: Mapping[str, list[Any]], engine: Engine) -> list[int]:
         allowed = f"token ids from 0 to {size - 1}"
         require(strange is None, name, strange, allowed, "tokenize with this checkpoint's tokenizer")
         return inputs[name]
-    tokenizer = engine.tokenizer
-    if tokenizer is None:
-        raise FieldError(name, "text", "input_ids: this engine has no tokenizer", "send input_ids")
+    tokenizer = _tokenizer(engine, name)
     value = inputs[name][0]
     if name == "text_input":
         return tokenizer.encode(value)
@@ -151,9 +173,9 @@ def _messages(text: str) -> Sequence[Message]:
     shape = 'a JSON list like [{"role": "user", "content": "..."}]'
     try:
         messages = json.loads(text)
-    except json.JSONDecodeError as error:
-        raise FieldError("messages", text[:80], shape, f"correct the JSON: {error}") from error
-    require(isinstance(messages, list) and bool(messages), "messages", text[:80], shape, "send at least one message")
+    except (ValueError, RecursionError) as error:
+        raise FieldError("messages", text, shape, f"correct the JSON: {error}") from error
+    require(isinstance(messages, list) and bool(messages), "messages", text, shape, "send at least one message")
     for i, message in enumerate(messages):
         good = isinstance(message, dict) and set(message) == {"role", "content"}
         require(good, f"messages[{i}]", message, "an object with role and content, no more", f"send {shape}")

@@ -33,14 +33,22 @@ class Reply:
 
     def _blocks_as_one(self, blocks: list[Block]) -> Outputs:
         last = blocks[-1]
+        text = "".join(block.text for block in blocks)
+        ids = tuple(token for block in blocks for token in block.token_ids)
+        reason = last.finish_reason or ""
+        gap = self._generation.gap
+        if gap is not None and len(ids) >= gap:
+            ids, reason = ids[:gap], "length"
+            text = self._generation.decode(ids)
+            self._tokens = gap
         return self._pack(
-            "".join(block.text for block in blocks),
-            tuple(token for block in blocks for token in block.token_ids),
+            text,
+            ids,
             last.canvas_index,
             sum(block.denoising_steps for block in blocks),
             last.entropies[-1] if last.entropies else None,
             False,
-            last.finish_reason or "",
+            reason,
         )
 
     def _pack(

@@ -18,7 +18,8 @@ from types import FrameType, TracebackType
 from typing import Self
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.client import Client, GenerationError
+from triton_repo.blocking import BlockingClient
+from triton_repo.client import GenerationError
 from triton_repo.config import REPOSITORY
 from triton_repo.tensors import ENGINE_VARIABLE
 from triton_repo.tritonserver import HOST, Installation, Process, free_port
@@ -127,7 +128,7 @@ class Server:
             ServerFailed: when it does not come.
         """
         try:
-            with Client(self.grpc_url) as client:
+            with BlockingClient(self.grpc_url) as client:
                 for _ in client.generate(input_ids=[1], max_tokens=1, max_denoising_steps=1, request_id="probe"):
                     pass
         except (GenerationError, FieldError) as error:

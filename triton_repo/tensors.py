@@ -8,8 +8,14 @@ from typing import Any, Literal
 import numpy as np
 
 MODEL = "diffgemma"
+UNARY_MODEL = "diffgemma_unary"  # one response a request, for plain ModelInfer
+TOKEN_MODEL = "tensorrt_llm"  # token level, under the names of TensorRT-LLM's model
+# Request parameters by which an entry ends the request that it passed on; unguessable, so nobody else's.
+CANCELLATION_ID, CANCEL = "diffgemma_cancellation_id", "diffgemma_cancel"
 # Environment variable that tells the served model which engine bundle to load.
 ENGINE_VARIABLE = "DIFFGEMMA_ENGINE"
+# Environment variable that names a file; while it exists the served model takes no more requests.
+DRAIN_VARIABLE = "DIFFGEMMA_DRAIN"
 
 DType = Literal["STRING", "BOOL", "INT32", "UINT64", "FP32"]
 NUMPY: dict[DType, Any] = {
@@ -30,12 +36,16 @@ class Tensor:
         dtype: as ``config.pbtxt`` spells it, without ``TYPE_``.
         about: what it means, with unit and default; a comment in ``config.pbtxt``.
         dims: ``(1,)`` for a scalar, ``(-1,)`` for a list.
+        most_items: of a list; a longer one is refused unread.
+        most_bytes: of each text, in UTF-8.
     """
 
     name: str
     dtype: DType
     about: str
     dims: tuple[int, ...] = (1,)
+    most_items: int = 1024
+    most_bytes: int = 1024
 
 
 @dataclass(frozen=True)
@@ -60,10 +70,23 @@ def _unsupported(
     return Unsupported(Tensor(name, dtype, f"{accepted}: {instead}", dims), neutral, instead)
 
 
+_TEXT = 16 * 2**20  # bytes; four for each token of the longest context
+
 INPUTS: tuple[Tensor, ...] = (
-    Tensor("text_input", "STRING", "raw text; exactly one of text_input, messages and input_ids"),
-    Tensor("messages", "STRING", "JSON list of {role, content}, rendered with the checkpoint's chat template"),
-    Tensor("input_ids", "INT32", "token ids of the prompt", (-1,)),
+    Tensor("text_input", "STRING", "raw text; exactly one of text_input, messages and input_ids", most_bytes=_TEXT),
+    Tensor(
+        "messages",
+        "STRING",
+        "JSON list of {role, content}, rendered with the checkpoint's chat template",
+        most_bytes=_TEXT,
+    ),
+    Tensor("input_ids", "INT32", "token ids of the prompt", (-1,), most_items=_TEXT // 4),
+    Tensor(
+        "suffix",
+        "STRING",
+        "text after the answer, which is the max_tokens tokens that lead to it: infilling",
+        most_bytes=_TEXT,
+    ),
     Tensor("max_tokens", "INT32", "most tokens to return; default: all that the context has left"),
     Tensor("seed", "UINT64", "all randomness follows from it; default 0"),
     Tensor("random_seed", "UINT64", "another name of seed"),
@@ -72,11 +95,15 @@ INPUTS: tuple[Tensor, ...] = (
     Tensor(
         "draft_every", "INT32", "with stream: the provisional canvas after every so many denoising steps; default 0"
     ),
-    Tensor("stop_words", "STRING", "texts before the first of which the answer is cut; empty ones do nothing", (-1,)),
+    Tensor("stop_words", "STRING", "texts before the first of which the answer is cut; empty ones: none", (-1,), 64),
     Tensor("stop_token_ids", "INT32", "token ids before the first of which the answer is cut", (-1,)),
+    Tensor("end_id", "INT32", "the one end of sequence, instead of the checkpoint's; -1: none"),
+    Tensor("pad_id", "INT32", "any: no output is padded"),
     Tensor("min_tokens", "INT32", "no end of sequence and no stop token before this position; default 0"),
+    Tensor("min_length", "INT32", "another name of min_tokens"),
     Tensor("canvas_length", "INT32", "tokens a canvas; 0: the narrowest that holds max_tokens; default: the model's"),
     Tensor("priority", "INT32", "lower goes first; default 0"),
+    Tensor("client", "STRING", "whose request it is: of equal priority, clients take turns"),
     Tensor("deadline", "FP32", "seconds from arrival after which the request is ended; default: never"),
     Tensor("ignore_eos", "BOOL", "go on to max_tokens whatever the model writes; default false"),
     Tensor("max_denoising_steps", "INT32", "most steps a canvas; default: the checkpoint's"),
@@ -89,13 +116,21 @@ INPUTS: tuple[Tensor, ...] = (
     Tensor("return_num_output_tokens", "BOOL", "send num_output_tokens; default true"),
 )
 
+SAMPLER_INPUTS = (
+    "max_denoising_steps",
+    "t_min",
+    "t_max",
+    "entropy_bound",
+    "confidence_threshold",
+    "stability_threshold",
+)
+
 _ENTROPY = "tokens are accepted by entropy, set entropy_bound"
 _CUT = "leave them out, or send the tokens that are allowed from Python"
 _NO_PENALTY = "leave it out: a canvas is denoised in parallel, without penalties"
 _ONE = "send one request a sample, each with its own seed"
-_OWN_IDS = "leave it out: the checkpoint's own is used; ignore_eos generates to max_tokens"
 UNSUPPORTED: tuple[Unsupported, ...] = (
-    _unsupported("temperature", "FP32", (), "set t_min and t_max, the two ends of the temperature schedule"),
+    _unsupported("temperature", "FP32", (1.0,), "set t_min and t_max, the two ends of the temperature schedule"),
     _unsupported("top_k", "INT32", (0,), _ENTROPY),
     _unsupported("top_p", "FP32", (1.0,), _ENTROPY),
     _unsupported("min_p", "FP32", (0.0,), _ENTROPY),
@@ -106,9 +141,6 @@ UNSUPPORTED: tuple[Unsupported, ...] = (
     _unsupported("presence_penalty", "FP32", (0.0,), _NO_PENALTY),
     _unsupported("frequency_penalty", "FP32", (0.0,), _NO_PENALTY),
     _unsupported("length_penalty", "FP32", (0.0, 1.0), _NO_PENALTY),
-    _unsupported("min_length", "INT32", (0,), "send min_tokens"),
-    _unsupported("end_id", "INT32", (), _OWN_IDS),
-    _unsupported("pad_id", "INT32", (), _OWN_IDS),
     _unsupported("exclude_input_in_output", "BOOL", (True,), "prepend the prompt in the client"),
     _unsupported("return_log_probs", "BOOL", (False,), "read entropy, the canvas's mean in nats"),
 )
@@ -123,6 +155,39 @@ OUTPUTS: tuple[Tensor, ...] = (
     Tensor("entropy", "FP32", "mean entropy of the canvas after its last step, in nats; left out before a first step"),
     Tensor("num_input_tokens", "INT32", "tokens of the prompt"),
     Tensor("num_output_tokens", "INT32", "tokens committed so far"),
+)
+
+# The same model for callers with a tokenizer of their own, under the names of TensorRT-LLM's token-level model:
+# its input -> the input above that it is.
+TOKEN_INPUTS: dict[str, str] = {
+    "input_ids": "input_ids",
+    "input_lengths": "",  # how many of input_ids count
+    "request_output_len": "max_tokens",
+    "streaming": "stream",
+    "seed": "seed",
+    "random_seed": "random_seed",
+    "end_id": "end_id",
+    "pad_id": "pad_id",
+    "min_length": "min_length",
+    "priority": "priority",
+    "client": "client",
+    "deadline": "deadline",
+    **{name: name for name in SAMPLER_INPUTS},
+    "beam_width": "beam_width",
+    "num_return_sequences": "num_return_sequences",
+    "temperature": "temperature",
+    "runtime_top_k": "top_k",
+    "runtime_top_p": "top_p",
+    "len_penalty": "length_penalty",
+    "repetition_penalty": "repetition_penalty",
+    "presence_penalty": "presence_penalty",
+    "frequency_penalty": "frequency_penalty",
+    "return_log_probs": "return_log_probs",
+}
+TOKEN_OUTPUTS: tuple[Tensor, ...] = (
+    Tensor("output_ids", "INT32", "new token ids, [1, beams = 1, tokens]", (-1, -1)),
+    Tensor("sequence_length", "INT32", "how many they are, [1, beams = 1]", (-1,)),
+    *(t for t in OUTPUTS if t.name in ("finish_reason", "canvas_index", "denoising_steps", "entropy")),
 )
 
 SUPPORTED = ", ".join(tensor.name for tensor in INPUTS)

@@ -14,9 +14,9 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from triton_repo.connection import DEFAULT_URL, Retry, Tls
 from triton_repo.wire import Response
 
-DEFAULT_URL = "127.0.0.1:8001"
 Output = Literal["live", "text", "json"]
 
 _ABOUT = """\
@@ -43,17 +43,25 @@ class Options:
 
     Args:
         url: host and port of the server.
+        tls: files for TLS, None without.
+        retry: when a server that is not available is asked again.
         inputs: what :meth:`triton_repo.client.Client.generate` is called with.
         output: how responses are shown.
     """
 
     url: str
+    tls: Tls | None
+    retry: Retry
     inputs: dict[str, Any]
     output: Output
 
 
 def parse_arguments(arguments: Sequence[str] | None) -> Options:
-    """Read the command line; exits with status 2 and the usage on a mistake."""
+    """Read the command line; exits with status 2 and the usage on a mistake.
+
+    Raises:
+        FieldError: for a TLS certificate without its key.
+    """
     parser = argparse.ArgumentParser(
         prog="diffgemma", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -64,6 +72,12 @@ def parse_arguments(arguments: Sequence[str] | None) -> Options:
     parser.add_argument("--seed", type=int, metavar="N", help="same seed, same text (default: 0)")
     parser.add_argument("--ignore-eos", action="store_true", help="go on to --max-tokens whatever the model writes")
     parser.add_argument("--url", default=DEFAULT_URL, metavar="HOST:PORT", help="gRPC endpoint (default: %(default)s)")
+    tls = parser.add_argument_group("TLS (default: without)")
+    tls.add_argument("--tls-ca", metavar="FILE", help="certificates that the server's must be signed by, in PEM")
+    tls.add_argument("--tls-cert", metavar="FILE", help="this client's certificate, for a server that asks for one")
+    tls.add_argument("--tls-key", metavar="FILE", help="its key")
+    about = "tries after a first that found the server unavailable (default: %(default)s)"
+    parser.add_argument("--retries", type=int, default=Retry.attempts - 1, metavar="N", help=about)
     parser.add_argument("--json", action="store_true", help="one JSON object a line for every response")
     parser.add_argument("--no-drafts", action="store_true", help="without provisional canvases")
     sampler = parser.add_argument_group("denoising (default: the checkpoint's values)")
@@ -72,6 +86,10 @@ def parse_arguments(arguments: Sequence[str] | None) -> Options:
     given = parser.parse_args(arguments)
     if given.raw and given.system is not None:
         parser.error("--system needs the chat template: leave out --raw")
+    if given.tls_ca is None and (given.tls_cert or given.tls_key):
+        parser.error("--tls-cert and --tls-key need --tls-ca")
+    if given.retries < 0:
+        parser.error("--retries: 0 or more")
     output: Output = "json" if given.json else "live" if sys.stdout.isatty() else "text"
     inputs: dict[str, Any] = {name: getattr(given, name) for name in ("max_tokens", "seed", "ignore_eos", *_SAMPLER)}
     inputs["drafts"] = output != "text" and not given.no_drafts
@@ -81,7 +99,8 @@ def parse_arguments(arguments: Sequence[str] | None) -> Options:
         system = [] if given.system is None else [{"role": "system", "content": given.system}]
         inputs["messages"] = [*system, {"role": "user", "content": given.prompt}]
     inputs["request_id"] = f"diffgemma-{os.getpid()}"
-    return Options(given.url, inputs, output)
+    tls_files = None if given.tls_ca is None else Tls(given.tls_ca, given.tls_cert, given.tls_key)
+    return Options(given.url, tls_files, Retry(attempts=given.retries + 1), inputs, output)
 
 
 def show(responses: Iterable[Response], output: Output) -> None:

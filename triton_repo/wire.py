@@ -33,7 +33,7 @@ class Response:
         canvas_index: which canvas of the request, from 0; without streaming the last.
         denoising_steps: steps done on this canvas; without streaming on all canvases.
         entropy: mean entropy of the canvas after its last step, in nats; None before its first.
-        finish_reason: ``stop``, ``length`` or ``cancelled`` on the last response, None before.
+        finish_reason: ``stop``, ``length``, ``cancelled`` or ``deadline`` on the last response, None before.
         num_input_tokens: tokens of the prompt; None if the request declined it.
         num_output_tokens: tokens committed so far; None if the request declined it.
     """
@@ -49,13 +49,13 @@ class Response:
     num_output_tokens: int | None
 
 
-def encode(values: Mapping[str, object], request_id: str) -> Any:
+def encode(values: Mapping[str, object], request_id: str, model: str = MODEL) -> Any:
     """Triton's ``ModelInferRequest`` with those ``values`` that are not None.
 
     Raises:
         FieldError: for a name that the model has no input of, or a value that does not fit the input's type.
     """
-    request = service_pb2.ModelInferRequest(model_name=MODEL, id=request_id)
+    request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
     for name, value in values.items():
         if value is None:
             continue

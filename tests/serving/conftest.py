@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from triton_repo.client import Client
+from triton_repo.blocking import BlockingClient
 from triton_repo.server import Server
 from trtllm_build import Engine, load_engine
 
@@ -36,8 +36,8 @@ def engine(demo_bundle: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture
-def client(server: Server) -> Iterator[Client]:
-    with Client(server.grpc_url) as connected:
+def client(server: Server) -> Iterator[BlockingClient]:
+    with BlockingClient(server.grpc_url) as connected:
         yield connected
 
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from triton_repo.client import Client
+from triton_repo.blocking import BlockingClient
 from triton_repo.server import Server
 from trtllm_build import Engine
 
@@ -21,7 +21,9 @@ pytestmark = pytest.mark.server
 ENDLESS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "max_denoising_steps": 2**31 - 1, "drafts": True}
 
 
-def test_cancelled_generations_free_every_slot(client: Client, engine: Engine, logged: Callable[[str], bool]) -> None:
+def test_cancelled_generations_free_every_slot(
+    client: BlockingClient, engine: Engine, logged: Callable[[str], bool]
+) -> None:
     """One more than there are slots: the one that waits is cancelled too."""
     names = [f"endless-{i}" for i in range(engine.limits.slots + 1)]
     streams = [client.generate("red", request_id=name, **ENDLESS) for name in names]
@@ -37,7 +39,7 @@ def test_cancelled_generations_free_every_slot(client: Client, engine: Engine, l
 
 
 def test_closing_the_connection_cancels(server: Server, logged: Callable[[str], bool]) -> None:
-    client = Client(server.grpc_url)
+    client = BlockingClient(server.grpc_url)
     next(client.generate("red", request_id="hung-up", **ENDLESS))
     client.close()
     assert logged("request hung-up: finished, cancelled")
@@ -45,7 +47,7 @@ def test_closing_the_connection_cancels(server: Server, logged: Callable[[str], 
 
 def test_control_c_cancels_on_the_server(server: Server, logged: Callable[[str], bool]) -> None:
     options = ["--json", "--ignore-eos", "--max-tokens=200", f"--max-denoising-steps={2**31 - 1}"]
-    command = [sys.executable, "-m", "triton_repo.client", "--url", server.grpc_url, "red chair", *options]
+    command = [sys.executable, "-m", "triton_repo.cli", "--url", server.grpc_url, "red chair", *options]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert '"provisional": true' in process.stdout.readline()

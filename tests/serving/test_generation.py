@@ -6,7 +6,7 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from triton_repo.client import Client
+from triton_repo.blocking import BlockingClient
 from triton_repo.wire import Response
 from trtllm_build import Engine
 
@@ -29,7 +29,7 @@ def blocks(responses: list[Response]) -> list[Response]:
         {"confidence_threshold": 5.0, "stability_threshold": 0},
     ],
 )
-def test_the_round_trip_equals_a_local_call(client: Client, engine: Engine, sampling: dict[str, float]) -> None:
+def test_the_round_trip_equals_a_local_call(client: BlockingClient, engine: Engine, sampling: dict[str, float]) -> None:
     local = engine.generate(PROMPT, max_tokens=20, seed=3, ignore_eos=True, **sampling)[0]
     (served,) = client.generate(PROMPT, max_tokens=20, seed=3, ignore_eos=True, stream=False, **sampling)
     assert (served.text, served.token_ids, served.finish_reason) == (local.text, local.token_ids, local.finish_reason)
@@ -38,7 +38,7 @@ def test_the_round_trip_equals_a_local_call(client: Client, engine: Engine, samp
     assert (served.num_input_tokens, served.num_output_tokens) == (len(engine.tokenizer.encode(PROMPT)), 20)
 
 
-def test_blocks_come_in_order_and_add_up_to_the_whole(client: Client) -> None:
+def test_blocks_come_in_order_and_add_up_to_the_whole(client: BlockingClient) -> None:
     (whole,) = client.generate(PROMPT, seed=1, stream=False, **LONG)
     streamed = list(client.generate(PROMPT, seed=1, **LONG))
     assert [response.canvas_index for response in streamed] == [0, 1, 2]
@@ -48,7 +48,7 @@ def test_blocks_come_in_order_and_add_up_to_the_whole(client: Client) -> None:
     assert sum((response.token_ids for response in streamed), ()) == whole.token_ids
 
 
-def test_drafts_are_flagged_and_change_nothing(client: Client) -> None:
+def test_drafts_are_flagged_and_change_nothing(client: BlockingClient) -> None:
     plain = list(client.generate(PROMPT, seed=1, **LONG))
     drafted = list(client.generate(PROMPT, seed=1, drafts=True, **LONG))
     assert blocks(drafted) == plain
@@ -60,7 +60,7 @@ def test_drafts_are_flagged_and_change_nothing(client: Client) -> None:
         assert drafts[-1].entropy == block.entropy
 
 
-def test_a_seed_gives_the_same_text_alone_and_among_seven(client: Client) -> None:
+def test_a_seed_gives_the_same_text_alone_and_among_seven(client: BlockingClient) -> None:
     def run(seed: int) -> list[tuple[str, tuple[int, ...], int]]:
         streamed = client.generate(PROMPT, seed=seed, **LONG)
         return [(response.text, response.token_ids, response.denoising_steps) for response in streamed]
@@ -73,7 +73,7 @@ def test_a_seed_gives_the_same_text_alone_and_among_seven(client: Client) -> Non
     assert len({tuple(responses) for responses in alone}) == len(seeds)
 
 
-def test_a_seed_of_64_bits_arrives_whole(client: Client, engine: Engine) -> None:
+def test_a_seed_of_64_bits_arrives_whole(client: BlockingClient, engine: Engine) -> None:
     seed = 2**64 - 1
     local = engine.generate(PROMPT, seed=seed, max_tokens=8, ignore_eos=True)[0]
     for name in ("seed", "random_seed"):
@@ -81,7 +81,7 @@ def test_a_seed_of_64_bits_arrives_whole(client: Client, engine: Engine) -> None
         assert served.token_ids == local.token_ids
 
 
-def test_messages_go_through_the_chat_template(client: Client, engine: Engine) -> None:
+def test_messages_go_through_the_chat_template(client: BlockingClient, engine: Engine) -> None:
     messages = [{"role": "system", "content": "größe"}, {"role": "user", "content": "blue lamp"}]
     ids = engine.tokenizer.chat(messages)
     chat = list(client.generate(messages=messages, max_tokens=20, seed=5))
@@ -89,26 +89,26 @@ def test_messages_go_through_the_chat_template(client: Client, engine: Engine) -
     assert chat[0].num_input_tokens == len(ids)
 
 
-def test_without_max_tokens_the_context_is_the_limit(client: Client, engine: Engine) -> None:
+def test_without_max_tokens_the_context_is_the_limit(client: BlockingClient, engine: Engine) -> None:
     last = list(client.generate(PROMPT, ignore_eos=True, max_denoising_steps=1))[-1]
     assert last.finish_reason == "length"
     assert last.num_input_tokens + last.num_output_tokens == engine.limits.context
 
 
-def test_an_answer_without_tokens_is_an_answer(client: Client, engine: Engine) -> None:
+def test_an_answer_without_tokens_is_an_answer(client: BlockingClient, engine: Engine) -> None:
     once = {"max_tokens": 1, "max_denoising_steps": 1}
     at_once = (seed for seed in range(3000) if not engine.generate([[5]], seed=seed, **once)[0].token_ids)
     (served,) = client.generate(input_ids=[5], seed=next(at_once), stream=False, **once)
     assert (served.text, served.token_ids, served.finish_reason) == ("", (), "stop")
 
 
-def test_counts_are_left_out_on_request(client: Client) -> None:
+def test_counts_are_left_out_on_request(client: BlockingClient) -> None:
     declined = {"return_num_input_tokens": False, "return_num_output_tokens": False}
     (served,) = client.generate(PROMPT, max_tokens=4, stream=False, **declined)
     assert (served.num_input_tokens, served.num_output_tokens) == (None, None)
 
 
-def test_the_server_says_what_it_is(client: Client) -> None:
+def test_the_server_says_what_it_is(client: BlockingClient) -> None:
     metadata = client.server_metadata()
     assert metadata.name == "triton"
     assert metadata.version.startswith("2.")

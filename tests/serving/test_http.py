@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from triton_repo.client import Client
+from triton_repo.blocking import BlockingClient
 from triton_repo.server import Server
 from triton_repo.tensors import ALL_INPUTS, ALL_OUTPUTS
 
@@ -24,7 +24,7 @@ def post(server: Server, endpoint: str, body: dict[str, Any]) -> str:
         return str(answer.read().decode())
 
 
-def test_generate_stream_sends_an_event_a_block(server: Server, client: Client) -> None:
+def test_generate_stream_sends_an_event_a_block(server: Server, client: BlockingClient) -> None:
     lines = post(server, "generate_stream", {**BODY, "stream": True}).splitlines()
     events = [json.loads(line.removeprefix("data: ")) for line in lines if line]
     streamed = list(client.generate("green table", max_tokens=20, ignore_eos=True, seed=4, max_denoising_steps=4))
@@ -33,7 +33,7 @@ def test_generate_stream_sends_an_event_a_block(server: Server, client: Client) 
     ]
 
 
-def test_generate_sends_everything_at_once(server: Server, client: Client) -> None:
+def test_generate_sends_everything_at_once(server: Server, client: BlockingClient) -> None:
     found = json.loads(post(server, "generate", BODY))
     blocks = list(client.generate("green table", max_tokens=20, ignore_eos=True, seed=4, max_denoising_steps=4))
     assert found["text_output"] == "".join(block.text for block in blocks)
@@ -44,7 +44,7 @@ def test_generate_sends_everything_at_once(server: Server, client: Client) -> No
     ("changes", "text"),
     [
         ({"max_new_tokens": 5}, "max_new_tokens: 5 cannot be used; allowed: only these inputs: text_input, "),
-        ({"temperature": 0.7}, "temperature: 0.7 cannot be used; allowed: nothing: it is not supported; fix: set "),
+        ({"temperature": 0.7}, "temperature: 0.7 cannot be used; allowed: 1.0; fix: set t_min and t_max"),
         ({"max_tokens": 0}, "max_tokens: 0 cannot be used; allowed: an integer >= 1; fix: pass max_tokens=1"),
     ],
 )

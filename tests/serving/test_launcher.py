@@ -56,7 +56,7 @@ def test_it_serves_until_told_to_stop_and_leaves_nothing(demo_bundle: Path) -> N
             assert stage in text
         printed = shlex.split(lines[-1].removeprefix("try: "))
         assert printed[0] == "diffgemma"
-        command = [sys.executable, "-m", "triton_repo.client", *printed[1:], "--max-tokens=4", "--ignore-eos"]
+        command = [sys.executable, "-m", "triton_repo.cli", *printed[1:], "--max-tokens=4", "--ignore-eos"]
         answer = subprocess.run(command, capture_output=True, check=True, timeout=60)
         assert answer.stdout.strip()
         (tritonserver,) = children(process.pid)
@@ -84,7 +84,7 @@ def test_a_dead_model_process_ends_the_service_with_a_reason(demo_bundle: Path) 
 
 @pytest.mark.server
 def test_piped_output_is_the_committed_text_alone(server: Server) -> None:
-    command = [sys.executable, "-m", "triton_repo.client", "--url", server.grpc_url, "red", "--max-tokens=20"]
+    command = [sys.executable, "-m", "triton_repo.cli", "--url", server.grpc_url, "red", "--max-tokens=20"]
     text = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()
     lines = subprocess.run([*command, "--json"], capture_output=True, check=True, timeout=60).stdout.decode()
     responses = [json.loads(line) for line in lines.splitlines()]
@@ -95,14 +95,14 @@ def test_piped_output_is_the_committed_text_alone(server: Server) -> None:
 
 @pytest.mark.server
 def test_a_refusal_is_one_line_and_status_1(server: Server) -> None:
-    command = [sys.executable, "-m", "triton_repo.client", "--url", server.grpc_url, "red", "--max-tokens=0"]
+    command = [sys.executable, "-m", "triton_repo.cli", "--url", server.grpc_url, "red", "--max-tokens=0"]
     done = subprocess.run(command, capture_output=True, text=True, timeout=60)
     assert (done.returncode, done.stdout) == (1, "")
     assert done.stderr == "error: max_tokens: 0 cannot be used; allowed: an integer >= 1; fix: pass max_tokens=1\n"
 
 
 def test_a_missing_server_or_bundle_is_one_line_and_status_2() -> None:
-    client = [sys.executable, "-m", "triton_repo.client", "--url=127.0.0.1:1", "red"]
+    client = [sys.executable, "-m", "triton_repo.cli", "--url=127.0.0.1:1", "red"]
     server = [sys.executable, "-m", "triton_repo.server", "--engine=/nowhere", *PORTS]
     for command, start in ((client, "error: url: '127.0.0.1:1' cannot"), (server, "error: engine: '/nowhere' cannot")):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)

@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.client import Client, GenerationError
+from triton_repo.blocking import BlockingClient
+from triton_repo.client import GenerationError
 from triton_repo.parse import parse
 from triton_repo.server import Server
 from triton_repo.tensors import UNSUPPORTED, Unsupported
@@ -24,7 +25,7 @@ def example(unsupported: Unsupported) -> Any:
     return {"STRING": "stop", "INT32": 5, "FP32": 0.75}[unsupported.tensor.dtype]
 
 
-def refusal(client: Client, **inputs: Any) -> str:
+def refusal(client: BlockingClient, **inputs: Any) -> str:
     with pytest.raises(GenerationError) as error:
         list(client.generate(**inputs))
     return str(error.value)
@@ -32,7 +33,7 @@ def refusal(client: Client, **inputs: Any) -> str:
 
 @pytest.mark.server
 @pytest.mark.parametrize("unsupported", UNSUPPORTED, ids=lambda unsupported: unsupported.tensor.name)
-def test_each_unsupported_input_is_refused_by_name(client: Client, unsupported: Unsupported) -> None:
+def test_each_unsupported_input_is_refused_by_name(client: BlockingClient, unsupported: Unsupported) -> None:
     name, value = unsupported.tensor.name, example(unsupported)
     text = refusal(client, prompt="red", max_tokens=1, **{name: value})
     assert text.startswith(f"{name}: {value!r} cannot be used; allowed: ")
@@ -40,7 +41,7 @@ def test_each_unsupported_input_is_refused_by_name(client: Client, unsupported: 
 
 
 @pytest.mark.server
-def test_neutral_values_are_accepted(client: Client) -> None:
+def test_neutral_values_are_accepted(client: BlockingClient) -> None:
     neutral = {u.tensor.name: u.neutral[0] for u in UNSUPPORTED if u.neutral}
     assert {"beam_width", "repetition_penalty", "bad_words", "top_p"} < set(neutral)
     (served,) = client.generate("red", max_tokens=1, ignore_eos=True, stream=False, **neutral)
@@ -126,12 +127,12 @@ MESSAGES = 'a JSON list like [{"role": "user", "content": "..."}]'
         ),
     ],
 )
-def test_a_wrong_request_is_told_what_is_wrong(client: Client, inputs: dict[str, Any], text: str) -> None:
+def test_a_wrong_request_is_told_what_is_wrong(client: BlockingClient, inputs: dict[str, Any], text: str) -> None:
     assert refusal(client, **inputs) == text
 
 
 @pytest.mark.server
-def test_a_prompt_that_alone_exceeds_the_context(client: Client) -> None:
+def test_a_prompt_that_alone_exceeds_the_context(client: BlockingClient) -> None:
     assert "prompt: '300 tokens' cannot be used; allowed: at most 255 tokens (context 256)" in refusal(
         client, input_ids=[3] * 300
     )
@@ -153,13 +154,25 @@ def test_what_no_client_of_ours_sends(engine: Engine) -> None:
         "fix: correct the JSON: Expecting value: line 1 column 11 (char 10)"
     )
     assert refused({"messages": b'{"role": "user"}'}, {}).startswith('messages: \'{"role": "user"}\' cannot be used')
+    assert "correct the JSON: maximum recursion depth" in refused({"messages": b"[" * 100_000}, {})
+    assert refused({"text_input": b"r", "client": b"x" * 1025}, {}) == (
+        "client: '1025 bytes' cannot be used; allowed: at most 1024 bytes; fix: shorten it"
+    )
+    assert refused({"text_input": b"r" * (16 * 2**20 + 1)}, {}).startswith("text_input: '16777217 bytes' cannot be")
     text = refused({"text_input": b"red"}, {"max_new_tokens": 5})
     assert text.startswith("max_new_tokens: 5 cannot be used; allowed: only these inputs: text_input, messages, ")
     assert text.endswith("; fix: leave it out")
 
 
+def test_lists_are_bounded(engine: Engine) -> None:
+    ids = np.array([[3]], dtype=np.int32)
+    for name, many in (("stop_words", np.array([[b"a"] * 65])), ("stop_token_ids", np.zeros((1, 1025), np.int32))):
+        with pytest.raises(FieldError, match=f"{name}: '{many.size} elements' cannot be used; allowed: at most "):
+            parse({"input_ids": ids, name: many}, {}, engine)
+
+
 def test_values_that_fit_no_tensor_are_refused_before_they_are_sent() -> None:
-    with Client("127.0.0.1:1") as client:
+    with BlockingClient("127.0.0.1:1") as client:
         for inputs, text in (
             ({"seed": -1}, "seed: -1 cannot be used; allowed: integers from 0 to 18446744073709551615; "),
             ({"max_tokens": 1.5}, "max_tokens: 1.5 cannot be used; allowed: integers from -2147483648 to 2147483647; "),
@@ -177,7 +190,7 @@ def test_a_server_that_is_not_there() -> None:
         "url: '127.0.0.1:1' cannot be used; allowed: the host:port of a running server; "
         "fix: start one: make serve (or diffgemma-serve --engine DIR)"
     )
-    with Client("127.0.0.1:1") as client:
+    with BlockingClient("127.0.0.1:1") as client:
         with pytest.raises(FieldError) as error:
             list(client.generate("red"))
         assert str(error.value) == expected

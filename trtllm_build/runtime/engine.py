@@ -230,6 +230,8 @@ class Engine:
                 if isinstance(event, Block):
                     if event.finish_reason == "error":
                         raise RuntimeError(f"prompt {index}: {event.error}")
+                    if event.finish_reason == "unavailable":
+                        raise QueueFull(event.error)
                     ended += event.finish_reason is not None
                 yield index, event
         finally:

@@ -8,7 +8,7 @@ from typing import Any, Literal, Self
 
 from nemo_diffgemma.errors import require
 
-FinishReason = Literal["stop", "length", "cancelled", "deadline", "error"]
+FinishReason = Literal["stop", "length", "cancelled", "deadline", "unavailable", "error"]
 MAX_SEED = 2**64 - 1
 FIT = "fit"
 LEAST_TEMPERATURE = 1e-6  # the soft-cap divided by less is no float32 to compute with
@@ -75,6 +75,7 @@ class Request:
         stop_token_ids: tokens before the first of which the answer is cut.
         draft_every: also report the argmax canvas after every so many denoising steps; 0 for never.
         priority: lower goes first.
+        client: whose it is: of equal priority, clients take turns; any text.
         deadline: seconds from submission after which it is ended; None for never.
         canvas_length: tokens a canvas; None for the model's own, ``"fit"`` for the narrowest that holds ``max_tokens``.
         seed_canvas: token ids that the answer's first positions start from, instead of noise.
@@ -97,6 +98,7 @@ class Request:
     stop_token_ids: tuple[int, ...] = ()
     draft_every: int = 0
     priority: int = 0
+    client: str = ""
     deadline: float | None = None
     canvas_length: int | Literal["fit"] | None = None
     seed_canvas: tuple[int, ...] = ()
@@ -113,6 +115,7 @@ class Request:
         _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
         _integer("draft_every", self.draft_every, 0)
         _integer("priority", self.priority, -(2**31), 2**31 - 1)
+        require(isinstance(self.client, str), "client", self.client, "a string", 'pass client="name"')
         seconds = isinstance(self.deadline, int | float) and not isinstance(self.deadline, bool)
         good = self.deadline is None or (seconds and 0 < self.deadline < float("inf"))
         require(good, "deadline", self.deadline, "seconds > 0, or None", "pass deadline=60")
@@ -217,7 +220,7 @@ class Block:
         denoising_steps: steps this canvas took.
         entropies: mean entropy (nats) of the canvas after each step.
         finish_reason: set on the last block of a request, None before.
-        error: what went wrong, for finish_reason ``error``.
+        error: what went wrong, for finish_reason ``error``; for ``unavailable`` what was full.
         stats: on the last block.
     """
 

@@ -5,6 +5,7 @@ The worker asks for a :class:`Plan`, carries it out, reports what came of it, an
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -18,11 +19,12 @@ class Job:
     """One request, as far as its turn depends on it.
 
     Args:
-        key: unique handle.
+        key: unique handle, greater than those submitted before.
         tokens: prompt token ids, at least one.
         room: most tokens its cache will ever hold at once: prompt, committed canvases and the running canvas.
         priority: lower goes first.
         deadline: when it ends unfinished, in seconds on the clock of :meth:`Scheduler.plan`; None for never.
+        client: whose it is; clients take turns.
     """
 
     key: int
@@ -30,6 +32,7 @@ class Job:
     room: int
     priority: int = 0
     deadline: float | None = None
+    client: str = ""
 
 
 @dataclass(frozen=True)
@@ -61,11 +64,14 @@ class Encode:
 
 @dataclass(frozen=True)
 class Ended:
-    """A job that ends unfinished. The cache of ``slot`` is to be released; None when the job never had one."""
+    """A job that ends unfinished. The cache of ``slot`` is to be released; None when the job never had one.
+
+    ``displaced``: the queue was full and its client had more than its share of it.
+    """
 
     key: int
     slot: int | None
-    reason: Literal["cancelled", "deadline"]
+    reason: Literal["cancelled", "deadline", "displaced"]
 
 
 @dataclass(frozen=True)
@@ -141,14 +147,18 @@ class Scheduler:
         self._kept: dict[int, _Running] = {}  # finished jobs by slot, the least recently finished first
         self._empty = set(range(slots))
         self._released: list[int] = []  # for the next plan's ``evicted``
+        self._displaced: list[int] = []  # for the next plan's ``ended``
+        self._turns: dict[str, int] = {}  # when a client that waits or runs was last admitted
+        self._turn = 0
 
     # -- what callers ask -------------------------------------------------------------
 
     def submit(self, job: Job) -> None:
-        """Queue a job.
+        """Queue a job. In a full queue the last job of the client that has most there gives way to a client that has
+        at least two fewer.
 
         Raises:
-            QueueFull: when as many jobs wait as may wait.
+            QueueFull: when as many jobs wait as may wait and none gives way.
             ValueError: when the key is in use, when there are no tokens or more than ``room``, or when ``room`` needs
                 more pages than there are.
         """
@@ -158,9 +168,21 @@ class Scheduler:
             raise ValueError(f"job {job.key}: {len(job.tokens)} prompt tokens; allowed: 1 to its room of {job.room}")
         if self._pages_for(job) > self._pages:
             raise ValueError(f"job {job.key}: needs {self._pages_for(job)} cache pages, but there are {self._pages}")
-        if len(self._waiting) >= self._queue:
+        if len(self._waiting) >= self._queue and not self._displace(job.client):
             raise QueueFull(f"{len(self._waiting)} requests wait already; the limit is {self._queue}")
         self._waiting[job.key] = _Waiting(job)
+
+    def _displace(self, client: str) -> bool:
+        waiting = Counter(w.job.client for w in self._waiting.values())
+        most = max(waiting, key=waiting.__getitem__, default=client)
+        if waiting[most] < waiting[client] + 2:
+            return False
+        # of those that go last, the one that came last
+        keys = reversed([key for key, w in self._waiting.items() if w.job.client == most])
+        last = max(keys, key=lambda key: self._waiting[key].priority)
+        del self._waiting[last]
+        self._displaced.append(last)
+        return True
 
     def cancel(self, key: int) -> None:
         """End a job in the next plan, unless it ends before. A key that is unknown or ended is ignored."""
@@ -181,7 +203,7 @@ class Scheduler:
     @property
     def idle(self) -> bool:
         """Nothing waits or runs. Else the next plan has something to do: what waits alone is always admitted."""
-        return not self._waiting and not self._running
+        return not self._waiting and not self._running and not self._displaced
 
     @property
     def free_pages(self) -> int:
@@ -190,7 +212,7 @@ class Scheduler:
 
     def unfinished(self) -> tuple[int, ...]:
         """All jobs that have not ended."""
-        return (*self._waiting, *self._running)
+        return (*self._waiting, *self._running, *self._displaced)
 
     # -- the plan ---------------------------------------------------------------------
 
@@ -211,7 +233,8 @@ class Scheduler:
         return Plan(ended, evicted, admitted, encode, denoise)
 
     def _end(self, now: float) -> tuple[Ended, ...]:
-        ended = []
+        ended = [Ended(key, None, "displaced") for key in self._displaced]
+        self._displaced.clear()
         entries: list[_Waiting | _Running] = [*self._waiting.values(), *self._running.values()]
         for entry in entries:
             job = entry.job
@@ -232,8 +255,7 @@ class Scheduler:
     def _admit(self) -> tuple[Admission, ...]:
         admitted = []
         while self._waiting:
-            # of equals, min takes the earliest submitted
-            job = min(self._waiting.values(), key=lambda w: w.priority).job
+            job = self._next()
             pages = self._pages_for(job)
             # kept caches give way, so only what runs counts
             taken = sum(r.pages for r in self._running.values())
@@ -246,8 +268,24 @@ class Scheduler:
                 self._evict()
             self._leave_queue(job.key)
             self._running[job.key] = _Running(job, slot, pages, list(job.tokens), reused)
+            self._take_turn(job.client)
             admitted.append(Admission(job.key, slot, reused, pages * self._page))
         return tuple(admitted)
+
+    def _next(self) -> Job:
+        """Of those with the first priority, one of the client with fewest running, then of the one whose turn was
+        longest ago; of equals, min takes the earliest submitted."""
+        running = Counter(r.job.client for r in self._running.values())
+
+        def order(w: _Waiting) -> tuple[int, int, int]:
+            return w.priority, running[w.job.client], self._turns.get(w.job.client, 0)
+
+        return min(self._waiting.values(), key=order).job
+
+    def _take_turn(self, client: str) -> None:
+        self._turn += 1
+        present = {w.job.client for w in self._waiting.values()} | {r.job.client for r in self._running.values()}
+        self._turns = {name: turn for name, turn in self._turns.items() if name in present} | {client: self._turn}
 
     def _pages_for(self, job: Job) -> int:
         return -(-job.room // self._page)
@@ -273,11 +311,11 @@ class Scheduler:
         self._released.append(slot)
 
     def _leave_queue(self, key: int) -> None:
+        leaving = self._waiting.pop(key)
         for other in self._waiting.values():
-            if other.job.key == key:
-                break
-            other.overtaken += 1
-        del self._waiting[key]
+            # by a client whose turn it was is not overtaken: turns come round by themselves
+            if other.job.key < key and other.priority > leaving.priority:
+                other.overtaken += 1
 
     def _encode(self) -> tuple[Encode, ...]:
         for r in self._running.values():
@@ -353,7 +391,7 @@ class Scheduler:
         Raises:
             ValueError: when the job has ended.
         """
-        if key not in self.unfinished():
+        if key not in self._waiting and key not in self._running:
             raise ValueError(f"job {key}: reported as failed, but it has ended")
         slot = self._remove(key)
         if slot is not None:

@@ -53,7 +53,7 @@ class Worker:
             ticket = Ticket(self._submitted, sequence, cache_bytes, self._cancel)
             end = None if request.deadline is None else ticket.submitted + request.deadline
             try:
-                self._scheduler.submit(Job(ticket.key, request.prompt_ids, room, request.priority, end))
+                self._scheduler.submit(Job(ticket.key, request.prompt_ids, room, request.priority, end, request.client))
             except QueueFull:
                 self._totals.refused += 1
                 raise
@@ -92,7 +92,10 @@ class Worker:
             for ended in plan.ended:
                 if ended.slot is not None:
                     self._backend.release(ended.slot)
-                self._leave(ended.key, ended.reason)
+                if ended.reason == "displaced":
+                    self._leave(ended.key, "unavailable", "the queue is full, and more of this client's requests wait")
+                else:
+                    self._leave(ended.key, ended.reason)
             for slot in plan.evicted:
                 self._backend.release(slot)
             for admission in plan.admitted:

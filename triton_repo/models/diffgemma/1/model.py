@@ -8,10 +8,11 @@ from typing import Any
 import triton_python_backend_utils as pb
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.courier import Courier
+from triton_repo.config import check_engine
+from triton_repo.courier import Courier, ShuttingDown
 from triton_repo.parse import parse
 from triton_repo.reply import Outputs
-from triton_repo.tensors import ALL_INPUTS, ENGINE_VARIABLE
+from triton_repo.tensors import ALL_INPUTS, CANCEL, CANCELLATION_ID, DRAIN_VARIABLE, ENGINE_VARIABLE
 from trtllm_build import load_engine
 
 
@@ -42,15 +43,25 @@ class Channel:
 class TritonPythonModel:
     """Holds the engine; requests join and leave its running batch between denoising steps."""
 
-    def initialize(self, _args: dict[str, str]) -> None:
+    def initialize(self, args: dict[str, str]) -> None:
         self.engine = load_engine(os.environ[ENGINE_VARIABLE])
+        check_engine(json.loads(args["model_config"])["parameters"], self.engine.manifest)
+        # tritonserver calls a model ready that has been initialized: that should mean that it generates.
+        self.engine.generate([[0]], max_tokens=1, max_denoising_steps=1)
         self.courier = Courier()
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            call = self.courier.open(Channel(request))
+            parameters = json.loads(request.parameters())
+            if CANCEL in parameters:
+                self.courier.cancel(parameters[CANCEL])
+                request.get_response_sender().send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+                continue
+            call = self.courier.open(Channel(request), parameters.pop(CANCELLATION_ID, None))
             try:
-                generation = parse(_arrays(request), json.loads(request.parameters()), self.engine)
+                if _draining():
+                    raise ShuttingDown("the server is shutting down")
+                generation = parse(_arrays(request), parameters, self.engine)
                 call.ticket = self.engine.submit(generation.request, call.follow(generation))
             except FieldError as error:
                 call.on_event(error)
@@ -62,6 +73,10 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self.engine.close()
         self.courier.close()
+
+
+def _draining() -> bool:
+    return os.path.exists(os.environ.get(DRAIN_VARIABLE, ""))
 
 
 def _arrays(request: Any) -> dict[str, Any]:

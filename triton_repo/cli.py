@@ -1,0 +1,50 @@
+"""The ``diffgemma`` command."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import sys
+from collections.abc import Sequence
+from contextlib import closing
+
+from nemo_diffgemma.errors import FieldError
+from triton_repo.blocking import BlockingClient
+from triton_repo.client import GenerationError
+from triton_repo.terminal import parse_arguments, show
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Generate, or with ``bench`` as first argument measure a server.
+
+    Returns:
+        0; 1 when the server refuses or fails, 2 for a mistake here, 130 after Ctrl-C.
+    """
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    if given[:1] == ["bench"]:
+        # Only here: it imports what draws.
+        return int(importlib.import_module("triton_repo.bench").main(given[1:]))
+    try:
+        options = parse_arguments(given)
+        with (
+            BlockingClient(options.url, tls=options.tls, retry=options.retry) as client,
+            closing(client.generate(**options.inputs)) as responses,
+        ):
+            show(responses, options.output)
+    except KeyboardInterrupt:
+        # Leaving the block closed the stream, by which the server cancels.
+        print("cancelled: the server was told to stop this generation", file=sys.stderr)
+        return 130
+    except BrokenPipeError:
+        # The reader of the pipe has enough; Python would complain again when it flushes at exit.
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 1
+    except (FieldError, GenerationError) as error:
+        print(f"error: {error}", file=sys.stderr)
+        # A server that is not there is both, and most likely a mistake in --url.
+        return 2 if isinstance(error, FieldError) else 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,139 @@
+"""Other entries of the served model: they translate, pass on to it inside tritonserver, and translate back."""
+
+from __future__ import annotations
+
+import json
+import secrets
+import threading
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
+from typing import Any, Protocol
+
+import numpy as np
+import triton_python_backend_utils as pb
+
+from triton_repo.tensors import CANCEL, CANCELLATION_ID, MODEL
+
+LOOK_S = 0.02  # a client that has gone is noticed after this long
+_MOST = 1024  # requests of an entry under way; a thread waits for each
+
+
+class Entry(Protocol):
+    """What an entry is, beside passing on."""
+
+    outputs: tuple[str, ...]
+    """Outputs of the served model that it needs."""
+
+    def inputs(self, request: Any) -> dict[str, Any]:
+        """Inputs of the served model by name, numpy, shape ``[1, *dims]``.
+
+        Raises:
+            FieldError: for what this entry cannot do.
+        """
+
+    def response(self, outputs: Mapping[str, Any]) -> list[Any]:
+        """Output tensors of this entry for a response of the served model."""
+
+    def message(self, text: str) -> str:
+        """An error of the served model in the words of this entry."""
+
+
+class Forwarder:
+    """Passes requests on, each from a thread of its own, and their cancellation.
+
+    tritonserver 2.51 cannot cancel what one model asked of another, so the request carries a name that nobody can
+    guess, and a second one with that name ends it.
+
+    Args:
+        entry: translates.
+    """
+
+    def __init__(self, entry: Entry):
+        self._entry = entry
+        self._open: dict[str, Any] = {}  # senders by cancellation id
+        self._lock = threading.Lock()
+        self._pool = ThreadPoolExecutor(_MOST, thread_name_prefix="forward")
+        self._closing = threading.Event()
+        self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
+        self._watcher.start()
+
+    def execute(self, requests: list[Any]) -> None:
+        """What a python model's ``execute`` is to do."""
+        for request in requests:
+            sender = request.get_response_sender()
+            try:
+                inputs = self._entry.inputs(request)
+                self._pool.submit(self._forward, request.request_id(), request.parameters(), inputs, sender)
+            except Exception as error:  # of which FieldErrors are the client's
+                code = pb.TritonError.INVALID_ARG if isinstance(error, ValueError) else pb.TritonError.INTERNAL
+                _fail(sender, pb.TritonError(str(error), code))
+
+    def close(self) -> None:
+        """Wait for what is under way, and end the threads."""
+        self._pool.shutdown()
+        self._closing.set()
+        self._watcher.join()
+
+    def _forward(self, request_id: str, parameters: str, inputs: dict[str, Any], sender: Any) -> None:
+        name = secrets.token_hex(16)
+        with self._lock:
+            self._open[name] = sender
+        try:
+            self._send(_ask(request_id, parameters, inputs, self._entry.outputs, name), sender)
+        except Exception as error:
+            _fail(sender, pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL))
+        finally:
+            with self._lock:
+                self._open.pop(name, None)
+
+    def _send(self, responses: Iterator[Any], sender: Any) -> None:
+        for response in responses:
+            if response.has_error():
+                error = response.error()
+                _fail(sender, pb.TritonError(self._entry.message(error.message()), error.code()))
+                return
+            if not response.output_tensors():
+                continue  # the bare end of the stream
+            outputs = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
+            last = bool(outputs["finish_reason"].item())
+            translated = pb.InferenceResponse(self._entry.response(outputs))
+            sender.send(translated, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+            if last:
+                return
+        _fail(sender, pb.TritonError("the model ended without an answer", pb.TritonError.INTERNAL))
+
+    def _watch(self) -> None:
+        while not self._closing.wait(LOOK_S):
+            with self._lock:
+                opened = list(self._open.items())
+            for name, sender in opened:
+                if sender.is_cancelled():
+                    with self._lock:
+                        self._open.pop(name, None)
+                    _cancel(name)
+
+
+def _ask(
+    request_id: str, parameters: str, inputs: dict[str, Any], outputs: tuple[str, ...], name: str
+) -> Iterator[Any]:
+    request = pb.InferenceRequest(
+        model_name=MODEL,
+        request_id=request_id,
+        requested_output_names=list(outputs),
+        inputs=[pb.Tensor(tensor, array) for tensor, array in inputs.items()],
+        parameters={**json.loads(parameters), CANCELLATION_ID: name},
+    )
+    yield from request.exec(decoupled=True)
+
+
+def _cancel(name: str) -> None:
+    nothing = pb.Tensor("max_tokens", np.array([[1]], dtype=np.int32))  # Triton wants one input
+    request = pb.InferenceRequest(
+        model_name=MODEL, requested_output_names=["finish_reason"], inputs=[nothing], parameters={CANCEL: name}
+    )
+    for _ in request.exec(decoupled=True):
+        pass
+
+
+def _fail(sender: Any, error: Any) -> None:
+    sender.send(pb.InferenceResponse(error=error), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

@@ -1,0 +1,39 @@
+"""The served model for plain ModelInfer: the same inputs and outputs, one response."""
+
+from typing import Any
+
+import triton_python_backend_utils as pb
+
+from nemo_diffgemma.errors import require
+from triton_repo.forward import Forwarder
+from triton_repo.tensors import ALL_INPUTS, ALL_OUTPUTS
+
+
+class Unary:
+    """Everything as it is, but no stream."""
+
+    outputs = tuple(ALL_OUTPUTS)
+
+    def inputs(self, request: Any) -> dict[str, Any]:
+        found = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
+        for name in ("stream", "drafts"):
+            asked = name in found and bool(found[name].item())
+            require(not asked, name, True, "false: this model sends one response", "ask the model diffgemma")
+        return {name: array for name, array in found.items() if name in ALL_INPUTS}
+
+    def response(self, outputs: dict[str, Any]) -> list[Any]:
+        return [pb.Tensor(name, array) for name, array in outputs.items()]
+
+    def message(self, text: str) -> str:
+        return text
+
+
+class TritonPythonModel:
+    def initialize(self, _args: dict[str, str]) -> None:
+        self.forwarder = Forwarder(Unary())
+
+    def execute(self, requests: list[Any]) -> None:
+        self.forwarder.execute(requests)
+
+    def finalize(self) -> None:
+        self.forwarder.close()
