@@ -141,3 +141,28 @@ securityContext:
 - name: shm
   emptyDir: {medium: Memory, sizeLimit: {{ .Values.server.shmSize | quote }}}
 {{- end }}
+
+{{- define "diffgemma.tlsVolume" -}}
+{{- if .Values.tls.enabled -}}
+- name: tls
+  secret:
+    secretName: {{ .Values.tls.secretName }}
+    defaultMode: 0440
+{{- end }}
+{{- end }}
+
+{{/* Host and port of the gRPC endpoint inside the cluster, and what the client needs for TLS. */}}
+{{- define "diffgemma.clientArgs" -}}
+- --url
+- {{ include "diffgemma.fullname" . }}.{{ .Release.Namespace }}.svc:8001
+{{- if .Values.tls.enabled }}
+- --tls-ca
+- /tls/{{ .Values.tls.caKey }}
+{{- if .Values.tls.clientCa }}
+- --tls-cert
+- /tls/tls.crt
+- --tls-key
+- /tls/tls.key
+{{- end }}
+{{- end }}
+{{- end }}
