@@ -288,12 +288,21 @@ def folders(pod: Object, directory: Path, claims: Mapping[str, Path], configs: M
                     (folder / key).write_text(text)
             else:
                 assert "emptyDir" in volume, f"volume {name}: {volume} is not known here"
-        # what the kubelet does with fsGroup; without root the pod's user is mapped to the folder's owner
+        # without root the pod's user is mapped to the folder's owner
         if os.geteuid() == 0:
-            folder.chmod(0o2775 if group is not None else 0o777)
-            os.chown(folder, 0, group if group is not None else 0)
+            _give(folder, group)
         made[name] = folder
     return made
+
+
+def _give(folder: Path, group: int | None) -> None:
+    """What the kubelet does with ``fsGroup``: everything belongs to the group, which may read and write it."""
+    if group is None:
+        folder.chmod(0o777)
+        return
+    for path in (folder, *folder.rglob("*")):
+        os.chown(path, -1, group)
+        path.chmod(path.stat().st_mode | (0o2770 if path.is_dir() else 0o660))
 
 
 def _mounts(container: Object, volumes: Mapping[str, Path]) -> list[Object]:

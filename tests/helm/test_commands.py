@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -90,7 +91,8 @@ def cluster(
     objects: list[Object], image: Image, text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> Iterator[Cluster]:
     directory = tmp_path_factory.mktemp("pods")
-    claims = {CLAIM: directory / "engines", "checkpoint": text_checkpoint}
+    # a copy: the kubelet gives a claim's files to the pod's group
+    claims = {CLAIM: directory / "engines", "checkpoint": shutil.copytree(text_checkpoint, directory / "checkpoint")}
     claims[CLAIM].mkdir()
     services = [o["metadata"]["name"] for o in objects if o["kind"] == "Service"]
     with Network(directory / "network", image, services) as network:
@@ -141,6 +143,21 @@ def test_serving_does_not_start_without_its_engine(cluster: Cluster, tmp_path: P
     running = cluster.network.start("no-engine", pod, hurried, volumes)
     assert running.process.wait(60) != 0
     assert "/engines/cpu-" in running.text()
+
+
+def test_a_checkpoint_that_the_pod_s_user_cannot_read(cluster: Cluster, text_checkpoint: Path, tmp_path: Path) -> None:
+    """A volume without support for fsGroup (NFS, hostPath): files keep the mode that safetensors gives them."""
+    pod = cluster.pod("Job", "engine-build")
+    claims = {CLAIM: tmp_path / "engines", "checkpoint": shutil.copytree(text_checkpoint, tmp_path / "checkpoint")}
+    claims[CLAIM].mkdir()
+    volumes = folders(pod, tmp_path, claims, {})
+    for path in claims["checkpoint"].glob("*.safetensors"):
+        path.chmod(0)
+    status, said = cluster.network.run("unreadable", pod, volumes)
+    assert status == 2, said
+    assert "not readable for user 10001" in said
+    assert "fix: chmod -R a+rX /checkpoint" in said
+    assert "Traceback" not in said
 
 
 def test_the_job_builds_the_engine_that_serving_waits_for(cluster: Cluster, built: Path) -> None:
