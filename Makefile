@@ -13,6 +13,11 @@ WEIGHTS ?=
 CALIBRATION ?=
 CHECKPOINT ?= build/demo/checkpoint
 ENGINE ?= build/demo/engine
+IMAGE ?= diffgemma:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+TARGET ?= build
+PLATFORM ?=
+BUILD_ARGS ?=
+CONTROL_PLANE := .control-plane
 PROMPT ?= To JSON: Mara orders 7 red lamps for Monday.
 
 # training on a CPU runs eagerly (the engine's ahead-of-time compilation is not torch.compile); nothing is looked up online
@@ -21,7 +26,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-edge-llm demo train engine bench serve chat test test-edge-llm check format clean
+.PHONY: help setup setup-edge-llm demo train engine bench serve chat test test-edge-llm helm-e2e control-plane image check format clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -30,6 +35,7 @@ help:  ## list the targets
 	@echo "  BACKEND=         empty: the GPU's own; edge_llm for dgx-spark: export for NVIDIA TensorRT Edge-LLM"
 	@echo "  PRECISION=       empty: the GPU's default; WEIGHTS=random: no checkpoint, to measure speed"
 	@echo "  CHECKPOINT=$(CHECKPOINT)   ENGINE=$(ENGINE)"
+	@echo "  IMAGE=$(IMAGE) TARGET=build|serve|cpu PLATFORM=linux/arm64 BUILD_ARGS='NAME=VALUE ...' for make image"
 
 setup: $(INSTALLED)  ## make the environment in .venv
 
@@ -84,11 +90,23 @@ test: $(INSTALLED)  ## run every test
 test-edge-llm: $(INSTALLED) $(EDGE_LLM)/.installed  ## export for Edge-LLM and check it (left out of make test)
 	@$(BIN)/python -m pytest -m edge_llm tests/edge_llm
 
-check: $(INSTALLED)  ## ruff, mypy, import layers, generated files
+helm-e2e: $(INSTALLED)  ## install the chart on an API server: KUBECONFIG, KUBEBUILDER_ASSETS or make control-plane
+	@KUBEBUILDER_ASSETS="$${KUBEBUILDER_ASSETS:-$(wildcard $(CURDIR)/$(CONTROL_PLANE))}" $(BIN)/python -m pytest -m helm_e2e tests/helm/cluster
+
+control-plane: $(CONTROL_PLANE)/kube-scheduler  ## build a Kubernetes control plane for make helm-e2e (ten minutes, once)
+
+$(CONTROL_PLANE)/kube-scheduler:
+	@tests/helm/cluster/build-control-plane.sh $(CONTROL_PLANE)
+
+image:  ## build TARGET of the Dockerfile as IMAGE, with docker, podman or buildah
+	@.ci/image "$(IMAGE)" "$(TARGET)" "$(PLATFORM)" $(BUILD_ARGS)
+
+check: $(INSTALLED)  ## ruff, mypy, import layers, Dockerfile, generated files
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/python -m triton_repo.config --check
 
 format: $(INSTALLED)  ## format and write generated files

@@ -121,7 +121,7 @@ class Checkpoint:
     """A checkpoint directory whose names, shapes and file lengths have been checked before any weight is read.
 
     Raises:
-        FieldError: when a file is missing, unreadable or truncated, or a tensor is missing, extra or of the wrong shape.
+        FieldError: when a file is missing, unreadable or truncated, or a tensor missing, extra or of the wrong shape.
     """
 
     def __init__(self, directory: str | Path):

@@ -1,7 +1,7 @@
 """Become a container: what a container runtime does between "create" and the first instruction of the image's command.
 
-Runs as root of a mount and a process namespace of its own (``unshare``), reads what to become from the JSON file that is its
-argument, and ends as that command. Only the standard library: it runs before the container's Python does.
+Runs as root of a mount and a process namespace of its own (``unshare``), reads what to become from the JSON file
+that is its argument, and ends as that command. Only the standard library: it runs before the container's Python does.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ _DEVICES = ("null", "zero", "full", "random", "urandom")
 def main(specification: Path) -> None:
     """Build the root file system, enter it, drop every privilege, run the command.
 
-    The specification: ``root`` (an empty folder), ``mounts`` (``source``, ``target``, ``read_only``; in order), ``read_only_root``,
-    ``user``, ``group``, ``groups``, ``mapped`` (no real root at hand: the user is mapped in a user namespace), ``command``,
-    ``environment``, ``directory``, ``hosts`` (a file for /etc/hosts).
+    The specification: ``root`` (an empty folder), ``mounts`` (``source``, ``target``, ``read_only``; in order),
+    ``read_only_root``, ``user``, ``group``, ``groups``, ``mapped`` (no real root at hand: the user is mapped in a user
+    namespace), ``command``, ``environment``, ``directory``, ``hosts`` (a file for /etc/hosts).
     """
     given: dict[str, Any] = json.loads(specification.read_text())
     root = Path(given["root"])
@@ -67,9 +67,24 @@ def _as_user(given: dict[str, Any]) -> list[str]:
     user, group = given["user"], given["group"]
     unprivileged = ["setpriv", "--no-new-privs", "--bounding-set=-all", "--inh-caps=-all"]
     if given["mapped"]:
-        return ["unshare", "--user", f"--map-user={user}", f"--map-group={group}", "--", "setpriv", "--no-new-privs", "--"]
+        return [
+            "unshare",
+            "--user",
+            f"--map-user={user}",
+            f"--map-group={group}",
+            "--",
+            "setpriv",
+            "--no-new-privs",
+            "--",
+        ]
     groups = ",".join(str(g) for g in given["groups"])
-    return [*unprivileged, f"--reuid={user}", f"--regid={group}", f"--groups={groups}" if groups else "--clear-groups", "--"]
+    return [
+        *unprivileged,
+        f"--reuid={user}",
+        f"--regid={group}",
+        f"--groups={groups}" if groups else "--clear-groups",
+        "--",
+    ]
 
 
 def _system(root: Path, name: str) -> Path | None:

@@ -1,12 +1,13 @@
 """Pods of a rendered chart, run on this machine: their commands, environment, users and mounts, in Linux namespaces.
 
-What is the same as in a cluster: command and arguments with ``$(VAR)`` expanded, the container's environment and nothing of
-this machine's, user and groups, a read-only root, no capability, no new privileges, process 1 of its own process namespace,
-volumes where the pod mounts them (emptyDirs and claims owned by root and writable for ``fsGroup``), one network namespace
-with nothing but loopback in which every Service's name leads to the pod, preStop, SIGTERM, the grace period, probes over HTTP.
+What is the same as in a cluster: command and arguments with ``$(VAR)`` expanded, the container's environment and
+nothing of this machine's, user and groups, a read-only root, no capability, no new privileges, process 1 of its own
+process namespace, volumes where the pod mounts them (emptyDirs and claims given to ``fsGroup``), one network namespace
+with nothing but loopback in which every Service's name leads to the pod, preStop, SIGTERM, the grace period, probes over
+HTTP.
 
-What is not: the image. System files, Python and this project come from this machine, mounted where the Dockerfile puts them.
-Resources are not limited, seccomp is not applied, NetworkPolicies do nothing.
+What is not: the image. System files, Python and this project come from this machine, mounted where the Dockerfile puts
+them. Resources are not limited, seccomp is not applied, NetworkPolicies do nothing.
 """
 
 from __future__ import annotations
@@ -200,7 +201,9 @@ class Network:
         port = ports.get(get["port"], get["port"])
         seconds = str(probe.get("timeoutSeconds", 1))
         url = f"{get.get('scheme', 'HTTP').lower()}://127.0.0.1:{port}{get.get('path', '/')}"
-        done = self.inside(["curl", "--silent", "--max-time", seconds, "--output", "/dev/null", "--write-out", "%{http_code}", url])
+        done = self.inside(
+            ["curl", "--silent", "--max-time", seconds, "--output", "/dev/null", "--write-out", "%{http_code}", url]
+        )
         return done.returncode == 0 and 200 <= int(done.stdout) < 400
 
     def await_started(self, running: Running, seconds: float = 300.0) -> None:
@@ -229,7 +232,7 @@ class Network:
         )
 
     def terminate(self, pod: Object, running: Running) -> tuple[int, float]:
-        """preStop, SIGTERM to process 1, SIGKILL when the grace period is over. Returns exit status and seconds taken."""
+        """preStop, SIGTERM to process 1, SIGKILL after the grace period. Returns exit status and seconds taken."""
         begun = time.monotonic()
         hook = running.container.get("lifecycle", {}).get("preStop", {})
         if "exec" in hook:
@@ -270,7 +273,7 @@ def folders(pod: Object, directory: Path, claims: Mapping[str, Path], configs: M
         configs: rendered ConfigMaps and Secrets by name.
 
     Raises:
-        AssertionError: for a claim or a ConfigMap that is not there, or a kind of volume that no pod of the chart should have.
+        AssertionError: for a claim or a ConfigMap that is not there, or a kind of volume that the chart does not use.
     """
     group = pod.get("securityContext", {}).get("fsGroup")
     made: dict[str, Path] = {}

@@ -51,9 +51,7 @@ class Cluster:
         """``spec`` of the pods of one component."""
         found = [
             spec
-            for (name, spec), made in zip(
-                pod_specs(self.objects), filter(makes_pods, self.objects), strict=True
-            )
+            for (name, spec), made in zip(pod_specs(self.objects), filter(makes_pods, self.objects), strict=True)
             if name.startswith(kind) and made["metadata"]["labels"]["app.kubernetes.io/component"] == component
         ]
         assert len(found) == 1, f"{kind} {component}: {len(found)}"
@@ -122,9 +120,7 @@ def serving(cluster: Cluster, built: Path) -> Running:
     return running
 
 
-def test_the_test_pods_fail_where_nothing_serves(
-    objects: list[Object], image: Image, tmp_path: Path
-) -> None:
+def test_the_test_pods_fail_where_nothing_serves(objects: list[Object], image: Image, tmp_path: Path) -> None:
     with Network(tmp_path / "network", image, [SERVICE]) as network:
         cluster = Cluster(objects, network, {}, tmp_path)
         for index, pod in enumerate(pods_of_helm_test(objects)):
@@ -208,7 +204,9 @@ def test_every_port_of_the_service_answers(cluster: Cluster, serving: Running) -
 
 
 def test_a_client_of_the_service_gets_a_streamed_answer(cluster: Cluster, serving: Running) -> None:
-    done = in_the_network(cluster, "-m", "triton_repo.cli", "--url", f"{SERVICE}:8001", "--json", "--max-tokens=40", "--ignore-eos", "red")
+    done = in_the_network(
+        cluster, "-m", "triton_repo.cli", "--url", f"{SERVICE}:8001", "--json", "--max-tokens=40", "--ignore-eos", "red"
+    )
     assert done.status == 0, done.text
     responses = [json.loads(line) for line in done.text.splitlines()]
     assert len(responses) > 2, "40 tokens are three canvases of 16"
@@ -244,7 +242,7 @@ class Done:
 def in_the_network(cluster: Cluster, *arguments: str) -> Done:
     """Python in the pods' network, with the Service's name in /etc/hosts."""
     hosts = cluster.network.directory / "hosts"
-    script = f"mount --bind {hosts} /etc/hosts && exec \"$@\""
+    script = f'mount --bind {hosts} /etc/hosts && exec "$@"'
     done = cluster.network.inside(["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, *arguments])
     return Done(done.returncode, done.stdout + (done.stderr if done.returncode else ""))
 
@@ -252,4 +250,6 @@ def in_the_network(cluster: Cluster, *arguments: str) -> Done:
 def pods_of_helm_test(objects: list[Object]) -> list[Object]:
     """Pods of `helm test`, in its order."""
     hooks = [o for o in objects if o["metadata"].get("annotations", {}).get("helm.sh/hook") == "test"]
-    return [o["spec"] for o in sorted(hooks, key=lambda o: int(o["metadata"]["annotations"].get("helm.sh/hook-weight", 0)))]
+    return [
+        o["spec"] for o in sorted(hooks, key=lambda o: int(o["metadata"]["annotations"].get("helm.sh/hook-weight", 0)))
+    ]

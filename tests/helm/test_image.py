@@ -119,13 +119,22 @@ def test_no_mount_hides_what_the_image_holds(
 
 
 @pytest.mark.parametrize("target", FINAL)
-def test_every_path_that_is_written_is_a_volume(image: dict[str, Stage], pods: list[tuple[str, Object]], target: str) -> None:
+def test_every_path_that_is_written_is_a_volume(
+    image: dict[str, Stage], pods: list[tuple[str, Object]], target: str
+) -> None:
     """The root is read-only: caches, home and temporary files must be on mounts."""
     for name, pod in pods:
         for container in containers(pod):
             environment = image[target].environment | {v["name"]: v.get("value", "") for v in container.get("env", [])}
             writable = [PurePosixPath(m["mountPath"]) for m in container["volumeMounts"] if not m.get("readOnly")]
-            for variable in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "TORCHINDUCTOR_CACHE_DIR", "CUDA_CACHE_PATH"):
+            for variable in (
+                "HOME",
+                "TMPDIR",
+                "XDG_CACHE_HOME",
+                "TRITON_CACHE_DIR",
+                "TORCHINDUCTOR_CACHE_DIR",
+                "CUDA_CACHE_PATH",
+            ):
                 path = PurePosixPath(environment[variable])
                 assert any(path.is_relative_to(mount) for mount in writable), f"{name}: {variable}={path} is read-only"
 
@@ -159,7 +168,9 @@ def test_the_stub_is_of_the_base_s_release(image: dict[str, Stage]) -> None:
     assert "nvidia-pytriton==0.7.0" in PYPROJECT["project"]["optional-dependencies"]["serve"]
     assert ":24.10-py3" in image["serve"].base, "nvidia-pytriton 0.7.0 carries tritonserver 2.51.0, which is 24.10"
     version = f"{sys.version_info.major}.{sys.version_info.minor}"
-    assert f"python_backend_stubs/{version}/triton_python_backend_stub" in " ".join(image["cuda-environment"].values("RUN"))
+    assert f"python_backend_stubs/{version}/triton_python_backend_stub" in " ".join(
+        image["cuda-environment"].values("RUN")
+    )
     assert f"uv python install {version}" in " ".join(image["cuda-environment"].values("RUN"))
 
 
@@ -189,12 +200,6 @@ def test_the_build_context_holds_what_is_copied(image: dict[str, Stage]) -> None
         for source in sources(image[name]):
             assert (PROJECT / source).exists(), source
             assert source in allowed, f".dockerignore leaves {source} out"
-
-
-def test_hadolint_finds_nothing() -> None:
-    hadolint = Path(sys.executable).parent / "hadolint"
-    done = subprocess.run([hadolint, "--no-color", "Dockerfile"], cwd=PROJECT, capture_output=True, text=True, check=False)
-    assert (done.returncode, done.stdout) == (0, "")
 
 
 ENGINE = """#!/bin/bash
@@ -240,7 +245,11 @@ def test_without_a_container_engine_make_image_says_so(engines: Path) -> None:
 def test_make_image_takes_the_engine_that_answers(engines: Path) -> None:
     put(engines, "docker", status=1)
     record = put(engines, "podman", status=0)
-    done = make_image(engines, "diffgemma:1", "cpu", "linux/arm64", "PYTHON_IMAGE=python:3.11@sha256:0")
+    done = make_image(engines, "diffgemma:1", "cpu", "linux/arm64", "PYTHON_IMAGE=python:3.11")
     assert done.returncode == 0, done.stderr
-    expected = "build --file Dockerfile --target cpu --tag diffgemma:1 --platform linux/arm64 --build-arg PYTHON_IMAGE=python:3.11@sha256:0 ."
-    assert record.read_text().splitlines() == ["docker info", "podman info", f"podman {expected}"]
+    options = "--target cpu --tag diffgemma:1 --platform linux/arm64 --build-arg PYTHON_IMAGE=python:3.11"
+    assert record.read_text().splitlines() == [
+        "docker info",
+        "podman info",
+        f"podman build --file Dockerfile {options} .",
+    ]

@@ -33,7 +33,7 @@ def assets() -> Path:
     Raises:
         FieldError: when it is not set or lacks one of :data:`BINARIES`.
     """
-    folder = os.environ.get(ASSETS_VARIABLE)
+    folder = os.environ.get(ASSETS_VARIABLE) or None
     missing = [name for name in BINARIES if not folder or not os.access(Path(folder) / name, os.X_OK)]
     if folder is None or missing:
         raise FieldError(

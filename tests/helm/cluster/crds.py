@@ -1,4 +1,4 @@
-"""CustomResourceDefinitions without a schema, so that the chart's optional objects can be stored on a bare API server."""
+"""CustomResourceDefinitions without a schema: a bare API server can then store the chart's optional objects."""
 
 from __future__ import annotations
 

@@ -1,9 +1,10 @@
 """A played kubelet: it takes scheduled pods through their phases without running anything.
 
 It reads each container's command line, and plays what that command would do with the volumes that the pod mounts:
-``diffgemma-engine build`` writes a manifest, ``diffgemma-engine wait`` ends when there is one, ``diffgemma-serve`` is ready when
-its engine is there, the test pods succeed when the Service that they name has a ready pod. A command that it does not know
-fails, so that a chart that calls something else is noticed. Claims get a folder of this machine as their volume.
+``diffgemma-engine build`` writes a manifest, ``diffgemma-engine wait`` ends when there is one, ``diffgemma-serve`` is
+ready when its engine is there, the test pods succeed when the Service that they name has a ready pod. A command that it
+does not know fails, so that a chart that calls something else is noticed. Claims get a folder of this machine as their
+volume.
 """
 
 from __future__ import annotations
@@ -115,7 +116,9 @@ class Kubelet:
             self._provision(claim)
         names = {node.name for node in self._nodes}
         for pod in self._api.items("/api/v1/pods"):
-            if pod["spec"].get("nodeName") in names or (pod["metadata"].get("deletionTimestamp") and "nodeName" not in pod["spec"]):
+            if pod["spec"].get("nodeName") in names or (
+                pod["metadata"].get("deletionTimestamp") and "nodeName" not in pod["spec"]
+            ):
                 self._attend(pod)
 
     def _provision(self, claim: Object) -> None:
@@ -248,7 +251,9 @@ class Kubelet:
         return Played(State.DONE) if int(named[2]) in ports else Played(State.FAILED, f"{named[0]} does not answer")
 
     def _fetch(self, pod: Object, container: Object, arguments: Sequence[str]) -> Played:
-        self._path(pod, container, arguments[arguments.index("--local-dir") + 1], write=True).mkdir(parents=True, exist_ok=True)
+        self._path(pod, container, arguments[arguments.index("--local-dir") + 1], write=True).mkdir(
+            parents=True, exist_ok=True
+        )
         return Played(State.DONE)
 
     def _path(self, pod: Object, container: Object, path: str, write: bool = False) -> Path:
@@ -257,7 +262,9 @@ class Kubelet:
         Raises:
             AssertionError: when no claim is mounted there, or only for reading and ``write`` is asked for.
         """
-        mounts = [m for m in container["volumeMounts"] if path == m["mountPath"] or path.startswith(m["mountPath"] + "/")]
+        mounts = [
+            m for m in container["volumeMounts"] if path == m["mountPath"] or path.startswith(m["mountPath"] + "/")
+        ]
         assert mounts, f"{path} is on no volume of {container['name']}"
         mount = max(mounts, key=lambda m: len(m["mountPath"]))
         assert not (write and mount.get("readOnly")), f"{path} is mounted for reading only in {container['name']}"
@@ -283,7 +290,15 @@ def _container_status(pod: Object, container: Object, played: Played) -> Object:
     else:
         code = 0 if played.state is State.DONE else 1
         reason = "Completed" if code == 0 else "Error"
-        state = {"terminated": {"exitCode": code, "reason": reason, "message": played.message, "startedAt": now, "finishedAt": now}}
+        state = {
+            "terminated": {
+                "exitCode": code,
+                "reason": reason,
+                "message": played.message,
+                "startedAt": now,
+                "finishedAt": now,
+            }
+        }
     ready = played.state in (State.SERVES, State.RUNS)
     return _shown(container, state, ready)
 
@@ -294,7 +309,14 @@ def _waiting(container: Object, reason: str) -> Object:
 
 def _shown(container: Object, state: Object, ready: bool) -> Object:
     image = container["image"]
-    return {"name": container["name"], "image": image, "imageID": image, "ready": ready, "restartCount": 0, "state": state}
+    return {
+        "name": container["name"],
+        "image": image,
+        "imageID": image,
+        "ready": ready,
+        "restartCount": 0,
+        "state": state,
+    }
 
 
 def _conditions(pod: Object, initialized: bool, ready: bool) -> list[Object]:

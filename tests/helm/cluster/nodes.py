@@ -35,7 +35,9 @@ class Node:
         spec = {"taints": [_TAINT]} if self.product else {}
         path = f"/api/v1/nodes/{self.name}"
         if api.find(path) is None:
-            api.post("/api/v1/nodes", {"metadata": {"name": self.name, "labels": labels | {LABEL: "true"}}, "spec": spec})
+            api.post(
+                "/api/v1/nodes", {"metadata": {"name": self.name, "labels": labels | {LABEL: "true"}}, "spec": spec}
+            )
         capacity = {"cpu": "64", "memory": "512Gi", "pods": "110", "ephemeral-storage": "1Ti"}
         if self.product:
             capacity["nvidia.com/gpu"] = str(self.gpus)
@@ -66,4 +68,7 @@ def timestamp() -> str:
 
 def _closed(node: Object) -> bool:
     taints = node["spec"].get("taints", [])
-    return any(taint["key"].startswith("node-role.kubernetes.io/") and taint["effect"] != "PreferNoSchedule" for taint in taints)
+    return any(
+        taint["key"].startswith("node-role.kubernetes.io/") and taint["effect"] != "PreferNoSchedule"
+        for taint in taints
+    )

@@ -22,7 +22,7 @@ _BEFORE = {
 
 
 def chart_for(version: tuple[int, int], directory: Path) -> Path:
-    """The chart itself on a cluster it is made for; else a copy with older API versions and no lower limit on Kubernetes.
+    """The chart on a cluster it is made for; else a copy with older API versions and no least version of Kubernetes.
 
     Args:
         version: of the API server.
@@ -133,13 +133,20 @@ class Release:
         """A kubectl command to its end."""
         command = [str(self.kubectl), *arguments, "--namespace", self.namespace, "--kubeconfig", str(self.kubeconfig)]
         done = subprocess.run(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, timeout=seconds, env=self._environment()
+            command,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.STDOUT,
+            text=True,
+            timeout=seconds,
+            env=self._environment(),
         )
         return Done(done.returncode, done.stdout)
 
     def events(self) -> str:
         """What ``kubectl get events`` shows a person, the warnings only."""
-        return self.kube("get", "events", "--field-selector=type=Warning", "--output=custom-columns=R:.reason,M:.message").text
+        return self.kube(
+            "get", "events", "--field-selector=type=Warning", "--output=custom-columns=R:.reason,M:.message"
+        ).text
 
     def get(self, kind: str, name: str | None = None, component: str | None = None) -> list[Object]:
         """Objects of one kind, by name or by the chart's component label."""

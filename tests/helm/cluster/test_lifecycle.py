@@ -1,7 +1,7 @@
 """install, upgrade, rollback, test, scale, drain, uninstall on a real API server.
 
-API server, scheduler and controllers are real; pods are played (see `kubelet.py`): nothing runs in them, probes and preStop
-hooks are not executed.
+API server, scheduler and controllers are real; pods are played (see `kubelet.py`): nothing runs in them, probes and
+preStop hooks are not executed.
 """
 
 from __future__ import annotations
@@ -125,7 +125,12 @@ def test_a_changed_input_builds_anew_beside_the_old_engine(release: Release, kub
         assert served(release) == {old}, "the pod that is not replaced yet serves the old engine"
     finally:
         kubelet.builds_may_end.set()
-    wait_for("two pods serve the new engine", lambda: len(ready(release)) == 2 and old not in served(release), 60, release.events)
+    wait_for(
+        "two pods serve the new engine",
+        lambda: len(ready(release)) == 2 and old not in served(release),
+        60,
+        release.events,
+    )
     (new,) = served(release)
     assert engines(kubelet, release) == {old, new}
 
@@ -195,7 +200,9 @@ def test_a_drain_leaves_one_pod_at_work(release: Release, kubelet: Kubelet, refu
             now = ready(release)
             fewest = min(fewest, len(now))
             left = {p["metadata"]["name"] for p in now if p["spec"]["nodeName"] == "h100-0"}
-        wait_for("two pods on the other node", lambda: [p["spec"]["nodeName"] for p in ready(release)] == ["h100-1"] * 2, 30)
+        wait_for(
+            "two pods on the other node", lambda: [p["spec"]["nodeName"] for p in ready(release)] == ["h100-1"] * 2, 30
+        )
     finally:
         release.kube("uncordon", "h100-0")
         kubelet.drop(other)
