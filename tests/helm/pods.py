@@ -2,9 +2,8 @@
 
 What is the same as in a cluster: command and arguments with ``$(VAR)`` expanded, the container's environment and
 nothing of this machine's, user and groups, a read-only root, no capability, no new privileges, process 1 of its own
-process namespace, volumes where the pod mounts them (emptyDirs and claims given to ``fsGroup``), one network namespace
-with nothing but loopback in which every Service's name leads to the pod, preStop, SIGTERM, the grace period, probes over
-HTTP.
+process namespace, volumes where the pod mounts them (emptyDirs and claims given to ``fsGroup``), a network namespace
+with nothing but loopback in which every Service's name leads to the pod, preStop, SIGTERM, the grace period, probes.
 
 What is not: the image. System files, Python and this project come from this machine, mounted where the Dockerfile puts
 them. Resources are not limited, seccomp is not applied, NetworkPolicies do nothing.

@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -124,23 +125,23 @@ class Release:
 
     def begin(self, *arguments: str) -> subprocess.Popen[str]:
         """Start a helm command."""
-        command = [str(self.helm), *arguments, "--namespace", self.namespace, "--kubeconfig", str(self.kubeconfig)]
-        return subprocess.Popen(
-            command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=self._environment()
-        )
+        return self._begin(self.helm, arguments)
 
     def kube(self, *arguments: str, seconds: float = 120.0) -> Done:
         """A kubectl command to its end."""
-        command = [str(self.kubectl), *arguments, "--namespace", self.namespace, "--kubeconfig", str(self.kubeconfig)]
-        done = subprocess.run(
-            command,
-            stdout=subprocess.PIPE,
-            stderr=subprocess.STDOUT,
-            text=True,
-            timeout=seconds,
-            env=self._environment(),
-        )
-        return Done(done.returncode, done.stdout)
+        process = self.begin_kube(*arguments)
+        text, _ = process.communicate(timeout=seconds)
+        return Done(process.returncode, text)
+
+    def begin_kube(self, *arguments: str) -> subprocess.Popen[str]:
+        """Start a kubectl command."""
+        return self._begin(self.kubectl, arguments)
+
+    def _begin(self, binary: Path, arguments: Sequence[str]) -> subprocess.Popen[str]:
+        command = [str(binary), *arguments, "--namespace", self.namespace, "--kubeconfig", str(self.kubeconfig)]
+        homes = {f"HELM_{kind}_HOME": str(self.directory / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
+        environment = {"PATH": os.environ["PATH"], "HOME": str(self.directory), **homes}
+        return subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, env=environment)
 
     def events(self) -> str:
         """What ``kubectl get events`` shows a person, the warnings only."""
@@ -158,7 +159,3 @@ class Release:
         found = json.loads(done.text)
         items: list[Object] = found["items"] if found["kind"] == "List" else [found]
         return items
-
-    def _environment(self) -> dict[str, str]:
-        homes = {f"HELM_{kind}_HOME": str(self.directory / kind.lower()) for kind in ("CACHE", "CONFIG", "DATA")}
-        return {"PATH": os.environ["PATH"], "HOME": str(self.directory), **homes}
