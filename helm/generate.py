@@ -29,10 +29,12 @@ _TYPES = {"str": "string", "int": "integer", "float": "number", "bool": "boolean
 Schema = dict[str, Any]
 
 _QUANTITY: Schema = {"type": "string", "pattern": r"^[0-9]+(\.[0-9]+)?(m|k|Ki|M|Mi|G|Gi|T|Ti|P|Pi)?$"}
+_AMOUNT: Schema = {"anyOf": [_QUANTITY, {"type": "number", "minimum": 0}]}
+# no GPU: that comes from `gpu`
 _AMOUNTS: Schema = {
     "type": "object",
-    "propertyNames": {"not": {"pattern": r"^nvidia\.com/"}},
-    "additionalProperties": {"anyOf": [_QUANTITY, {"type": "number", "minimum": 0}]},
+    "additionalProperties": False,
+    "properties": {name: _AMOUNT for name in ("cpu", "memory", "ephemeral-storage")},
 }
 _SELECTOR: Schema = {
     "type": "object",
@@ -44,6 +46,12 @@ _SELECTOR: Schema = {
 }
 DEFINITIONS: Schema = {
     "quantity": _QUANTITY,
+    # relative, and nowhere above
+    "folder": {
+        "type": "string",
+        "pattern": "^([A-Za-z0-9._-]+(/[A-Za-z0-9._-]+)*)?$",
+        "not": {"pattern": r"(^|/)\.\.?(/|$)"},
+    },
     "countOrPercent": {
         "anyOf": [{"type": "integer", "minimum": 0}, {"type": "string", "pattern": "^(100|[0-9]{1,2})%$"}]
     },
