@@ -15,8 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from tests.helm.chart.rendering import FULLNAME, Case, Object, named, of_kind, pods, render
 from tests.helm.dockerfile import stages
-from tests.helm.manifests import RELEASE, Object, pod_specs, rendered
 from tests.helm.pods import Image, Network, Running, folders, namespaces_allowed
 
 pytestmark = [
@@ -25,10 +25,10 @@ pytestmark = [
     pytest.mark.skipif(namespaces_allowed() is not None, reason=f"containers cannot be run: {namespaces_allowed()}"),
 ]
 
-CLAIM = f"{RELEASE}-diffgemma-engines"
-SERVICE = f"{RELEASE}-diffgemma"
+CLAIM = f"{FULLNAME}-engines"
+SERVICE = FULLNAME
 # as a person tries the chart without a GPU
-VALUES = ("--set", "checkpoint.claim.name=checkpoint", "--set", "server.preStopSeconds=1,server.drainTimeoutSeconds=10")
+CPU = Case({"server": {"preStopSeconds": 1, "drainTimeoutSeconds": 10}}, ["cpu"])
 
 
 @dataclass
@@ -49,13 +49,13 @@ class Cluster:
 
     def pod(self, kind: str, component: str) -> Object:
         """``spec`` of the pods of one component."""
-        found = [
-            spec
-            for (name, spec), made in zip(pod_specs(self.objects), filter(makes_pods, self.objects), strict=True)
-            if name.startswith(kind) and made["metadata"]["labels"]["app.kubernetes.io/component"] == component
+        label = "app.kubernetes.io/component"
+        (found,) = [
+            template["spec"]
+            for name, template in pods(self.objects)
+            if name.startswith(kind) and template["metadata"]["labels"][label] == component
         ]
-        assert len(found) == 1, f"{kind} {component}: {len(found)}"
-        return found[0]
+        return dict(found)
 
     def volumes(self, name: str, pod: Object) -> dict[str, Path]:
         """Volumes for one pod."""
@@ -65,10 +65,6 @@ class Cluster:
     def run(self, name: str, pod: Object) -> tuple[int, str]:
         """Run a pod to its end."""
         return self.network.run(name, pod, self.volumes(name, pod))
-
-
-def makes_pods(found: Object) -> bool:
-    return found["kind"] in ("Pod", "Deployment", "Job")
 
 
 @pytest.fixture(scope="module")
@@ -81,7 +77,7 @@ def image() -> Image:
 
 @pytest.fixture(scope="module")
 def objects() -> list[Object]:
-    return rendered("cpu", *VALUES)
+    return render(CPU)
 
 
 @pytest.fixture(scope="module")
@@ -92,7 +88,7 @@ def cluster(
     # a copy: the kubelet gives a claim's files to the pod's group
     claims = {CLAIM: directory / "engines", "checkpoint": shutil.copytree(text_checkpoint, directory / "checkpoint")}
     claims[CLAIM].mkdir()
-    services = [o["metadata"]["name"] for o in objects if o["kind"] == "Service"]
+    services = [service["metadata"]["name"] for service in of_kind(objects, "Service")]
     with Network(directory / "network", image, services) as network:
         yield Cluster(objects, network, claims, directory)
 
@@ -193,7 +189,7 @@ def test_its_probes_succeed(cluster: Cluster, serving: Running) -> None:
 
 
 def test_every_port_of_the_service_answers(cluster: Cluster, serving: Running) -> None:
-    (service,) = (o for o in cluster.objects if o["kind"] == "Service" and o["metadata"]["name"] == SERVICE)
+    service = named(cluster.objects, "Service", SERVICE)
     ports = {port["name"]: port["containerPort"] for port in serving.container["ports"]}
     for port in service["spec"]["ports"]:
         # there is no kube-proxy here: a Service's port must be the container's

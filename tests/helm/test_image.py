@@ -14,8 +14,9 @@ from pathlib import Path, PurePosixPath
 import pytest
 from packaging.requirements import Requirement
 
+from tests.helm.chart.rendering import PROFILES, Case, Object, containers, render
+from tests.helm.chart.rendering import pods as pods_of
 from tests.helm.dockerfile import Stage, sources, stages
-from tests.helm.manifests import PROFILES, Object, containers, pod_specs, rendered
 from triton_repo.tritonserver import BINARY_VARIABLE, Installation
 
 PROJECT = Path(__file__).parents[2]
@@ -24,9 +25,13 @@ FINAL = ("build", "serve", "cpu")
 # of Debian and Ubuntu, in every base
 SYSTEM_COMMANDS = {"sleep"}
 # switches that add containers or change their commands
-SWITCHES = ("--set", "server.openai=true,tls.enabled=true,tls.secretName=tls,tls.clientCa=true,server.logPrompts=true")
-HUB = ("--set", "checkpoint.source=huggingFace,checkpoint.huggingFace.repository=owner/name,checkpoint.revision=abc")
-CLAIM = ("--set", "checkpoint.claim.name=checkpoint")
+SWITCHES: Object = {
+    "server": {"openai": True, "logPrompts": True},
+    "tls": {"enabled": True, "secretName": "tls", "clientCa": True},
+}
+HUB: Object = {
+    "checkpoint": {"source": "huggingFace", "revision": "abc", "huggingFace": {"repository": "owner/name"}},
+}
 
 
 @pytest.fixture(scope="module")
@@ -36,11 +41,12 @@ def image() -> dict[str, Stage]:
 
 @pytest.fixture(scope="module")
 def pods() -> list[tuple[str, Object]]:
-    """Every pod of every profile."""
+    """Template of every pod of every profile."""
     found = []
     for profile in PROFILES:
-        for options in ((*CLAIM, *SWITCHES), HUB):
-            found += [(f"{profile}: {name}", pod) for name, pod in pod_specs(rendered(profile, *options))]
+        for values in (SWITCHES, HUB):
+            objects = render(Case(values, [profile]))
+            found += [(f"{profile}: {name}", pod) for name, pod in pods_of(objects)]
     assert len(found) >= len(PROFILES) * 2 * 3, "the Job, the Deployment and test pods of each"
     return found
 
@@ -96,9 +102,9 @@ def test_the_user_is_the_chart_s(image: dict[str, Stage], pods: list[tuple[str, 
     assert f"useradd --uid {user} --gid {group} " in made
     assert f"groupadd --gid {group} " in made
     for name, pod in pods:
-        security = pod["securityContext"]
+        security = pod["spec"]["securityContext"]
         assert security["runAsNonRoot"] is True, name
-        if not name.startswith("h100+openshift"):
+        if not name.startswith("openshift"):
             assert (security["runAsUser"], security["runAsGroup"], security["fsGroup"]) == (user, group, group), name
 
 

@@ -180,8 +180,8 @@ class Kubelet:
                     "containerStatuses": [_waiting(c, "PodInitializing") for c in spec["containers"]],
                     "conditions": _conditions(pod, initialized=False, ready=False),
                 }
-        played = [self._play(pod, container) for container in spec["containers"]]
-        states = {p.state for p in played}
+        plays = [self._play(pod, container) for container in spec["containers"]]
+        states = {play.state for play in plays}
         once = spec.get("restartPolicy") in ("Never", "OnFailure")
         phase = "Running"
         if State.FAILED in states and once:
@@ -191,7 +191,7 @@ class Kubelet:
         status = {
             "phase": phase,
             "containerStatuses": [
-                _container_status(pod, c, p) for c, p in zip(spec["containers"], played, strict=True)
+                _container_status(pod, c, p) for c, p in zip(spec["containers"], plays, strict=True)
             ],
             "conditions": _conditions(pod, initialized=True, ready=states <= {State.SERVES, State.RUNS}),
             "podIP": pod["status"].get("podIP") or self._next_address(),
