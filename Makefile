@@ -94,7 +94,7 @@ helm-test:  ## render and judge the chart, without a cluster (three minutes the 
 $(HELM_TOOLS)/.installed: $(wildcard tests/helm/chart/tools/*)
 	@echo "[setup] what judges the chart, in $(HELM_TOOLS)"
 	@$(PYTHON) -m venv $(HELM_TOOLS)
-	@$(HELM_TOOLS)/bin/pip install --quiet --disable-pip-version-check -r tests/helm/chart/tools/requirements.txt 2>&1 | { grep -v '^WARNING' || true; }
+	@$(HELM_TOOLS)/bin/pip install --quiet --no-compile --disable-pip-version-check -r tests/helm/chart/tools/requirements.txt 2>&1 | { grep -v '^WARNING' || true; }
 	@mkdir -p $(HELM_TOOLS)/npm && cp tests/helm/chart/tools/package*.json $(HELM_TOOLS)/npm
 	@cd $(HELM_TOOLS)/npm && PATH="$$PWD/../bin:$$PATH" npm ci --silent --no-fund --no-audit
 	@touch $@
@@ -103,7 +103,7 @@ $(CHECKOV)/.installed:
 	@echo "[setup] checkov in $(CHECKOV)"
 	@$(PYTHON) -m venv $(CHECKOV)
 	@# apart: it wants other versions of what the rest is made of
-	@$(CHECKOV)/bin/pip install --quiet --disable-pip-version-check checkov==3.3.30 2>&1 | { grep -v '^WARNING' || true; }
+	@$(CHECKOV)/bin/pip install --quiet --no-compile --disable-pip-version-check checkov==3.3.30 2>&1 | { grep -v '^WARNING' || true; }
 	@$(CHECKOV)/bin/checkov --version >/dev/null
 	@touch $@
 
