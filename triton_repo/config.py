@@ -42,7 +42,7 @@ _DECOUPLED = "model_transaction_policy { decoupled: true }\n"
 _LENGTHS = Tensor("input_lengths", "INT32", "how many of input_ids count; default: all")
 
 
-def render(model: str = MODEL, parameters: Mapping[str, object] = {}) -> str:  # noqa: B006
+def render(model: str = MODEL, parameters: Mapping[str, object] = {}) -> str:
     """The text of a ``config.pbtxt``.
 
     Args:

@@ -9,8 +9,8 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
-from weakref import WeakValueDictionary
 from typing import TYPE_CHECKING, Literal, Protocol
+from weakref import WeakValueDictionary
 
 from nemo_diffgemma.errors import FieldError
 from triton_repo.parse import Generation

@@ -5,14 +5,19 @@ from __future__ import annotations
 import json
 import secrets
 import threading
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any, Protocol
+from typing import TYPE_CHECKING, Any, Protocol
 
 import numpy as np
 import triton_python_backend_utils as pb
 
+from nemo_diffgemma.errors import FieldError
+from triton_repo.status import error, unmarked
 from triton_repo.tensors import CANCEL, CANCELLATION_ID, MODEL
+
+if TYPE_CHECKING:
+    from triton_repo.courier import Failure  # which brings the engine, and torch
 
 LOOK_S = 0.02  # a client that has gone is noticed after this long
 _MOST = 1024  # requests of an entry under way; a thread waits for each
@@ -24,17 +29,17 @@ class Entry(Protocol):
     outputs: tuple[str, ...]
     """Outputs of the served model that it needs."""
 
-    def inputs(self, request: Any) -> dict[str, Any]:
+    def inputs(self, request: Any, /) -> dict[str, Any]:
         """Inputs of the served model by name, numpy, shape ``[1, *dims]``.
 
         Raises:
             FieldError: for what this entry cannot do.
         """
 
-    def response(self, outputs: Mapping[str, Any]) -> list[Any]:
+    def response(self, outputs: dict[str, Any], /) -> list[Any]:
         """Output tensors of this entry for a response of the served model."""
 
-    def message(self, text: str) -> str:
+    def message(self, text: str, /) -> str:
         """An error of the served model in the words of this entry."""
 
 
@@ -64,9 +69,8 @@ class Forwarder:
             try:
                 inputs = self._entry.inputs(request)
                 self._pool.submit(self._forward, request.request_id(), request.parameters(), inputs, sender)
-            except Exception as error:  # of which FieldErrors are the client's
-                code = pb.TritonError.INVALID_ARG if isinstance(error, ValueError) else pb.TritonError.INTERNAL
-                _fail(sender, pb.TritonError(str(error), code))
+            except Exception as failure:
+                _fail(sender, str(failure), "refused" if isinstance(failure, FieldError) else "failed")
 
     def close(self) -> None:
         """Wait for what is under way, and end the threads."""
@@ -80,8 +84,8 @@ class Forwarder:
             self._open[name] = sender
         try:
             self._send(_ask(request_id, parameters, inputs, self._entry.outputs, name), sender)
-        except Exception as error:
-            _fail(sender, pb.TritonError(f"{type(error).__name__}: {error}", pb.TritonError.INTERNAL))
+        except Exception as failure:
+            _fail(sender, f"{type(failure).__name__}: {failure}", "failed")
         finally:
             with self._lock:
                 self._open.pop(name, None)
@@ -89,8 +93,8 @@ class Forwarder:
     def _send(self, responses: Iterator[Any], sender: Any) -> None:
         for response in responses:
             if response.has_error():
-                error = response.error()
-                _fail(sender, pb.TritonError(self._entry.message(error.message()), error.code()))
+                message, why = unmarked(response.error().message())
+                _fail(sender, self._entry.message(message), why)
                 return
             if not response.output_tensors():
                 continue  # the bare end of the stream
@@ -100,7 +104,7 @@ class Forwarder:
             sender.send(translated, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
             if last:
                 return
-        _fail(sender, pb.TritonError("the model ended without an answer", pb.TritonError.INTERNAL))
+        _fail(sender, "the model ended without an answer", "failed")
 
     def _watch(self) -> None:
         while not self._closing.wait(LOOK_S):
@@ -111,6 +115,21 @@ class Forwarder:
                     with self._lock:
                         self._open.pop(name, None)
                     _cancel(name)
+
+
+class ForwardingModel:
+    """A python model of Triton that is an entry; a subclass says which."""
+
+    entry: Entry
+
+    def initialize(self, _args: dict[str, str]) -> None:
+        self._forwarder = Forwarder(self.entry)
+
+    def execute(self, requests: list[Any]) -> None:
+        self._forwarder.execute(requests)
+
+    def finalize(self) -> None:
+        self._forwarder.close()
 
 
 def _ask(
@@ -135,5 +154,5 @@ def _cancel(name: str) -> None:
         pass
 
 
-def _fail(sender: Any, error: Any) -> None:
-    sender.send(pb.InferenceResponse(error=error), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+def _fail(sender: Any, message: str, why: Failure) -> None:
+    sender.send(pb.InferenceResponse(error=error(message, why)), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)

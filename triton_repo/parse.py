@@ -53,6 +53,8 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
         FieldError: for the first thing that cannot be honoured.
     """
     for name, value in parameters.items():
+        if name == "id":  # of the request, for Triton, whose HTTP endpoints pass it on
+            continue
         raise FieldError(name, value, f"only these inputs: {SUPPORTED}", "leave it out")
     inputs = {name: _values(name, array) for name, array in arrays.items()}
     _refuse_unsupported(inputs)

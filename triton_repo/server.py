@@ -1,46 +1,89 @@
-"""Start a real tritonserver over the model repository, wait until it generates, stop it; ``diffgemma-serve``."""
+"""A real tritonserver over the model repository, and the OpenAI gateway in front of it: started, checked, stopped."""
 
 from __future__ import annotations
 
-import argparse
+import json
 import os
 import secrets
 import shutil
-import signal
+import socket
+import subprocess
 import sys
 import tempfile
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType, TracebackType
+from types import TracebackType
 from typing import Self
 
-from nemo_diffgemma.errors import FieldError
-from triton_repo.blocking import BlockingClient
-from triton_repo.client import GenerationError
-from triton_repo.config import REPOSITORY
-from triton_repo.tensors import ENGINE_VARIABLE
-from triton_repo.tritonserver import HOST, Installation, Process, free_port
+from nemo_diffgemma.errors import require
+from triton_repo.config import REPOSITORY, for_engine, render
+from triton_repo.scrape import running_requests
+from triton_repo.tensors import DRAIN_VARIABLE, ENGINE_VARIABLE, LOG_PROMPTS_VARIABLE, MODEL
+from triton_repo.tritonserver import LOOPBACK, Installation, Process, free_port
 
 _TAIL_LINES = 30
-# tritonserver waits this long for requests under way when it is told to end.
-_EXIT_TIMEOUT_S = 5
-_STOP_BUDGET_S = _EXIT_TIMEOUT_S + 3.0
+# When it is told to end, nothing runs any more, or the time for it is over; a client with an open stream would hold
+# tritonserver up for as long as it likes.
+_EXIT_TIMEOUT_S = 1
+_STOP_BUDGET_S = 2.0
+# The gauges of what runs are a little late.
+_IDLE_LOOKS, _IDLE_LOOK_S = 2, 0.2
+_ANYWHERE = ("0.0.0.0", "::")
+# What only an operator may do; a request for these needs a header that nobody is told.
+_RESTRICTED = "model-repository,shared-memory,trace,logging"
 
 
 class ServerFailed(RuntimeError):
-    """tritonserver did not start, or ended by itself; the message ends with the tail of its log."""
+    """tritonserver or the gateway did not start, or ended by itself; the message ends with the tail of its log."""
+
+
+@dataclass(frozen=True)
+class ServerTls:
+    """Files in PEM for the gRPC and OpenAI endpoints.
+
+    Args:
+        cert, key: the server's.
+        client_ca: certificates that a client's must be signed by; None: clients need none.
+        ca: certificates that ``cert`` is signed by: the gateway checks the gRPC endpoint by it, and shows ``cert``
+            where clients need one.
+
+    Raises:
+        FieldError: for a file that is not there.
+    """
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+    ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        for option, path in (("cert", self.cert), ("key", self.key), ("client-ca", self.client_ca), ("ca", self.ca)):
+            good = path is None or path.is_file()
+            require(good, f"--tls-{option}", str(path), "a file in PEM", "correct the path")
+
+    def options(self) -> list[str]:
+        """tritonserver's."""
+        mode = "--grpc-use-ssl=true" if self.client_ca is None else "--grpc-use-ssl-mutual=true"
+        files = [mode, f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}"]
+        return files if self.client_ca is None else [*files, f"--grpc-root-cert={self.client_ca}"]
 
 
 class Server:
-    """A running service on loopback; a context manager.
+    """A running service; a context manager.
 
     Args:
         bundle: directory of an engine bundle.
+        host: address that it listens on.
         http_port, grpc_port, metrics_port: 0 takes any free port.
-        log_file: where tritonserver's output goes; default: a file that lives as long as the server.
+        openai_port: the gateway's; None: no gateway.
+        tls: for gRPC and the gateway. tritonserver's HTTP cannot, and stays on loopback then.
+        log_file: where the output of tritonserver and gateway goes; default: a file that lives as long as the server;
+            ``-``: standard error.
+        log_prompts: write prompts to the log.
         start_timeout_s: seconds that loading and warm-up may take.
         progress: called with a line of text at each stage.
 
@@ -53,36 +96,52 @@ class Server:
         self,
         bundle: str | Path,
         *,
+        host: str = LOOPBACK,
         http_port: int = 8000,
         grpc_port: int = 8001,
         metrics_port: int = 8002,
+        openai_port: int | None = None,
+        tls: ServerTls | None = None,
         log_file: str | Path | None = None,
+        log_prompts: bool = False,
         start_timeout_s: float = 600.0,
         progress: Callable[[str], None] = lambda _line: None,
     ):
+        needs = tls is None or openai_port is None or tls.ca is not None
+        require(needs, "--tls-ca", None, "with --openai-port and TLS, what signed --tls-cert", "pass --tls-ca FILE")
         self.bundle = Path(bundle).resolve()
-        self._ports = {"--http-port": http_port, "--grpc-port": grpc_port, "--metrics-port": metrics_port}
+        self._host = host
+        self._near = LOOPBACK if host in _ANYWHERE else host  # where this machine reaches it
+        self._hosts = {"http": host if tls is None else LOOPBACK, "grpc": host, "metrics": host}
+        self._ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
+        if openai_port is not None:
+            self._hosts["openai"], self._ports["openai"] = host, openai_port
+        self._tls = tls
         self._log_file = log_file
+        self._log_prompts = log_prompts
         self._start_timeout_s = start_timeout_s
         self._progress = progress
         self._directory: Path | None = None
         self._process: Process | None = None
+        self._gateway: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
         from trtllm_build.bundle import Bundle  # torch takes seconds to import; --help should not
 
         started = time.monotonic()
         self._progress(f"checking the engine bundle {self.bundle}")
-        Bundle.open(self.bundle)
+        manifest = Bundle.open(self.bundle).manifest
         installation = Installation.find()
-        self._ports = {option: free_port(option, port) for option, port in self._ports.items()}
+        self._ports = {name: free_port(f"--{name}-port", port, self._hosts[name]) for name, port in self._ports.items()}
         self._directory = Path(tempfile.mkdtemp(prefix="diffgemma-serve-"))
         try:
-            self._start(installation, self._directory)
-            self._progress("loading the engine")
-            self._wait_until_ready(started + self._start_timeout_s)
-            self._progress("warming up: one short generation")
+            self._start(installation, self._directory, manifest["gpu"], render(parameters=for_engine(manifest)))
+            self._progress("loading the engine, and one generation")
+            self._wait(started + self._start_timeout_s, self._serves, "tritonserver")
             self.probe()
+            if "openai" in self._ports:
+                self._progress("starting the OpenAI gateway")
+                self.start_gateway()
         except BaseException:
             self.close()
             raise
@@ -97,17 +156,22 @@ class Server:
     @property
     def grpc_url(self) -> str:
         """Host and port of the gRPC endpoint, as :class:`~triton_repo.client.Client` takes it."""
-        return f"{HOST}:{self._ports['--grpc-port']}"
+        return f"{self._near}:{self._ports['grpc']}"
 
     @property
     def http_url(self) -> str:
-        """Root of the HTTP endpoint."""
-        return f"http://{HOST}:{self._ports['--http-port']}"
+        """Root of Triton's HTTP endpoint."""
+        return f"http://{self._near if self._tls is None else LOOPBACK}:{self._ports['http']}"
 
     @property
     def metrics_url(self) -> str:
         """Address of the Prometheus metrics."""
-        return f"http://{HOST}:{self._ports['--metrics-port']}/metrics"
+        return f"http://{self._near}:{self._ports['metrics']}/metrics"
+
+    @property
+    def openai_url(self) -> str:
+        """Base URL of the OpenAI endpoint; only with ``openai_port``."""
+        return f"{'http' if self._tls is None else 'https'}://{self._near}:{self._ports['openai']}/v1"
 
     @property
     def pid(self) -> int:
@@ -116,133 +180,176 @@ class Server:
         return self._process.pid
 
     @property
-    def log_path(self) -> Path:
-        """File with tritonserver's output."""
+    def gateway_pid(self) -> int | None:
+        """Process id of the gateway; None without one."""
+        return None if self._gateway is None else self._gateway.pid
+
+    @property
+    def log_path(self) -> Path | None:
+        """File with the output; None for standard error."""
         assert self._directory is not None, "the server runs only inside its context"
+        if self._log_file == "-":
+            return None
         return Path(self._log_file).resolve() if self._log_file else self._directory / "tritonserver.log"
 
-    def probe(self) -> None:
+    def probe(self, timeout_s: float = 30.0) -> None:
         """One token, generated: a server whose model process has died still calls itself ready.
 
         Raises:
             ServerFailed: when it does not come.
         """
+        body = {"id": "probe", "input_ids": [[0]], "max_tokens": 1, "max_denoising_steps": 1, "priority": -(2**31)}
+        url = f"{self.http_url}/v2/models/{MODEL}/generate"
+        request = urllib.request.Request(url, json.dumps(body).encode())
         try:
-            with BlockingClient(self.grpc_url) as client:
-                for _ in client.generate(input_ids=[1], max_tokens=1, max_denoising_steps=1, request_id="probe"):
-                    pass
-        except (GenerationError, FieldError) as error:
-            raise ServerFailed(self._with_log(f"tritonserver does not generate: {error}")) from error
+            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+                answer.read()
+        except urllib.error.HTTPError as error:
+            raise ServerFailed(self._with_log(f"it does not generate: {error.read().decode()}")) from error
+        except OSError as error:
+            raise ServerFailed(self._with_log(f"it does not generate: {error}")) from error
 
     def check(self) -> None:
-        """Raise :class:`ServerFailed` when tritonserver or the model's process has ended."""
+        """Raise :class:`ServerFailed` when tritonserver or a model's process has ended."""
         assert self._process is not None, "the server runs only inside its context"
         if (status := self._process.returncode()) is not None:
             raise ServerFailed(self._with_log(f"tritonserver ended with status {status}"))
         if self._process.stub_died():
             raise ServerFailed(self._with_log("the model's process died"))
 
+    def gateway_died(self) -> bool:
+        """Whether there should be a gateway and is none."""
+        return self._gateway is not None and self._gateway.poll() is not None
+
+    def start_gateway(self) -> None:
+        """Start the gateway, or start it again, and wait until it answers.
+
+        Raises:
+            ServerFailed: when it does not.
+        """
+        command = [sys.executable, "-m", "triton_repo.gateway", f"--host={self._host}", f"--grpc-url={self.grpc_url}"]
+        command += [f"--port={self._ports['openai']}"]
+        if self._tls is not None:
+            command += [f"--tls-cert={self._tls.cert}", f"--tls-key={self._tls.key}", f"--grpc-ca={self._tls.ca}"]
+            if self._tls.client_ca is not None:
+                command += [f"--tls-client-ca={self._tls.client_ca}"]
+                command += [f"--grpc-cert={self._tls.cert}", f"--grpc-key={self._tls.key}"]
+        log = self.log_path
+        with open(2 if log is None else log, "ab", closefd=log is not None) as output:
+            self._gateway = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        self._wait(time.monotonic() + 30, self._gateway_listens, "the gateway")
+
+    def drain(self, budget_s: float) -> bool:
+        """Take no more requests, and wait until those that run have ended.
+
+        Returns:
+            False when ``budget_s`` seconds were not enough.
+        """
+        assert self._directory is not None, "the server runs only inside its context"
+        (self._directory / "drain").touch()
+        end = time.monotonic() + budget_s
+        idle = 0
+        while idle < _IDLE_LOOKS:
+            if time.monotonic() > end:
+                return False
+            time.sleep(_IDLE_LOOK_S)
+            idle = 0 if running_requests(self.metrics_url) else idle + 1
+        return True
+
     def close(self) -> None:
-        """Stop tritonserver and remove what it left; does nothing the second time."""
+        """Stop the gateway and tritonserver, and remove what they left; does nothing the second time."""
+        gateway, self._gateway = self._gateway, None
         process, self._process = self._process, None
         directory, self._directory = self._directory, None
+        if gateway is not None:
+            _end(gateway)
         if process is not None:
             process.stop(_STOP_BUDGET_S)
         if directory is not None:
             shutil.rmtree(directory, ignore_errors=True)
 
-    def _start(self, installation: Installation, directory: Path) -> None:
+    def _start(self, installation: Installation, directory: Path, gpu: str, config: str) -> None:
         # A private copy: a model's process writes bytecode beside model.py, and an installed package may be read-only.
         models = shutil.copytree(REPOSITORY, directory / "models", ignore=shutil.ignore_patterns("__pycache__"))
+        (models / MODEL / "configs" / f"{gpu}.pbtxt").write_text(config)
         caches = directory / "caches"
         caches.mkdir()
         prefix = f"diffgemma_{os.getpid()}_{secrets.token_hex(4)}"
+        admin = f"{_RESTRICTED}:admin={secrets.token_hex(16)}"
         options = [
             f"--model-repository={models}",
+            f"--model-config-name={gpu}",
             f"--backend-directory={installation.backend_directory(directory / 'backends')}",
             f"--backend-config=python,shm-region-prefix-name={prefix}",
             f"--cache-directory={caches}",
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
             f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
-            *(f"{option.replace('-port', '-address')}={HOST}" for option in self._ports),
-            *(f"{option}={port}" for option, port in self._ports.items()),
+            f"--grpc-restricted-protocol={admin}",
+            f"--http-restricted-api={admin}",
+            *(f"--{name}-address={self._hosts[name]}" for name in ("http", "grpc", "metrics")),
+            *(f"--{name}-port={self._ports[name]}" for name in ("http", "grpc", "metrics")),
+            *(self._tls.options() if self._tls else ()),
         ]
         # Engine threads that spin while they wait starve tritonserver's own, and each other where cores are shared.
         environment = {
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             ENGINE_VARIABLE: str(self.bundle),
+            DRAIN_VARIABLE: str(directory / "drain"),
+            **({LOG_PROMPTS_VARIABLE: "1"} if self._log_prompts else {}),
         }
-        self._progress(f"starting tritonserver on {HOST}: " + ", ".join(f"{o} {p}" for o, p in self._ports.items()))
+        listens = ", ".join(f"{name} {self._hosts[name]}:{port}" for name, port in self._ports.items())
+        self._progress(f"starting tritonserver: {listens}")
         self._process = Process(installation, options, environment, directory, self.log_path, prefix)
 
-    def _wait_until_ready(self, deadline: float) -> None:
-        while not _answers(f"{self.http_url}/v2/health/ready"):
-            self.check()
+    def _serves(self) -> bool:
+        self.check()
+        return _answers(f"{self.http_url}/v2/health/ready")
+
+    def _gateway_listens(self) -> bool:
+        if self.gateway_died():
+            assert self._gateway is not None
+            raise ServerFailed(self._with_log(f"the gateway ended with status {self._gateway.returncode}"))
+        return _listens(self._near, self._ports["openai"])
+
+    def _wait(self, deadline: float, good: Callable[[], bool], what: str) -> None:
+        while not good():
             if time.monotonic() > deadline:
-                raise ServerFailed(self._with_log(f"tritonserver was not ready within {self._start_timeout_s:.0f} s"))
+                raise ServerFailed(self._with_log(f"{what} was not ready in time"))
             time.sleep(0.1)
 
     def _with_log(self, message: str) -> str:
-        text = self.log_path.read_text(errors="replace") if self.log_path.is_file() else ""
+        path = self.log_path
+        if path is None:
+            return message
+        text = path.read_text(errors="replace") if path.is_file() else ""
         # Its tables of options and models would fill the tail and say nothing.
         lines = [line for line in text.splitlines() if line and not line.startswith(("|", "+"))]
         return "\n".join([f"{message}; the end of its log:", *lines[-_TAIL_LINES:]])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_BUDGET_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
 
 
 def _answers(url: str) -> bool:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             return bool(answer.status == 200)
-    except (urllib.error.URLError, OSError):
+    except OSError:
         return False
 
 
-def main(arguments: Sequence[str] | None = None) -> int:
-    """The ``diffgemma-serve`` command. Returns 0 after Ctrl-C or SIGTERM, 1 when the server fails, 2 for a mistake."""
-    parser = argparse.ArgumentParser(prog="diffgemma-serve", description="Serve an engine bundle with tritonserver.")
-    parser.add_argument("--engine", required=True, metavar="DIR", help="engine bundle, as diffgemma-engine wrote it")
-    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002)):
-        about = f"{name} port on {HOST}, 0 for any free one (default: %(default)s)"
-        parser.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help=about)
-    parser.add_argument("--log-file", metavar="FILE", help="append tritonserver's output to this file")
-    parser.add_argument("--start-timeout", type=float, default=600.0, metavar="SECONDS", help="(default: %(default)s)")
-    given = parser.parse_args(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
+def _listens(host: str, port: int) -> bool:
     try:
-        with Server(
-            given.engine,
-            http_port=given.http_port,
-            grpc_port=given.grpc_port,
-            metrics_port=given.metrics_port,
-            log_file=given.log_file,
-            start_timeout_s=given.start_timeout,
-            progress=_say,
-        ) as server:
-            _say(f"serving on gRPC {server.grpc_url}, {server.http_url} and {server.metrics_url}; Ctrl-C stops it")
-            _say(f"log: {server.log_path}")
-            _say(f'try: diffgemma --url {server.grpc_url} "PROMPT"')
-            while True:
-                time.sleep(1)
-                server.check()
-    except KeyboardInterrupt:
-        _say("stopped")
-        return 0
-    except FieldError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 2
-    except ServerFailed as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
-
-
-def _interrupt(_signal: int, _frame: FrameType | None) -> None:
-    raise KeyboardInterrupt
-
-
-def _say(line: str) -> None:
-    print(line, flush=True)
-
-
-if __name__ == "__main__":
-    sys.exit(main())
+        with socket.create_connection((host, port), timeout=2):
+            return True
+    except OSError:
+        return False

@@ -16,6 +16,8 @@ CANCELLATION_ID, CANCEL = "diffgemma_cancellation_id", "diffgemma_cancel"
 ENGINE_VARIABLE = "DIFFGEMMA_ENGINE"
 # Environment variable that names a file; while it exists the served model takes no more requests.
 DRAIN_VARIABLE = "DIFFGEMMA_DRAIN"
+# Environment variable that lets prompts into the log, when it is 1.
+LOG_PROMPTS_VARIABLE = "DIFFGEMMA_LOG_PROMPTS"
 
 DType = Literal["STRING", "BOOL", "INT32", "UINT64", "FP32"]
 NUMPY: dict[DType, Any] = {

@@ -18,7 +18,7 @@ from pathlib import Path
 
 from nemo_diffgemma.errors import FieldError, require
 
-HOST = "127.0.0.1"
+LOOPBACK = "127.0.0.1"
 BINARY_VARIABLE = "TRITON_SERVER"
 _SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
@@ -91,7 +91,7 @@ class Process:
         options: its command line, without the binary.
         environment: variables to add.
         directory: where it runs: the stub looks for Python modules there first, so not where the user happens to be.
-        log: file that gets its output.
+        log: file that gets its output; None for standard error.
         shm_prefix: name that its shared memory starts with; what is left of it is removed at the end.
     """
 
@@ -101,13 +101,13 @@ class Process:
         options: Sequence[str],
         environment: dict[str, str],
         directory: Path,
-        log: Path,
+        log: Path | None,
         shm_prefix: str,
     ):
         self._shm_prefix = shm_prefix
         scripts = str(Path(sys.executable).parent)
         library = str(sysconfig.get_config_var("LIBDIR"))
-        with log.open("ab") as output:
+        with open(2 if log is None else log, "ab", closefd=log is not None) as output:
             self._process = subprocess.Popen(
                 [str(installation.binary), *options],
                 cwd=directory,
@@ -174,8 +174,8 @@ def _is_zombie(pid: str) -> bool:
         return False
 
 
-def free_port(option: str, port: int) -> int:
-    """``port`` if it can be listened on, or any free one for 0.
+def free_port(option: str, port: int, host: str = LOOPBACK) -> int:
+    """``port`` of ``host`` if it can be listened on, or any free one for 0.
 
     Raises:
         FieldError: naming ``option``, when it cannot.
@@ -184,10 +184,10 @@ def free_port(option: str, port: int) -> int:
         # As a server does: a port whose last connection is only winding down is free.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
         try:
-            probe.bind((HOST, port))
+            probe.bind((host, port))
         except (OSError, OverflowError) as error:
             remedy = f"stop what listens there, or pass {option} 0 to take any free port"
-            raise FieldError(option, port, f"a free port on {HOST} ({error})", remedy) from error
+            raise FieldError(option, port, f"a free port on {host} ({error})", remedy) from error
         return int(probe.getsockname()[1])
 
 

@@ -9,9 +9,10 @@ import triton_python_backend_utils as pb
 
 from nemo_diffgemma.errors import FieldError
 from triton_repo.config import check_engine
-from triton_repo.courier import Courier, ShuttingDown
+from triton_repo.courier import Courier, Failure, ShuttingDown
 from triton_repo.parse import parse
 from triton_repo.reply import Outputs
+from triton_repo.status import error, marked
 from triton_repo.tensors import ALL_INPUTS, CANCEL, CANCELLATION_ID, DRAIN_VARIABLE, ENGINE_VARIABLE
 from trtllm_build import load_engine
 
@@ -19,7 +20,8 @@ from trtllm_build import load_engine
 class Channel:
     """One request's response sender."""
 
-    def __init__(self, request: Any):
+    def __init__(self, request: Any, forwarded: bool):
+        self._forwarded = forwarded
         self._name = request.request_id() or "without id"
         self._sender = request.get_response_sender()
 
@@ -29,10 +31,9 @@ class Channel:
         if last:
             pb.Logger.log_info(f"request {self._name}: finished, {outputs['finish_reason'].item().decode()}")
 
-    def fail(self, message: str, why: str) -> None:
-        code = {"refused": pb.TritonError.INVALID_ARG, "unavailable": pb.TritonError.UNAVAILABLE}
-        error = pb.TritonError(message, code.get(why, pb.TritonError.INTERNAL))
-        self._sender.send(pb.InferenceResponse(error=error), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
+    def fail(self, message: str, why: Failure) -> None:
+        sent = error(marked(message, why) if self._forwarded else message, why)
+        self._sender.send(pb.InferenceResponse(error=sent), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
         # What a client sent stays out of the log.
         pb.Logger.log_info(f"request {self._name}: {why}{f', {message}' * (why == 'failed')}")
 
@@ -57,18 +58,19 @@ class TritonPythonModel:
                 self.courier.cancel(parameters[CANCEL])
                 request.get_response_sender().send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 continue
-            call = self.courier.open(Channel(request), parameters.pop(CANCELLATION_ID, None))
+            name = parameters.pop(CANCELLATION_ID, None)
+            call = self.courier.open(Channel(request, forwarded=name is not None), name)
             try:
                 if _draining():
                     raise ShuttingDown("the server is shutting down")
                 generation = parse(_arrays(request), parameters, self.engine)
                 call.ticket = self.engine.submit(generation.request, call.follow(generation))
-            except FieldError as error:
-                call.on_event(error)
-            except Exception as error:
+            except FieldError as refusal:
+                call.on_event(refusal)
+            except Exception as failure:
                 # Without an answer the client would wait for ever.
                 pb.Logger.log_error(traceback.format_exc())
-                call.on_event(error)
+                call.on_event(failure)
 
     def finalize(self) -> None:
         self.engine.close()

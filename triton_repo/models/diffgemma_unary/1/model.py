@@ -5,7 +5,7 @@ from typing import Any
 import triton_python_backend_utils as pb
 
 from nemo_diffgemma.errors import require
-from triton_repo.forward import Forwarder
+from triton_repo.forward import ForwardingModel
 from triton_repo.tensors import ALL_INPUTS, ALL_OUTPUTS
 
 
@@ -28,12 +28,5 @@ class Unary:
         return text
 
 
-class TritonPythonModel:
-    def initialize(self, _args: dict[str, str]) -> None:
-        self.forwarder = Forwarder(Unary())
-
-    def execute(self, requests: list[Any]) -> None:
-        self.forwarder.execute(requests)
-
-    def finalize(self) -> None:
-        self.forwarder.close()
+class TritonPythonModel(ForwardingModel):
+    entry = Unary()

@@ -6,7 +6,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from nemo_diffgemma.errors import require
-from triton_repo.forward import Forwarder
+from triton_repo.forward import ForwardingModel
 from triton_repo.tensors import TOKEN_INPUTS, TOKEN_OUTPUTS
 
 
@@ -37,12 +37,5 @@ class Tokens:
         return {inner: outer for outer, inner in TOKEN_INPUTS.items()}.get(name, name) + colon + rest
 
 
-class TritonPythonModel:
-    def initialize(self, _args: dict[str, str]) -> None:
-        self.forwarder = Forwarder(Tokens())
-
-    def execute(self, requests: list[Any]) -> None:
-        self.forwarder.execute(requests)
-
-    def finalize(self) -> None:
-        self.forwarder.close()
+class TritonPythonModel(ForwardingModel):
+    entry = Tokens()

@@ -1,0 +1,127 @@
+"""Death, standstill, shutdown: what a cluster and its users see of diffgemma-serve."""
+
+from __future__ import annotations
+
+import json
+import os
+import signal
+import time
+import urllib.error
+import urllib.request
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.serving.test_launcher import children, launched, shared_memory
+from triton_repo.blocking import BlockingClient
+from triton_repo.client import GenerationError, Retry, Unavailable
+
+pytestmark = [pytest.mark.server, pytest.mark.slow]
+
+# 240 canvases of one token, 48 steps each: longer than any of these tests waits
+LONG = {"input_ids": [3, 4, 5], "max_tokens": 240, "canvas_length": 1, "confidence_threshold": 0.0}
+ONCE = Retry(attempts=1)
+
+
+def health(lines: list[str], what: str = "ready") -> tuple[int, dict[str, Any]]:
+    """Status and body of the health endpoint that the launcher printed."""
+    (line,) = [line for line in lines if line.startswith("health: ")]
+    address = line.removeprefix("health: ").partition(";")[0].replace("ready", what)
+    try:
+        with urllib.request.urlopen(address, timeout=10) as answer:
+            return answer.status, json.loads(answer.read())
+    except urllib.error.HTTPError as error:
+        return error.code, json.loads(error.read())
+
+
+def wait_until(condition: Any, seconds: float = 90) -> None:
+    deadline = time.monotonic() + seconds
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.1)
+
+
+def grpc_url(lines: list[str]) -> str:
+    return lines[-1].split()[3]
+
+
+def stubs(pid: int) -> tuple[int, list[int]]:
+    """tritonserver, and the models' processes, that with the engine, which has most memory, first."""
+    (tritonserver,) = (c for c in children(pid) if "tritonserver" in Path(f"/proc/{c}/cmdline").read_text())
+
+    def memory(child: int) -> int:
+        return int(Path(f"/proc/{child}/statm").read_text().split()[1])
+
+    return tritonserver, sorted(children(tritonserver), key=memory, reverse=True)
+
+
+def test_a_model_process_killed_in_the_middle_of_a_stream(demo_bundle: Path) -> None:
+    with launched(demo_bundle) as (process, lines), BlockingClient(grpc_url(lines), retry=ONCE) as client:
+        assert health(lines) == (200, {"live": True, "ready": True, "reason": "serving"})
+        stream = client.generate(**LONG)
+        next(stream)
+        tritonserver, (engine, *_) = stubs(process.pid)
+        os.kill(engine, signal.SIGKILL)
+        with pytest.raises(GenerationError):  # told, not left waiting
+            list(stream)
+        wait_until(lambda: health(lines)[0] == 503)
+        assert health(lines, "live")[0] == 200
+        assert health(lines)[1]["reason"] == "starting again: the model's process died"
+        wait_until(lambda: health(lines)[0] == 200)
+        assert stubs(process.pid)[0] != tritonserver
+        assert list(client.generate("red", max_tokens=3, ignore_eos=True))[-1].finish_reason == "length"
+
+
+def test_an_engine_that_stands_still_is_started_again(demo_bundle: Path) -> None:
+    with launched(demo_bundle, "--stall-timeout=15") as (process, lines):
+        tritonserver, (engine, *_) = stubs(process.pid)
+        os.kill(engine, signal.SIGSTOP)
+        wait_until(lambda: health(lines)[0] == 503)
+        assert "no sign of life for" in health(lines)[1]["reason"]
+        wait_until(lambda: "stands still" in health(lines)[1]["reason"])
+        wait_until(lambda: health(lines)[0] == 200)
+        assert stubs(process.pid)[0] != tritonserver
+        assert not Path(f"/proc/{engine}").exists()
+
+
+def test_it_ends_when_it_fails_again_and_again(demo_bundle: Path) -> None:
+    with launched(demo_bundle) as (process, lines):
+        for _ in range(4):
+            wait_until(lambda: health(lines)[0] == 200)
+            os.kill(stubs(process.pid)[1][0], signal.SIGKILL)
+            wait_until(lambda: process.poll() is not None or health(lines)[0] == 503)
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors.startswith("error: it failed 4 times in 600 s: the model's process died")
+    assert not shared_memory(process.pid)
+
+
+def test_sigterm_lets_what_runs_finish_and_refuses_what_comes(demo_bundle: Path) -> None:
+    with launched(demo_bundle) as (process, lines), BlockingClient(grpc_url(lines), retry=ONCE) as client:
+        running = client.generate(input_ids=[3], max_tokens=100, canvas_length=1, confidence_threshold=0.0)
+        next(running)
+        process.send_signal(signal.SIGTERM)
+        wait_until(lambda: health(lines)[0] == 503)
+        assert health(lines)[1] == {"live": True, "ready": False, "reason": "shutting down"}
+        with pytest.raises(Unavailable, match="the server is shutting down"):
+            list(client.generate("red", max_tokens=1))
+        assert list(running)[-1].num_output_tokens in range(1, 101)
+        out, errors = process.communicate(timeout=60)
+    assert (process.returncode, errors) == (0, "")
+    assert out.endswith("shutting down: what runs may finish\nstopped\n")
+
+
+def test_sigterm_is_over_within_its_budget_whatever_clients_do(demo_bundle: Path) -> None:
+    with launched(demo_bundle, "--drain-timeout=2") as (process, lines), BlockingClient(grpc_url(lines)) as client:
+        running = client.generate(**LONG, drafts=True)
+        next(running)
+        told = time.monotonic()
+        process.send_signal(signal.SIGTERM)
+        out, _ = process.communicate(timeout=60)
+        assert time.monotonic() - told < 2 + 5
+        with pytest.raises(GenerationError):
+            list(running)
+    assert process.returncode == 0
+    assert "requests still run after 2 s; they are cut off" in out
+    assert not shared_memory(process.pid)
