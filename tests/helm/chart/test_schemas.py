@@ -1,4 +1,4 @@
-"""Every manifest fits the schemas of the Kubernetes versions that the chart is for, and custom resources fit their own models.
+"""Every manifest fits the schemas of Kubernetes, every custom resource its own model.
 
 Runs in the environment that `make helm-test` makes.
 """
@@ -63,7 +63,9 @@ def fits() -> Callable[[Object, str], str]:
 @pytest.mark.parametrize("version", VERSIONS)
 def test_manifests_fit_kubernetes(fits: Callable[[Object, str], str], version: str) -> None:
     old = tuple(map(int, version.split(".")))
-    judged = [o for o in manifests(lambda since: tuple(map(int, since.split("."))) <= old) if o[1]["kind"] not in CUSTOM]
+    judged = [
+        o for o in manifests(lambda since: tuple(map(int, since.split("."))) <= old) if o[1]["kind"] not in CUSTOM
+    ]
     wrong = {where: found for where, o in judged if (found := fits(o, version))}
     assert not wrong
     assert len(judged) > 100
