@@ -1,7 +1,7 @@
 """Write the chart's ``values.schema.json`` and the table of its README from the comments of ``values.yaml``.
 
-A comment ``# --`` above a key describes it, in one or more lines; ``# @schema {...}`` adds JSON Schema to what follows from the default. A
-mapping with a description is one value; without, each of its keys needs one.
+A comment ``# --`` above a key describes it, in one or more lines; ``# @schema {...}`` adds JSON Schema to what follows
+from the default. A mapping with a description is one value; without, each of its keys needs one.
 
     python helm/generate.py --check | --write
 """
@@ -34,7 +34,7 @@ _AMOUNT: Schema = {"anyOf": [_QUANTITY, {"type": "number", "minimum": 0}]}
 _AMOUNTS: Schema = {
     "type": "object",
     "additionalProperties": False,
-    "properties": {name: _AMOUNT for name in ("cpu", "memory", "ephemeral-storage")},
+    "properties": dict.fromkeys(("cpu", "memory", "ephemeral-storage"), _AMOUNT),
 }
 _SELECTOR: Schema = {
     "type": "object",
@@ -199,7 +199,13 @@ def render_readme(values: list[Value], readme: str) -> str:
         allowed = ", ".join(f"`{json.dumps(choice)}`" for choice in value.extra.get("enum", []))
         about = value.about + (f" ({allowed})" if allowed else "")
         rows.append(f"| `{value.key}` | `{default}` | {about} |")
-    require(_TABLE.search(readme) is not None, str(README), "no markers", "<!-- values --> ... <!-- end of values -->", "add them")
+    require(
+        _TABLE.search(readme) is not None,
+        str(README),
+        "no markers",
+        "<!-- values --> ... <!-- end of values -->",
+        "add them",
+    )
     return _TABLE.sub(lambda _: "\n".join(rows) + "\n", readme)
 
 

@@ -65,7 +65,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     waiting = commands.add_parser("wait", help="wait until a bundle is there, and is for the right GPU")
     waiting.add_argument("directory")
     waiting.add_argument("--gpu", required=True, metavar="NAME", help="what it must have been built for")
-    waiting.add_argument("--timeout", type=float, default=0.0, metavar="SECONDS", help="(default: %(default)s, look once)")
+    waiting.add_argument(
+        "--timeout", type=float, default=0.0, metavar="SECONDS", help="(default: %(default)s, look once)"
+    )
     options = parser.parse_args(arguments)
     quiet_start()
     try:

@@ -178,7 +178,7 @@ class Network:
         self._running.append(running)
         return running
 
-    def run(self, name: str, pod: Object, volumes: Mapping[str, Path], seconds: float = 300.0) -> tuple[int, str]:
+    def run(self, name: str, pod: Object, volumes: Mapping[str, Path], seconds: float = 900.0) -> tuple[int, str]:
         """Run a pod that ends by itself: its initContainers, then its container. Returns exit status and output."""
         said = ""
         for index, container in enumerate([*pod.get("initContainers", []), *pod["containers"]]):

@@ -13,8 +13,12 @@ _PEERS = {
     "clients": [{"namespaceSelector": {"matchLabels": {"team": "a"}}}],
     "scrapers": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.9.0.0/16"]}}],
 }
-_GATEWAY = {"grpcRoute": {"enabled": True, "parentRefs": [{"name": "public", "namespace": "edge", "sectionName": "grpc"}]}}
-_MONITORING = {"monitoring": {"scrape": "serviceMonitor", "rules": True, "dashboard": True, "labels": {"release": "prom"}}}
+_GATEWAY = {
+    "grpcRoute": {"enabled": True, "parentRefs": [{"name": "public", "namespace": "edge", "sectionName": "grpc"}]}
+}
+_MONITORING = {
+    "monitoring": {"scrape": "serviceMonitor", "rules": True, "dashboard": True, "labels": {"release": "prom"}}
+}
 
 PROFILE_CASES = {f"values-{p}": Case(profiles=(p,)) for p in PROFILES} | {
     "values-h100+openshift": Case(profiles=("h100", "openshift"))
@@ -28,8 +32,12 @@ SWITCHES = {
     "keda": Case(merged(_WIDE, {"autoscaling": {"kind": "keda", "targetRatio": 0.5, "maxReplicas": 8}})),
     "service-monitor": Case(_MONITORING),
     "pod-monitor": Case(merged(_MONITORING, {"monitoring": {"scrape": "podMonitor"}})),
-    "ingress-openai": Case(merged(_OPENAI, {"ingress": {"enabled": True, "host": "gemma.example.org", "tlsSecretName": "t"}})),
-    "ingress-http": Case({"ingress": {"enabled": True, "host": "gemma.example.org", "port": "http", "className": "nginx"}}),
+    "ingress-openai": Case(
+        merged(_OPENAI, {"ingress": {"enabled": True, "host": "gemma.example.org", "tlsSecretName": "t"}})
+    ),
+    "ingress-http": Case(
+        {"ingress": {"enabled": True, "host": "gemma.example.org", "port": "http", "className": "nginx"}}
+    ),
     "ingress-grpc": Case(
         {
             "ingress": {
@@ -45,7 +53,9 @@ SWITCHES = {
     "otel-without-port": Case({"otel": {"endpoint": "https://collector.example.org/v1"}}),
     "no-network-policy": Case({"networkPolicy": {"enabled": False}}),
     "named-peers": Case(merged(_OPENAI, {"networkPolicy": _PEERS})),
-    "many-replicas": Case(merged(_WIDE, {"server": {"replicas": 4, "maxSurge": "25%", "maxUnavailable": 0}, "spread": "required"})),
+    "many-replicas": Case(
+        merged(_WIDE, {"server": {"replicas": 4, "maxSurge": "25%", "maxUnavailable": 0}, "spread": "required"})
+    ),
     "scaled-to-zero": Case({"server": {"replicas": 0}}),
     "build-on-gpu": Case({"engine": {"build": {"useGpu": True, "priorityClassName": "high"}}}),
     "build-bf16": Case({"engine": {"precision": "bf16", "overrides": ["gpu.limits.slots=8", "compile=false"]}}),
@@ -60,10 +70,14 @@ SWITCHES = {
     ),
     "checkpoint-folder": Case({"checkpoint": {"claim": {"name": "models", "path": "gemma/v1"}, "revision": "v1"}}),
     "checkpoint-image": Case(
-        {"checkpoint": {"source": "image", "image": {"reference": "registry.example.org/ck@sha256:" + "a" * 64}}}, since="1.33"
+        {"checkpoint": {"source": "image", "image": {"reference": "registry.example.org/ck@sha256:" + "a" * 64}}},
+        since="1.33",
     ),
     "engine-image": Case(
-        {"engine": {"source": "image", "image": "registry.example.org/engine:1", "path": "h100"}, "server": {"replicas": 3}},
+        {
+            "engine": {"source": "image", "image": "registry.example.org/engine:1", "path": "h100"},
+            "server": {"replicas": 3},
+        },
         since="1.33",
     ),
     "prebuilt": Case(
@@ -80,7 +94,9 @@ SWITCHES = {
     "by-node-label": Case({"gpu": {"products": []}, "nodeSelector": {"pool": "h100"}, "tolerations": []}),
     "cpu-arm64": Case({"gpu": {"arch": "arm64"}}, profiles=("cpu",)),
     "digest": Case({"image": {"repository": "registry.example.org:5000/x/gemma", "digest": "sha256:" + "0" * 64}}),
-    "private-registry": Case({"image": {"repository": "registry.example.org/gemma", "tag": "1.2"}, "imagePullSecrets": [{"name": "pull"}]}),
+    "private-registry": Case(
+        {"image": {"repository": "registry.example.org/gemma", "tag": "1.2"}, "imagePullSecrets": [{"name": "pull"}]}
+    ),
     "names": Case({"nameOverride": "gemma", "fullnameOverride": "text", "commonLabels": {"team": "nlp"}}),
     "account": Case({"serviceAccount": {"create": False, "name": "restricted"}}),
     "no-budget": Case({"podDisruptionBudget": {"enabled": False}, "spread": "none", "server": {"preStopSeconds": 0}}),

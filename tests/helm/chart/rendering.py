@@ -65,7 +65,9 @@ def helm(
     given = ["--values=-"] if values is not None else []
     command = [str(tools(version)[0]), *arguments, *files, *given]
     clean = {"PATH": os.environ["PATH"], "HOME": str(ROOT / "build" / "helm-home"), "KUBECONFIG": os.devnull}
-    return subprocess.run(command, input=json.dumps(values or {}), capture_output=True, text=True, check=False, env=clean)
+    return subprocess.run(
+        command, input=json.dumps(values or {}), capture_output=True, text=True, check=False, env=clean
+    )
 
 
 def render(case: Case, version: str = "helm4", kubernetes: str | None = None, release: str = RELEASE) -> list[Object]:

@@ -9,7 +9,19 @@ import pytest
 import yaml
 
 from tests.helm.chart.cases import CASES, rendered
-from tests.helm.chart.rendering import ROOT, Case, Object, containers, merged, named, of_kind, one, render, serving, variables
+from tests.helm.chart.rendering import (
+    ROOT,
+    Case,
+    Object,
+    containers,
+    merged,
+    named,
+    of_kind,
+    one,
+    render,
+    serving,
+    variables,
+)
 
 CONF = ROOT / "trtllm_build" / "conf"
 
@@ -25,7 +37,9 @@ def build_arguments(objects: list[Object]) -> dict[str, str]:
     return dict(argument.partition("=")[::2] for argument in container["args"][1:])
 
 
-@pytest.mark.parametrize("name", [name for name, case in CASES.items() if case.values.get("engine", {}).get("source") is None])
+@pytest.mark.parametrize(
+    "name", [name for name, case in CASES.items() if case.values.get("engine", {}).get("source") is None]
+)
 def test_serving_waits_for_and_serves_what_the_job_builds(name: str) -> None:
     objects = rendered(name)
     given = build_arguments(objects)
@@ -128,7 +142,7 @@ def test_the_job_takes_no_gpu_that_serving_waits_with() -> None:
 
 
 def test_the_job_is_an_ordinary_resource() -> None:
-    """A hook that runs before installation could not mount the chart's claim; one that runs after it would need --wait."""
+    """A hook before installation could not mount the chart's claim; one after it would not let --wait end."""
     assert not [key for key in one(render(Case()), "Job")["metadata"]["annotations"] if key.startswith("helm.sh/hook")]
 
 
@@ -159,7 +173,10 @@ def test_an_engine_that_is_there_is_not_built(name: str, folder: str) -> None:
 
 def test_an_image_is_mounted_as_a_volume() -> None:
     volumes = one(rendered("engine-image"), "Deployment")["spec"]["template"]["spec"]["volumes"]
-    assert {"name": "engines", "image": {"reference": "registry.example.org/engine:1", "pullPolicy": "IfNotPresent"}} in volumes
+    assert {
+        "name": "engines",
+        "image": {"reference": "registry.example.org/engine:1", "pullPolicy": "IfNotPresent"},
+    } in volumes
 
 
 def test_a_rollout_may_take_as_long_as_build_and_start_do() -> None:

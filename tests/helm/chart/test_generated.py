@@ -30,7 +30,9 @@ def test_every_level_refuses_unknown_keys_and_every_value_is_described() -> None
                 check(inner, f"{path}.{key}")
             else:
                 assert len(inner["description"]) > 3, f"{path}.{key}"
-                assert inner.get("type") != "object" or key == "global" or "additionalProperties" in inner, f"{path}.{key}"
+                assert inner.get("type") != "object" or key == "global" or "additionalProperties" in inner, (
+                    f"{path}.{key}"
+                )
 
     check(schema, "")
     assert schema["additionalProperties"] is False
@@ -52,7 +54,7 @@ def test_a_schema_comment_that_is_no_json_is_an_error(tmp_path: Path) -> None:
 
 def test_types_follow_from_defaults_and_comments_may_go_on(tmp_path: Path) -> None:
     path = tmp_path / "values.yaml"
-    path.write_text("# not this\n\n# -- First line\n# and the next\n# @schema {\"minimum\": 1}\na: 1\n# -- Text\nb: \"\"\n")
+    path.write_text('# not this\n\n# -- First line\n# and the next\n# @schema {"minimum": 1}\na: 1\n# -- Text\nb: ""\n')
     first, second = generate.read_values(path)
     assert first.schema() == {"description": "First line and the next", "default": 1, "type": "integer", "minimum": 1}
     assert second.kind == "string"

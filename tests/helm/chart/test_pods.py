@@ -121,7 +121,9 @@ def test_probes_ask_the_server_itself_and_leave_it_time(objects: list[Object]) -
 
 def test_a_pod_drains_before_it_is_killed(objects: list[Object]) -> None:
     container = serving(objects)
-    command = container.get("lifecycle", {"preStop": {"exec": {"command": ["sleep", "0"]}}})["preStop"]["exec"]["command"]
+    command = container.get("lifecycle", {"preStop": {"exec": {"command": ["sleep", "0"]}}})["preStop"]["exec"][
+        "command"
+    ]
     assert command[0] == "sleep"
     spent = float(command[1]) + option(container, "--drain-timeout") + 5
     assert spent < one(objects, "Deployment")["spec"]["template"]["spec"]["terminationGracePeriodSeconds"]

@@ -113,7 +113,11 @@ TOGETHER: dict[str, tuple[Object, tuple[str, ...], str]] = {
         ("checkpoint.source:", "1.33"),
         "1.27",
     ),
-    "no claim with the engine": ({"engine": {"source": "prebuilt"}}, ("storage.existingClaim:", "engine.path=FOLDER"), "1.33"),
+    "no claim with the engine": (
+        {"engine": {"source": "prebuilt"}},
+        ("storage.existingClaim:", "engine.path=FOLDER"),
+        "1.33",
+    ),
     "no image with the engine": ({"engine": {"source": "image"}}, ("engine.image:",), "1.33"),
     "more at least than at most": (
         {"autoscaling": {"kind": "hpa", "minReplicas": 9}, "storage": {"accessMode": "ReadWriteMany"}},
@@ -132,7 +136,10 @@ TOGETHER: dict[str, tuple[Object, tuple[str, ...], str]] = {
         "1.33",
     ),
     "an ingress to what stays in the pod": (
-        {"ingress": {"enabled": True, "host": "a.example.org", "port": "http"}, "tls": {"enabled": True, "secretName": "t"}},
+        {
+            "ingress": {"enabled": True, "host": "a.example.org", "port": "http"},
+            "tls": {"enabled": True, "secretName": "t"},
+        },
         ("ingress.port:", "speaks no TLS"),
         "1.33",
     ),

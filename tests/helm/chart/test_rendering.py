@@ -27,6 +27,7 @@ from tests.helm.chart.rendering import (
     variables,
 )
 
+
 @pytest.fixture(params=CASES)
 def objects(request: pytest.FixtureRequest) -> list[Object]:
     """The manifests of each case."""
@@ -136,8 +137,17 @@ def test_everything_that_is_written_lies_on_a_volume(objects: list[Object]) -> N
             writable = {m["mountPath"] for m in container["volumeMounts"] if m["name"] in empty}
             assert {"/tmp", "/cache", "/dev/shm"} <= writable, name
             given = variables(container)
-            for variable in ("HOME", "TMPDIR", "XDG_CACHE_HOME", "TRITON_CACHE_DIR", "CUDA_CACHE_PATH", "TORCHINDUCTOR_CACHE_DIR"):
-                assert any(given[variable] == path or given[variable].startswith(f"{path}/") for path in writable), variable
+            for variable in (
+                "HOME",
+                "TMPDIR",
+                "XDG_CACHE_HOME",
+                "TRITON_CACHE_DIR",
+                "CUDA_CACHE_PATH",
+                "TORCHINDUCTOR_CACHE_DIR",
+            ):
+                assert any(given[variable] == path or given[variable].startswith(f"{path}/") for path in writable), (
+                    variable
+                )
         limits = [v["emptyDir"]["sizeLimit"] for v in pod["spec"]["volumes"] if "emptyDir" in v]
         assert len(limits) == len(empty), "none may fill the node"
 
@@ -182,7 +192,9 @@ def test_with_tls_nothing_is_served_in_the_clear_but_metrics_and_health() -> Non
     container = serving(objects)
     assert {port["name"] for port in container["ports"]} == {"grpc", "openai", "metrics", "health"}
     arguments = " ".join(container["args"])
-    assert "--tls-cert /tls/tls.crt --tls-key /tls/tls.key --tls-client-ca /tls/authority.pem" in arguments
+    assert "--tls-cert /tls/tls.crt --tls-key /tls/tls.key" in arguments
+    assert "--tls-ca /tls/authority.pem --tls-client-ca /tls/authority.pem" in arguments
+    assert "--tls-ca" not in serving(rendered("tls"))["args"], "only the OpenAI endpoint asks for it"
     for service in of_kind(objects, "Service"):
         assert all("appProtocol" not in port and port["name"] != "http" for port in service["spec"]["ports"])
     test = named(objects, "Pod", f"{FULLNAME}-test-generation")["spec"]["containers"][0]
