@@ -28,11 +28,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-<<<<<<< HEAD
-.PHONY: help setup setup-edge-llm demo train engine bench serve chat test test-edge-llm helm-e2e control-plane image check format clean
-=======
-.PHONY: help setup setup-edge-llm demo train engine bench serve chat test test-edge-llm helm-test check format clean
->>>>>>> edd8e721c23826ec560cf2d5bb435737b8631139
+.PHONY: help setup setup-edge-llm demo train engine bench serve chat test test-edge-llm helm-test helm-e2e control-plane image check format clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,7 +92,6 @@ test: $(INSTALLED)  ## run every test
 test-edge-llm: $(INSTALLED) $(EDGE_LLM)/.installed  ## export for Edge-LLM and check it (left out of make test)
 	@$(BIN)/python -m pytest -m edge_llm tests/edge_llm
 
-<<<<<<< HEAD
 helm-e2e: $(INSTALLED)  ## install the chart on an API server: KUBECONFIG, KUBEBUILDER_ASSETS or make control-plane
 	@KUBEBUILDER_ASSETS="$${KUBEBUILDER_ASSETS:-$(wildcard $(CURDIR)/$(CONTROL_PLANE))}" $(BIN)/python -m pytest -m helm_e2e tests/helm/cluster
 
@@ -108,8 +103,6 @@ $(CONTROL_PLANE)/kube-scheduler:
 image:  ## build TARGET of the Dockerfile as IMAGE, with docker, podman or buildah
 	@.ci/image "$(IMAGE)" "$(TARGET)" "$(PLATFORM)" $(BUILD_ARGS)
 
-check: $(INSTALLED)  ## ruff, mypy, import layers, Dockerfile, generated files
-=======
 helm-test:  ## render and judge the chart, without a cluster (three minutes the first time)
 	@$(MAKE) --no-print-directory -j2 $(HELM_TOOLS)/.installed $(CHECKOV)/.installed
 	@# the chart's tests need nothing of the model: they have an environment of their own, and no conftest above their folder
@@ -131,8 +124,7 @@ $(CHECKOV)/.installed:
 	@$(CHECKOV)/bin/checkov --version >/dev/null
 	@touch $@
 
-check: $(INSTALLED)  ## ruff, mypy, import layers, generated files
->>>>>>> edd8e721c23826ec560cf2d5bb435737b8631139
+check: $(INSTALLED)  ## ruff, mypy, import layers, Dockerfile, generated files
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
