@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import tomllib
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from tests.helm.chart.rendering import (
     FULLNAME,
     HELMS,
     NAMESPACE,
+    ROOT,
     Case,
     Object,
     containers,
@@ -241,6 +243,13 @@ def _nested(value: object, path: str = "") -> list[tuple[str, Object]]:
     if isinstance(value, list):
         return [pair for index, inner in enumerate(value) for pair in _nested(inner, f"{path}[{index}]")]
     return []
+
+
+def test_the_cpu_profile_follows_the_version() -> None:
+    chart = yaml.safe_load((CHART / "Chart.yaml").read_text())
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
+    assert chart["appVersion"] == project["version"]
+    assert serving(rendered("values-cpu"))["image"] == f"diffgemma:{project['version']}-cpu"
 
 
 def test_values_files_say_nothing_that_values_yaml_does_not_know() -> None:
