@@ -190,9 +190,7 @@ class Kubelet:
             phase = "Succeeded"
         status = {
             "phase": phase,
-            "containerStatuses": [
-                _container_status(pod, c, p) for c, p in zip(spec["containers"], plays, strict=True)
-            ],
+            "containerStatuses": [_container_status(pod, c, p) for c, p in zip(spec["containers"], plays, strict=True)],
             "conditions": _conditions(pod, initialized=True, ready=states <= {State.SERVES, State.RUNS}),
             "podIP": pod["status"].get("podIP") or self._next_address(),
         }

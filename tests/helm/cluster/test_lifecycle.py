@@ -202,6 +202,25 @@ def test_an_autoscaler_keeps_its_number_of_pods(release: Release) -> None:
     assert release.get("deployments")[0]["spec"]["replicas"] == 2
 
 
+def test_everything_optional_is_accepted_and_goes_again(release: Release) -> None:
+    switches = (
+        "autoscaling.kind=keda,monitoring.scrape=serviceMonitor,monitoring.rules=true,monitoring.dashboard=true",
+        "grpcRoute.enabled=true,grpcRoute.parentRefs[0].name=gateway,server.openai=true",
+        "ingress.enabled=true,ingress.host=gemma.example,storage.accessMode=ReadWriteMany",
+    )
+    release.installed(*ONE, "--set", ",".join(switches))
+    optional = ("scaledobjects", "servicemonitors", "prometheusrules", "grpcroutes", "ingresses", "networkpolicies")
+    for kind in optional:
+        assert release.get(kind), kind
+    release.upgraded("--set", "monitoring.scrape=podMonitor,monitoring.rules=false,ingress.enabled=false")
+    assert release.get("podmonitors")
+    for kind in ("servicemonitors", "prometheusrules", "ingresses"):
+        assert not release.get(kind), kind
+    assert release.run("uninstall", release.name, "--wait", "--timeout", "60s").status == 0
+    for kind in (*optional, "podmonitors"):
+        assert not release.get(kind), kind
+
+
 def test_a_drain_leaves_one_pod_at_work(release: Release, kubelet: Kubelet, refused: Callable[[str], str]) -> None:
     release.installed(*FULL)
     first, second = names(ready(release))
