@@ -6,16 +6,19 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol
 from weakref import WeakValueDictionary
 
 from nemo_diffgemma.errors import FieldError
+from triton_repo.metrics import Outcome
 from triton_repo.parse import Generation
+from triton_repo.record import Caller, Record
 from triton_repo.reply import Outputs, Reply
-from trtllm_build.runtime.request import Block, Event
+from triton_repo.telemetry import Telemetry
+from trtllm_build.runtime.request import Block, Event, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull
 
 if TYPE_CHECKING:
@@ -46,9 +49,12 @@ class Call:
     """One request under way. :meth:`on_event` may be called from any thread and does not wait."""
 
     def __init__(self, channel: Channel, courier: Courier):
+        self.opened = time.monotonic()
+        self.caller = Caller()
         self.channel = channel
         self.reply: Reply | None = None
         self.ticket: Ticket | None = None
+        self.outcome: Outcome | None = None  # once it has ended
         self._courier = courier
 
     def follow(self, generation: Generation) -> Callable[[Event], None]:
@@ -64,7 +70,8 @@ class Call:
 class Courier:
     """Sends from a thread of its own, so that no client and no round trip to tritonserver delays the engine."""
 
-    def __init__(self) -> None:
+    def __init__(self, telemetry: Telemetry) -> None:
+        self._telemetry = telemetry
         self.queue: queue.SimpleQueue[tuple[Call, Event | Exception | None] | None] = queue.SimpleQueue()
         self._calls: set[Call] = set()
         # Entries go when the last other reference to their call does.
@@ -92,12 +99,13 @@ class Courier:
         self._thread.join()
 
     def _run(self) -> None:
-        looked = time.monotonic()
+        looked, settled = time.monotonic(), False
         while True:
             try:
-                item = self.queue.get(timeout=LOOK_S if self._calls else None)
+                item = self.queue.get(timeout=None if settled and not self._calls else LOOK_S)
                 if item is None:
                     return
+                settled = False
                 call, event = item
                 if event is None:
                     self._calls.add(call)
@@ -109,6 +117,8 @@ class Courier:
                 for call in list(self._calls):
                     self._guarded(call, partial(self._look, call))
                 looked = time.monotonic()
+                with self._observing():
+                    settled = self._telemetry.refresh(looked)
 
     def _guarded(self, call: Call, action: Callable[[], None]) -> None:
         """What fails for one request ends that request, and never this thread."""
@@ -119,21 +129,51 @@ class Courier:
             self._calls.discard(call)
             if call.ticket is not None:
                 call.ticket.cancel()
+            message = f"{type(error).__name__}: {error}"
             with suppress(Exception):  # its last response may already be out
-                call.channel.fail(f"{type(error).__name__}: {error}", "failed")
+                call.channel.fail(message, "failed")
+            self._ended(call, "error", error=message)
 
     def _deliver(self, call: Call, event: Event | Exception) -> None:
         last = isinstance(event, Exception) or (isinstance(event, Block) and event.finish_reason is not None)
+        outcome: Outcome | None = event.finish_reason if isinstance(event, Block) else None
         if last:
             self._calls.discard(call)
         if isinstance(event, Exception):
             full: Failure = "unavailable" if isinstance(event, QueueFull | ShuttingDown) else "failed"
-            call.channel.fail(str(event), "refused" if isinstance(event, FieldError) else full)
+            failure: Failure = "refused" if isinstance(event, FieldError) else full
+            call.channel.fail(str(event), failure)
+            # what a client sent stays out of the log
+            self._ended(call, *(("error", None, str(event)) if failure == "failed" else (failure,)))
         elif isinstance(event, Block) and event.finish_reason in ("error", "unavailable"):
             why: Failure = "failed" if event.finish_reason == "error" else "unavailable"
             call.channel.fail(event.error or "the engine failed", why)
         elif call.reply is not None and (outputs := call.reply.outputs(event)) is not None:
             call.channel.send(outputs, last)
+            # as the client was told: an answer before a suffix ends where that begins
+            outcome = outputs["finish_reason"].item().decode() or None
+        if isinstance(event, Block):
+            with self._observing():
+                self._telemetry.block(event)
+            if outcome is not None:
+                self._ended(call, outcome, event.stats, event.error if outcome == "error" else None)
+
+    def _ended(self, call: Call, outcome: Outcome, stats: RequestStats | None = None, error: str | None = None) -> None:
+        """Report a request's end, which it has once."""
+        if call.outcome is not None:
+            return
+        call.outcome = outcome
+        tokens = 0 if call.reply is None else call.reply.tokens
+        with self._observing():
+            self._telemetry.ended(Record(call.caller, outcome, call.opened, time.monotonic(), tokens, stats, error))
+
+    @contextmanager
+    def _observing(self) -> Iterator[None]:
+        """What cannot be counted is still answered."""
+        try:
+            yield
+        except Exception:
+            _LOG.exception("telemetry failed")
 
     def _look(self, call: Call) -> None:
         if call.ticket is not None and call.channel.is_cancelled():

@@ -13,6 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from nemo_diffgemma.errors import FieldError
+from triton_repo.spans import trace_context
 from triton_repo.status import error, unmarked
 from triton_repo.tensors import CANCEL, CANCELLATION_ID, MODEL
 
@@ -68,6 +69,8 @@ class Forwarder:
             sender = request.get_response_sender()
             try:
                 inputs = self._entry.inputs(request)
+                if (context := trace_context(request)) and "traceparent" not in inputs:
+                    inputs["traceparent"] = np.array([[context.encode()]], dtype=object)
                 self._pool.submit(self._forward, request.request_id(), request.parameters(), inputs, sender)
             except Exception as failure:
                 _fail(sender, str(failure), "refused" if isinstance(failure, FieldError) else "failed")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -18,8 +19,10 @@ from trtllm_build.runtime.request import Request
 if TYPE_CHECKING:
     from trtllm_build import Engine
 
-_PROMPTS = ("text_input", "messages", "input_ids")
+PROMPTS = ("text_input", "messages", "input_ids")
 _ROLES = ("system", "user", "assistant")
+# https://www.w3.org/TR/trace-context/#traceparent-header-field-values: no id is all zeros
+_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -32,6 +35,7 @@ class Generation:
         withheld: outputs the client does not want.
         gap: with a suffix, tokens before it, which are the answer; else None.
         decode: text of token ids.
+        traceparent: W3C trace context of the caller; None where it sent none.
     """
 
     request: Request
@@ -39,6 +43,7 @@ class Generation:
     withheld: frozenset[str]
     gap: int | None
     decode: Callable[[Sequence[int]], str]
+    traceparent: str | None
 
 
 def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: Engine) -> Generation:
@@ -88,7 +93,7 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
     counts = ("num_input_tokens", "num_output_tokens")
     withheld = frozenset(name for name in counts if not _scalar(inputs, f"return_{name}", True))
     decode = engine.tokenizer.decode if engine.tokenizer is not None else lambda _ids: ""
-    return Generation(request, stream, withheld, max_tokens if suffix else None, decode)
+    return Generation(request, stream, withheld, max_tokens if suffix else None, decode, _traceparent(inputs))
 
 
 def _values(name: str, array: Any) -> list[Any]:
@@ -144,6 +149,13 @@ def _suffix(inputs: Mapping[str, list[Any]], engine: Engine, stream: bool) -> li
     return _tokenizer(engine, "suffix").encode(text)
 
 
+def _traceparent(inputs: Mapping[str, list[Any]]) -> str | None:
+    value: str | None = _scalar(inputs, "traceparent", None)
+    good = value is None or _TRACEPARENT.fullmatch(value) is not None
+    require(good, "traceparent", value, "00-TRACE ID-PARENT ID-FLAGS in lower-case hexadecimal", "leave it out")
+    return value
+
+
 def _tokenizer(engine: Engine, name: str) -> Tokenizer:
     if engine.tokenizer is None:
         raise FieldError(name, "text", "input_ids: this engine has no tokenizer", "send input_ids")
@@ -151,9 +163,9 @@ def _tokenizer(engine: Engine, name: str) -> Tokenizer:
 
 
 def _prompt(inputs: Mapping[str, list[Any]], engine: Engine) -> list[int]:
-    given = [name for name in _PROMPTS if name in inputs]
+    given = [name for name in PROMPTS if name in inputs]
     found = " and ".join(given) or "none of them"
-    require(len(given) == 1, "prompt", found, f"exactly one of {', '.join(_PROMPTS)}", "send one of them")
+    require(len(given) == 1, "prompt", found, f"exactly one of {', '.join(PROMPTS)}", "send one of them")
     (name,) = given
     if name == "input_ids":
         size = engine.limits.vocab_size

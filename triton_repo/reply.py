@@ -19,13 +19,13 @@ class Reply:
     def __init__(self, generation: Generation):
         self._generation = generation
         self._blocks: list[Block] = []
-        self._tokens = 0
+        self.tokens = 0  # committed so far, as the client is told
 
     def outputs(self, event: Event) -> Outputs | None:
         """Output tensors by name, numpy, shape ``[1, *dims]``; None when this event is not sent on its own."""
         if isinstance(event, Draft):
             return self._pack(event.text, event.token_ids, event.canvas_index, event.step, event.entropy, True, "")
-        self._tokens += len(event.token_ids)
+        self.tokens += len(event.token_ids)
         if self._generation.stream:
             return self._blocks_as_one([event])
         self._blocks.append(event)
@@ -40,7 +40,7 @@ class Reply:
         if gap is not None and len(ids) >= gap:
             ids, reason = ids[:gap], "length"
             text = self._generation.decode(ids)
-            self._tokens = gap
+            self.tokens = gap
         return self._pack(
             text,
             ids,
@@ -63,7 +63,7 @@ class Reply:
             "denoising_steps": [steps],
             "entropy": [entropy],
             "num_input_tokens": [len(self._generation.request.prompt_ids)],
-            "num_output_tokens": [self._tokens],
+            "num_output_tokens": [self.tokens],
         }
         if entropy is None:
             del values["entropy"]

@@ -114,6 +114,7 @@ INPUTS: tuple[Tensor, ...] = (
     Tensor("entropy_bound", "FP32", "nats of summed entropy accepted in one step; default: the checkpoint's"),
     Tensor("confidence_threshold", "FP32", "mean entropy in nats at which a stable canvas stops; default likewise"),
     Tensor("stability_threshold", "INT32", "earlier steps that the argmax canvas must equal; default likewise"),
+    Tensor("traceparent", "STRING", "W3C trace context that this request's spans belong to", most_bytes=55),
     Tensor("return_num_input_tokens", "BOOL", "send num_input_tokens; default true"),
     Tensor("return_num_output_tokens", "BOOL", "send num_output_tokens; default true"),
 )
@@ -174,6 +175,7 @@ TOKEN_INPUTS: dict[str, str] = {
     "priority": "priority",
     "client": "client",
     "deadline": "deadline",
+    "traceparent": "traceparent",
     **{name: name for name in SAMPLER_INPUTS},
     "beam_width": "beam_width",
     "num_return_sequences": "num_return_sequences",

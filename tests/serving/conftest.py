@@ -12,6 +12,8 @@ import torch
 from triton_repo.blocking import BlockingClient
 from triton_repo.server import Server
 from trtllm_build import Engine, load_engine
+from trtllm_build.pipeline import build
+from trtllm_build.plan import make_plan
 
 
 @pytest.fixture(scope="session", autouse=True)
@@ -25,6 +27,16 @@ def same_threads() -> Iterator[None]:
 @pytest.fixture(scope="session")
 def server(demo_bundle: Path, same_threads: None) -> Iterator[Server]:
     with Server(demo_bundle, http_port=0, grpc_port=0, metrics_port=0) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def narrow_server(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """One request runs, one waits."""
+    limits = ["gpu.limits.slots=1", "gpu.limits.queue=1"]
+    out = tmp_path_factory.mktemp("narrow") / "cpu"
+    build(make_plan(["compile=false", f"checkpoint={text_checkpoint}", f"out={out}", *limits]), lambda line: None)
+    with Server(out, http_port=0, grpc_port=0, metrics_port=0) as running:
         yield running
 
 

@@ -35,14 +35,14 @@ def test_cancelled_generations_free_every_slot(
             stream.close()
         assert waiting.result(timeout=60)[-1].finish_reason == "length"
     for name in names[:-1]:
-        assert logged(f"request {name}: finished, cancelled")
+        assert logged(f'"request_id": "{name}", "outcome": "cancelled"')
 
 
 def test_closing_the_connection_cancels(server: Server, logged: Callable[[str], bool]) -> None:
     client = BlockingClient(server.grpc_url)
     next(client.generate("red", request_id="hung-up", **ENDLESS))
     client.close()
-    assert logged("request hung-up: finished, cancelled")
+    assert logged('"request_id": "hung-up", "outcome": "cancelled"')
 
 
 def test_control_c_cancels_on_the_server(server: Server, logged: Callable[[str], bool]) -> None:
@@ -55,4 +55,4 @@ def test_control_c_cancels_on_the_server(server: Server, logged: Callable[[str],
         _, errors = process.communicate(timeout=60)
     assert process.returncode == 130
     assert errors == "cancelled: the server was told to stop this generation\n"
-    assert logged(f"request diffgemma-{process.pid}: finished, cancelled")
+    assert logged(f'"request_id": "diffgemma-{process.pid}", "outcome": "cancelled"')

@@ -6,7 +6,6 @@ import json
 import threading
 import urllib.error
 import urllib.request
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -15,8 +14,6 @@ from triton_repo.blocking import BlockingClient
 from triton_repo.client import GenerationError
 from triton_repo.server import Server
 from trtllm_build import Engine
-from trtllm_build.pipeline import build
-from trtllm_build.plan import make_plan
 
 pytestmark = pytest.mark.server
 
@@ -89,11 +86,8 @@ def test_drafts_come_every_so_many_steps(client: BlockingClient) -> None:
         served(client, max_tokens=4, draft_every=2)
 
 
-def test_a_full_queue_says_its_length(text_checkpoint: Path, tmp_path: Path) -> None:
-    limits = ["gpu.limits.slots=1", "gpu.limits.queue=1"]
-    out = tmp_path / "narrow"
-    build(make_plan(["compile=false", f"checkpoint={text_checkpoint}", f"out={out}", *limits]), lambda line: None)
-    with Server(out, http_port=0, grpc_port=0, metrics_port=0) as server, BlockingClient(server.grpc_url) as client:
+def test_a_full_queue_says_its_length(narrow_server: Server) -> None:
+    with BlockingClient(narrow_server.grpc_url) as client:
         running = client.generate(PROMPT, ignore_eos=True, drafts=True)
         next(running)
         waiting = threading.Thread(target=lambda: list(client.generate(PROMPT, max_tokens=2)))
@@ -101,7 +95,7 @@ def test_a_full_queue_says_its_length(text_checkpoint: Path, tmp_path: Path) -> 
         refused = None
         for _ in range(200):  # until the second one waits
             try:
-                post(server, {"text_input": PROMPT, "max_tokens": 1, "deadline": 0.01})
+                post(narrow_server, {"text_input": PROMPT, "max_tokens": 1, "deadline": 0.01})
             except urllib.error.HTTPError as error:
                 refused = error
                 break

@@ -12,7 +12,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, precondition, rule
 
-from trtllm_build.runtime.scheduler import PATIENCE, Encode, Ended, Job, Plan, QueueFull, Scheduler
+from trtllm_build.runtime.scheduler import PATIENCE, Encode, Ended, Job, Occupancy, Plan, QueueFull, Scheduler
 
 Ids = tuple[int, ...]
 
@@ -63,6 +63,7 @@ class World:
         # machine: what the plans made of the caches
         self.cache: dict[int, list[int]] = {}
         self.reserved: dict[int, int] = {}
+        self.worked: set[int] = set()  # keys that the last plan encodes or denoises
         self.seen: Counter[str] = Counter()
 
     # -- what callers do
@@ -125,6 +126,7 @@ class World:
     def step(self, fault: Callable[[int], bool] = lambda key: False) -> Plan:
         """Take a plan, check it, carry it out and report; ``fault(key)``: its work fails."""
         plan = self.scheduler.plan(self.now)
+        self.worked = {piece.key for piece in plan.encode} | {key for key, _ in plan.denoise}
         self.check_ended(plan)
         self.check_admissions(plan)
         self.check_work(plan)
@@ -274,6 +276,17 @@ class World:
         assert self.scheduler.running == len(self.running) <= self.slots
         assert self.scheduler.idle == (not self.waiting and not self.running)
         assert self.scheduler.free_pages == self.pages - sum(self.held.values()) >= 0
+        running = {r.job.key for r in self.running}
+        assert self.scheduler.occupancy() == Occupancy(
+            waiting=len(self.waiting),
+            running=len(self.running),
+            prefilling=sum(r.cached < len(r.job.tokens) for r in self.running),
+            scheduled=len(self.worked & running),
+            slots=self.slots,
+            used_pages=sum(self.pages_of(r.job) for r in self.running),
+            pages=self.pages,
+            page_tokens=self.page,
+        )
         open_keys = {r.job.key for r in self.waiting + self.running}
         assert sorted(self.scheduler.unfinished()) == sorted(open_keys)
         slots = [r.slot for r in self.running]

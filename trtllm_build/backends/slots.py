@@ -56,7 +56,7 @@ class SlotBackend:
         self._caches.pop(slot, None)
 
     def cache_bytes(self) -> int:
-        return sum(cache.nbytes() for cache in self._caches.values())
+        return sum(cache.nbytes() for cache in list(self._caches.values()))  # asked from any thread
 
     def _encode(self, ids: Tensor, cache: KVCache) -> None:
         """Causal pass over ``ids [tokens]``, which are appended to the cache."""

@@ -22,7 +22,7 @@ from trtllm_build.network.cache import cache_bytes
 from trtllm_build.runtime.request import Block, Event, FinishReason, Request, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull, Scheduler
 from trtllm_build.runtime.sequence import Sequence as RunningSequence
-from trtllm_build.runtime.stats import EngineStats
+from trtllm_build.runtime.stats import EngineStats, Progress
 from trtllm_build.runtime.ticket import Ticket
 from trtllm_build.runtime.worker import Worker
 
@@ -108,6 +108,10 @@ class Engine:
     def stats(self) -> EngineStats:
         """Totals since the engine was loaded, and what it holds now."""
         return self._worker.stats()
+
+    def progress(self) -> Progress:
+        """How far it is, running requests included. Cheap: for asking several times a second."""
+        return self._worker.progress()
 
     @overload
     def generate(

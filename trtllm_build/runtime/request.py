@@ -181,6 +181,46 @@ class Draft:
 
 
 @dataclass(frozen=True)
+class CanvasTimes:
+    """When one canvas was denoised, in seconds of :func:`time.monotonic`.
+
+    Args:
+        started: its first step began.
+        ended: its last step was done, or the request ended while it was under way.
+        committed: its tokens were in the cache; None when they did not go there: the last canvas of a request.
+        denoising_steps: steps done.
+        finished: it became a block; False when the request ended before.
+        converged: as in :class:`Block`.
+    """
+
+    started: float
+    ended: float
+    committed: float | None
+    denoising_steps: int
+    finished: bool
+    converged: bool
+
+
+@dataclass(frozen=True)
+class Timeline:
+    """When a request got how far, in seconds of :func:`time.monotonic`.
+
+    Args:
+        submitted: it was queued.
+        admitted: it got a slot; None when it never did.
+        prefilled: the whole prompt was in the cache; None when it ended before.
+        canvases: in order, one that was under way at the end included.
+        ended: its last block was made.
+    """
+
+    submitted: float
+    admitted: float | None
+    prefilled: float | None
+    canvases: tuple[CanvasTimes, ...]
+    ended: float
+
+
+@dataclass(frozen=True)
 class RequestStats:
     """What a finished request took.
 
@@ -195,6 +235,7 @@ class RequestStats:
         denoising_steps: steps of all of them.
         accepted_per_step: mean number of positions accepted in a step.
         cache_bytes: bytes that its cache can come to fill.
+        timeline: when what happened.
     """
 
     queue_seconds: float | None
@@ -207,6 +248,7 @@ class RequestStats:
     denoising_steps: int
     accepted_per_step: float
     cache_bytes: int
+    timeline: Timeline
 
 
 @dataclass(frozen=True)
@@ -222,6 +264,9 @@ class Block:
         finish_reason: set on the last block of a request, None before.
         error: what went wrong, for finish_reason ``error``; for ``unavailable`` what was full.
         stats: on the last block.
+        converged: the canvas was stable and confident; False when ``max_denoising_steps`` ended it, and for a last
+            block that is no canvas (``denoising_steps`` 0).
+        seconds: from the request's block before, or from its submission, to this block's commit.
     """
 
     canvas_index: int
@@ -232,6 +277,8 @@ class Block:
     finish_reason: FinishReason | None = None
     error: str | None = None
     stats: RequestStats | None = None
+    converged: bool = False
+    seconds: float = field(default=0.0, compare=False)
 
 
 Event = Draft | Block

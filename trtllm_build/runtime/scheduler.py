@@ -94,6 +94,31 @@ class Plan:
     denoise: tuple[tuple[int, int], ...]
 
 
+@dataclass(frozen=True)
+class Occupancy:
+    """Who waits and runs, and what the cache holds.
+
+    Args:
+        waiting: jobs without a slot.
+        running: jobs with one.
+        prefilling: of them, those whose prompt is not in the cache yet.
+        scheduled: of them, those that the last plan encodes or denoises.
+        slots: most jobs that run at once.
+        used_pages: pages that running jobs hold.
+        pages: all of them; those of finished jobs give way, so what is not used is free.
+        page_tokens: tokens a page.
+    """
+
+    waiting: int
+    running: int
+    prefilling: int
+    scheduled: int
+    slots: int
+    used_pages: int
+    pages: int
+    page_tokens: int
+
+
 class QueueFull(RuntimeError):
     """As many jobs wait as may wait."""
 
@@ -118,7 +143,12 @@ class _Running:
     cached: int  # how many of them are encoded
     planned: int = 0  # how many of them the last plan encodes
     denoises: bool = False  # in the last plan, with nothing reported since
+    scheduled: bool = False  # in the last plan, whatever was reported since
     cancelled: bool = False
+
+    @property
+    def prefilling(self) -> bool:
+        return self.cached < len(self.job.tokens)
 
 
 class Scheduler:
@@ -210,6 +240,20 @@ class Scheduler:
         """Pages that neither a running job nor a kept cache holds."""
         return self._pages - sum(r.pages for r in [*self._running.values(), *self._kept.values()])
 
+    def occupancy(self) -> Occupancy:
+        """Who waits and runs, and what the cache holds, now."""
+        running = self._running.values()
+        return Occupancy(
+            waiting=self.waiting,
+            running=self.running,
+            prefilling=sum(r.prefilling for r in running),
+            scheduled=sum(r.scheduled for r in running),
+            slots=self._slots,
+            used_pages=sum(r.pages for r in running),
+            pages=self._pages,
+            page_tokens=self._page,
+        )
+
     def unfinished(self) -> tuple[int, ...]:
         """All jobs that have not ended."""
         return (*self._waiting, *self._running, *self._displaced)
@@ -229,6 +273,7 @@ class Scheduler:
         encode = self._encode()
         for r in self._running.values():
             r.denoises = r.cached == len(r.tokens)
+            r.scheduled = r.denoises or r.planned > 0
         denoise = tuple((key, r.slot) for key, r in self._running.items() if r.denoises)
         return Plan(ended, evicted, admitted, encode, denoise)
 
@@ -322,8 +367,8 @@ class Scheduler:
             r.planned = 0
         pending = [r for r in self._running.values() if r.cached < len(r.tokens)]
         # a budget each: under one for both, the canvases of others could keep a prompt out plan after plan
-        commits = self._pieces([r for r in pending if r.cached >= len(r.job.tokens)])
-        prompts = self._pieces([r for r in pending if r.cached < len(r.job.tokens)])
+        commits = self._pieces([r for r in pending if not r.prefilling])
+        prompts = self._pieces([r for r in pending if r.prefilling])
         return (*commits, *prompts)
 
     def _pieces(self, pending: Sequence[_Running]) -> list[Encode]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Callable, Collection
 
 import torch
@@ -14,7 +15,7 @@ from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.backends.base import CanvasStep
 from trtllm_build.network.vocabulary import ReadOut
 from trtllm_build.runtime.detokenize import Detokenizer
-from trtllm_build.runtime.request import Block, Draft, Event, FinishReason, Request, RequestStats
+from trtllm_build.runtime.request import Block, CanvasTimes, Draft, Event, FinishReason, Request, RequestStats
 from trtllm_build.runtime.rules import Rules
 
 
@@ -50,6 +51,9 @@ class Sequence:
         self._rules = Rules(request, self._length, vocab_size, self._end_ids)
         self._returned = 0
         self._on_canvas = False
+        self._step = 0
+        self._converged = False
+        self.canvas_started = 0.0  # of the canvas under way, or the last one; seconds of time.monotonic
         self.canvas_index = -1
         self.tokens = 0  # returned
         self.steps = 0  # of all canvases
@@ -73,8 +77,10 @@ class Sequence:
 
     def _start_canvas(self) -> None:
         self._on_canvas = True
+        self.canvas_started = time.monotonic()
         self.canvas_index += 1
         self._step = 0
+        self._converged = False
         self._choices = self._rules.choices(self.canvas_index)
         self._canvas_ids = self._rules.start(self.canvas_index, self._choices, self._draws(draws.NOISE))
         self._soft_embeddings: Tensor | None = None
@@ -101,7 +107,7 @@ class Sequence:
         self._argmax_ids = argmax.tolist()
         stable = bool(stopping.stable(self._history, argmax[None]))
         confident = bool(stopping.confident(result.entropy[None], s.confidence_threshold))
-        finished = (stable and confident) or self._step == s.max_denoising_steps
+        self._converged = stable and confident
         self._history = stopping.push(self._history, argmax[None])
         accepted = sampler.accept(result.entropy[None], s.entropy_bound)[0]
         self.accepted += int(accepted.sum())
@@ -112,10 +118,20 @@ class Sequence:
             ids = tuple(self._cut()[0])
             text = self._detokenizer.preview(ids)
             self.emit(Draft(self.canvas_index, self._step, ids, text, mean_entropy))
-        return finished
+        return self._converged or self._step == s.max_denoising_steps
 
-    def commit(self, stats: Callable[[], RequestStats]) -> tuple[Block, tuple[int, ...] | None]:
-        """The finished canvas, and its tokens, which are to be encoded; None when the request is done."""
+    def canvas_times(self, ended: float) -> CanvasTimes | None:
+        """Of the canvas under way, which ends now, finished or not; None when there is none."""
+        if not self._on_canvas:
+            return None
+        done = self._converged or self._step == self.request.sampler.max_denoising_steps
+        return CanvasTimes(self.canvas_started, ended, None, self._step, done, self._converged)
+
+    def commit(self, stats: Callable[[], RequestStats], seconds: float) -> tuple[Block, tuple[int, ...] | None]:
+        """The finished canvas, and its tokens, which are to be encoded; None when the request is done.
+
+        ``seconds`` are those since the block before.
+        """
         self._on_canvas = False
         ids, reason = self._cut()
         self._returned += len(ids)
@@ -125,7 +141,17 @@ class Sequence:
         self.tokens += len(piece.token_ids)
         end = None if reason is None else stats()
         entropies = tuple(self._entropies)
-        block = Block(self.canvas_index, piece.token_ids, piece.text, self._step, entropies, reason, stats=end)
+        block = Block(
+            self.canvas_index,
+            piece.token_ids,
+            piece.text,
+            self._step,
+            entropies,
+            reason,
+            stats=end,
+            converged=self._converged,
+            seconds=seconds,
+        )
         return block, tuple(self._argmax_ids) if reason is None else None
 
     def end(self, reason: FinishReason, stats: RequestStats, error: str | None = None) -> Block:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 
 from trtllm_build.runtime.request import FinishReason, RequestStats
+from trtllm_build.runtime.scheduler import Occupancy
 
 
 @dataclass(frozen=True)
@@ -39,6 +40,45 @@ class EngineStats:
     queue_seconds: float | None
     first_block_seconds: float | None
     cache_bytes: int
+
+
+@dataclass(frozen=True)
+class Work:
+    """What requests took of the engine, up to now or up to their end.
+
+    Args:
+        denoising_steps: steps of all canvases, a batch of several canvases counted once for each.
+        accepted_tokens: positions accepted, over all steps.
+        output_tokens: tokens committed, those that a cancelled or late request had included.
+        input_tokens: of prompts that got a slot.
+        reused_tokens: of them, found in the cache of an earlier request.
+        queue_seconds: waited for a slot.
+        compute_seconds: held one.
+    """
+
+    denoising_steps: int = 0
+    accepted_tokens: int = 0
+    output_tokens: int = 0
+    input_tokens: int = 0
+    reused_tokens: int = 0
+    queue_seconds: float = 0.0
+    compute_seconds: float = 0.0
+
+    def __add__(self, other: Work) -> Work:
+        return Work(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(Work)))
+
+
+@dataclass(frozen=True)
+class Progress:
+    """How far the engine is.
+
+    Args:
+        occupancy: who waits and runs, and what the cache holds, now.
+        work: of all requests since the engine was loaded, those that wait and run included: no value ever falls.
+    """
+
+    occupancy: Occupancy
+    work: Work
 
 
 class Totals:

@@ -13,7 +13,7 @@ from trtllm_build.network.vocabulary import ReadOut
 from trtllm_build.runtime.request import Block, FinishReason
 from trtllm_build.runtime.scheduler import Admission, Encode, Job, QueueFull, Scheduler
 from trtllm_build.runtime.sequence import Sequence
-from trtllm_build.runtime.stats import EngineStats, Totals
+from trtllm_build.runtime.stats import EngineStats, Progress, Totals, Work
 from trtllm_build.runtime.ticket import Ticket
 
 _log = logging.getLogger(__name__)
@@ -34,6 +34,7 @@ class Worker:
         self._threads = threads
         self._tickets: dict[int, Ticket] = {}
         self._totals = Totals()
+        self._work = Work()  # of requests that ended
         self._submitted = 0
         self._wake = threading.Condition()
         self._closing = False
@@ -66,6 +67,14 @@ class Worker:
         """Totals since the start, and what is held now."""
         with self._wake:
             return self._totals.snapshot(self._scheduler.waiting, self._scheduler.running, self._backend.cache_bytes())
+
+    def progress(self) -> Progress:
+        """How far it is. Cheap: for asking several times a second."""
+        with self._wake:
+            occupancy, ended, tickets = self._scheduler.occupancy(), self._work, list(self._tickets.values())
+            now = time.monotonic()
+        # without the lock, which the engine's thread needs: its counts only grow, and who ends meanwhile ends after now
+        return Progress(occupancy, sum((ticket.work(now) for ticket in tickets), ended))
 
     def close(self) -> None:
         """Cancel what runs and waits, and end the thread."""
@@ -105,7 +114,7 @@ class Worker:
 
     def _admit(self, admission: Admission) -> None:
         ticket = self._tickets[admission.key]
-        ticket.admitted, ticket.reused = time.monotonic(), admission.reused
+        ticket.admit(admission.reused)
         try:
             self._backend.admit(admission.slot, admission.room, admission.reused)
         except Exception as error:
@@ -124,7 +133,7 @@ class Worker:
             if result is not None:
                 self._fail(piece.key, result)
                 continue
-            self._tickets[piece.key].encoded += len(piece.tokens)
+            self._tickets[piece.key].encode(len(piece.tokens))
             with self._wake:
                 self._scheduler.encoded(piece.key)
 
@@ -156,8 +165,8 @@ class Worker:
         ticket = self._tickets[key]
         if not ticket.sequence.advance(result):
             return
-        ticket.first_block = ticket.first_block or time.monotonic()
-        block, tokens = ticket.sequence.commit(ticket.stats)
+        seconds = ticket.canvas()
+        block, tokens = ticket.sequence.commit(ticket.stats, seconds)
         if tokens is None:
             with self._wake:
                 self._scheduler.finished(key)
@@ -183,10 +192,11 @@ class Worker:
 
     def _end(self, key: int, block: Block) -> None:
         """Count a request, then let its caller see its last block."""
-        ticket = self._tickets.pop(key)
         assert block.finish_reason is not None
         assert block.stats is not None
         with self._wake:
+            ticket = self._tickets.pop(key)
+            self._work += ticket.work(time.monotonic())
             self._totals.add(block.finish_reason, ticket.sequence.tokens, block.stats)
         try:
             ticket.sequence.emit(block)

@@ -3,6 +3,7 @@
 import json
 import os
 import traceback
+from dataclasses import replace
 from typing import Any
 
 import triton_python_backend_utils as pb
@@ -10,10 +11,21 @@ import triton_python_backend_utils as pb
 from nemo_diffgemma.errors import FieldError
 from triton_repo.config import check_engine
 from triton_repo.courier import Courier, Failure, ShuttingDown
-from triton_repo.parse import parse
+from triton_repo.metrics import Metrics
+from triton_repo.parse import PROMPTS, parse
+from triton_repo.record import Caller, Recorder
 from triton_repo.reply import Outputs
+from triton_repo.spans import Spans, trace_context
 from triton_repo.status import error, marked
-from triton_repo.tensors import ALL_INPUTS, CANCEL, CANCELLATION_ID, DRAIN_VARIABLE, ENGINE_VARIABLE
+from triton_repo.telemetry import Telemetry
+from triton_repo.tensors import (
+    ALL_INPUTS,
+    CANCEL,
+    CANCELLATION_ID,
+    DRAIN_VARIABLE,
+    ENGINE_VARIABLE,
+    LOG_PROMPTS_VARIABLE,
+)
 from trtllm_build import load_engine
 
 
@@ -22,20 +34,15 @@ class Channel:
 
     def __init__(self, request: Any, forwarded: bool):
         self._forwarded = forwarded
-        self._name = request.request_id() or "without id"
         self._sender = request.get_response_sender()
 
     def send(self, outputs: Outputs, last: bool) -> None:
         tensors = [pb.Tensor(name, array) for name, array in outputs.items()]
         self._sender.send(pb.InferenceResponse(tensors), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
-        if last:
-            pb.Logger.log_info(f"request {self._name}: finished, {outputs['finish_reason'].item().decode()}")
 
     def fail(self, message: str, why: Failure) -> None:
         sent = error(marked(message, why) if self._forwarded else message, why)
         self._sender.send(pb.InferenceResponse(error=sent), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
-        # What a client sent stays out of the log.
-        pb.Logger.log_info(f"request {self._name}: {why}{f', {message}' * (why == 'failed')}")
 
     def is_cancelled(self) -> bool:
         return bool(self._sender.is_cancelled())
@@ -49,7 +56,9 @@ class TritonPythonModel:
         check_engine(json.loads(args["model_config"])["parameters"], self.engine.manifest)
         # tritonserver calls a model ready that has been initialized: that should mean that it generates.
         self.engine.generate([[0]], max_tokens=1, max_denoising_steps=1)
-        self.courier = Courier()
+        metrics = Metrics(pb, {"model": args["model_name"], "version": args["model_version"]})
+        self.recorder = Recorder(Spans.from_environment())
+        self.courier = Courier(Telemetry(metrics, self.engine.progress, self.recorder))
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
@@ -60,10 +69,14 @@ class TritonPythonModel:
                 continue
             name = parameters.pop(CANCELLATION_ID, None)
             call = self.courier.open(Channel(request, forwarded=name is not None), name)
+            call.caller = caller = Caller(request.request_id(), trace_context(request))
             try:
                 if _draining():
                     raise ShuttingDown("the server is shutting down")
-                generation = parse(_arrays(request), parameters, self.engine)
+                arrays = _arrays(request)
+                call.caller = caller = replace(caller, prompt=_prompt(arrays))
+                generation = parse(arrays, parameters, self.engine)
+                call.caller = replace(caller, traceparent=generation.traceparent or caller.traceparent)
                 call.ticket = self.engine.submit(generation.request, call.follow(generation))
             except FieldError as refusal:
                 call.on_event(refusal)
@@ -75,6 +88,15 @@ class TritonPythonModel:
     def finalize(self) -> None:
         self.engine.close()
         self.courier.close()
+        self.recorder.close()
+
+
+def _prompt(arrays: dict[str, Any]) -> str | None:
+    """What was asked, where that is to be logged."""
+    if os.environ.get(LOG_PROMPTS_VARIABLE) != "1":
+        return None
+    asked = {name: arrays[name].reshape(-1).tolist() for name in PROMPTS if name in arrays}
+    return json.dumps(asked, default=lambda value: value.decode(errors="replace"))
 
 
 def _draining() -> bool:
