@@ -49,7 +49,7 @@ SWITCHES = {
         }
     ),
     "grpc-route": Case(merged(_GATEWAY, {"grpcRoute": {"hostnames": ["gemma.example.org"]}})),
-    "otel": Case({"otel": {"endpoint": "http://collector.observability:4317"}}),
+    "otel": Case({"otel": {"endpoint": "http://collector.observability:4318"}}),
     "otel-without-port": Case({"otel": {"endpoint": "https://collector.example.org/v1"}}),
     "no-network-policy": Case({"networkPolicy": {"enabled": False}}),
     "named-peers": Case(merged(_OPENAI, {"networkPolicy": _PEERS})),

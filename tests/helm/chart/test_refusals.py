@@ -144,6 +144,11 @@ TOGETHER: dict[str, tuple[Object, tuple[str, ...], str]] = {
         "1.33",
     ),
     "an ingress without a host": ({"ingress": {"enabled": True, "port": "http"}}, ("ingress.host:",), "1.33"),
+    "spans by gRPC": (
+        {"otel": {"endpoint": "http://collector:4317"}},
+        ("otel.endpoint:", "--set otel.endpoint=http://collector:4318"),
+        "1.33",
+    ),
     "a route without a gateway": ({"grpcRoute": {"enabled": True}}, ("grpcRoute.parentRefs:",), "1.33"),
     "a cluster that is too old": ({}, ("kubeVersion", "1.26"), "1.26"),
 }

@@ -209,7 +209,7 @@ def test_a_server_that_exports_spans_may_reach_the_collector_and_nothing_else_ma
         return list(named(rendered(name), "NetworkPolicy", FULLNAME)["spec"]["egress"])
 
     assert egress("defaults") == []
-    assert egress("otel")[1]["ports"] == [{"port": 4317, "protocol": "TCP"}]
+    assert egress("otel")[1]["ports"] == [{"port": 4318, "protocol": "TCP"}]
     assert egress("otel-without-port")[1]["ports"] == [{"port": 443, "protocol": "TCP"}]
     build = named(rendered("defaults"), "NetworkPolicy", f"{FULLNAME}-engine-build")
     assert build["spec"]["egress"] == []
