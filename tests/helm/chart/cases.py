@@ -100,7 +100,9 @@ SWITCHES = {
     "names": Case({"nameOverride": "gemma", "fullnameOverride": "text", "commonLabels": {"team": "nlp"}}),
     "account": Case({"serviceAccount": {"create": False, "name": "restricted"}}),
     "no-budget": Case({"podDisruptionBudget": {"enabled": False}, "spread": "none", "server": {"preStopSeconds": 0}}),
-    "load-balancer": Case({"service": {"type": "LoadBalancer", "annotations": {"a": "b"}}}),
+    "load-balancer": Case(
+        {"service": {"type": "LoadBalancer", "annotations": {"a": "b"}}, "monitoring": {"scrape": "serviceMonitor"}}
+    ),
     "environment": Case(
         {
             "server": {

@@ -107,12 +107,29 @@ def test_the_adapter_makes_what_the_autoscaler_asks_for() -> None:
         assert wrong(template) == []
 
 
+def dashboard() -> Object:
+    """What Grafana is given."""
+    data = one(rendered("everything"), "ConfigMap")["data"]
+    return dict(json.loads(data["diffgemma.json"]))
+
+
 def test_the_dashboard() -> None:
-    text = one([o for o in rendered("everything") if o["metadata"]["name"].endswith("-dashboard")], "ConfigMap")["data"]
-    dashboard = json.loads(text["diffgemma.json"])
-    asked = list(queries(dashboard))
+    asked = list(queries(dashboard()))
     assert len(asked) > 5
     assert [name for query in asked for name in wrong(query)] == []
+
+
+@pytest.mark.helm
+def test_every_query_is_promql() -> None:
+    import promql_parser
+
+    asked = list(queries([*alerts(), one(rendered("everything"), "ScaledObject"), dashboard()]))
+    adapter = adapter_rule()["metricsQuery"].replace("<<.LabelMatchers>>", 'pod="a"').replace("<<.GroupBy>>", "pod")
+    assert len(asked) > 10
+    for query in [*asked, adapter]:
+        promql_parser.parse(re.sub(r"\$__rate_interval|\$__interval|\$__range", "5m", query))
+    with pytest.raises(ValueError, match="parenthesis"):
+        promql_parser.parse("sum(rate(a[5m])")
 
 
 @pytest.mark.parametrize(
