@@ -5,6 +5,8 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EDGE_LLM := .venv-edge-llm
+HELM_TOOLS := build/helm-tools
+CHECKOV := build/checkov
 
 GPU ?= cpu
 BACKEND ?=
@@ -13,6 +15,11 @@ WEIGHTS ?=
 CALIBRATION ?=
 CHECKPOINT ?= build/demo/checkpoint
 ENGINE ?= build/demo/engine
+IMAGE ?= diffgemma:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+TARGET ?= build
+PLATFORM ?=
+BUILD_ARGS ?=
+CONTROL_PLANE := .control-plane
 PROMPT ?= To JSON: Mara orders 7 red lamps for Monday.
 
 # training on a CPU runs eagerly (the engine's ahead-of-time compilation is not torch.compile); nothing is looked up online
@@ -21,15 +28,16 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-edge-llm demo train engine bench serve chat test test-edge-llm check format clean
+.PHONY: help setup setup-edge-llm demo train engine bench serve chat test test-edge-llm helm-test helm-e2e control-plane image check format clean
 
 help:  ## list the targets
-	@awk -F':.*## ' '/^[a-z-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
+	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
 	@echo "  GPU=cpu          target of make engine (cpu, h100, h200, dgx-spark, rtx5090)"
 	@echo "  BACKEND=         empty: the GPU's own; edge_llm for dgx-spark: export for NVIDIA TensorRT Edge-LLM"
 	@echo "  PRECISION=       empty: the GPU's default; WEIGHTS=random: no checkpoint, to measure speed"
 	@echo "  CHECKPOINT=$(CHECKPOINT)   ENGINE=$(ENGINE)"
+	@echo "  IMAGE=$(IMAGE) TARGET=build|serve|cpu PLATFORM=linux/arm64 BUILD_ARGS='NAME=VALUE ...' for make image"
 
 setup: $(INSTALLED)  ## make the environment in .venv
 
@@ -84,19 +92,55 @@ test: $(INSTALLED)  ## run every test
 test-edge-llm: $(INSTALLED) $(EDGE_LLM)/.installed  ## export for Edge-LLM and check it (left out of make test)
 	@$(BIN)/python -m pytest -m edge_llm tests/edge_llm
 
-check: $(INSTALLED)  ## ruff, mypy, import layers, generated files
+helm-e2e: $(INSTALLED)  ## install the chart on an API server: KUBECONFIG, KUBEBUILDER_ASSETS or make control-plane
+	@KUBEBUILDER_ASSETS="$${KUBEBUILDER_ASSETS:-$(wildcard $(CURDIR)/$(CONTROL_PLANE))}" $(BIN)/python -m pytest -m helm_e2e tests/helm/cluster
+
+control-plane: $(CONTROL_PLANE)/kube-scheduler  ## build a Kubernetes control plane for make helm-e2e (ten minutes, once)
+
+$(CONTROL_PLANE)/kube-scheduler:
+	@tests/helm/cluster/build-control-plane.sh $(CONTROL_PLANE)
+
+image:  ## build TARGET of the Dockerfile as IMAGE, with docker, podman or buildah
+	@.ci/image "$(IMAGE)" "$(TARGET)" "$(PLATFORM)" $(BUILD_ARGS)
+
+helm-test:  ## render and judge the chart, without a cluster (three minutes the first time)
+	@$(MAKE) --no-print-directory -j2 $(HELM_TOOLS)/.installed $(CHECKOV)/.installed
+	@# the chart's tests need nothing of the model: they have an environment of their own, and no conftest above their folder
+	@PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH=. $(HELM_TOOLS)/bin/python -m pytest --confcutdir=tests/helm/chart -m '' tests/helm/chart
+
+$(HELM_TOOLS)/.installed: $(wildcard tests/helm/chart/tools/*)
+	@echo "[setup] what judges the chart, in $(HELM_TOOLS)"
+	@$(PYTHON) -m venv $(HELM_TOOLS)
+	@$(HELM_TOOLS)/bin/pip install --quiet --no-compile --disable-pip-version-check -r tests/helm/chart/tools/requirements.txt 2>&1 | { grep -v '^WARNING' || true; }
+	@mkdir -p $(HELM_TOOLS)/npm && cp tests/helm/chart/tools/package*.json $(HELM_TOOLS)/npm
+	@cd $(HELM_TOOLS)/npm && PATH="$$PWD/../bin:$$PATH" npm ci --silent --no-fund --no-audit
+	@touch $@
+
+$(CHECKOV)/.installed:
+	@echo "[setup] checkov in $(CHECKOV)"
+	@$(PYTHON) -m venv $(CHECKOV)
+	@# apart: it wants other versions of what the rest is made of
+	@$(CHECKOV)/bin/pip install --quiet --no-compile --disable-pip-version-check checkov==3.3.30 2>&1 | { grep -v '^WARNING' || true; }
+	@$(CHECKOV)/bin/checkov --version >/dev/null
+	@touch $@
+
+check: $(INSTALLED)  ## ruff, mypy, import layers, Dockerfile, generated files
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
+	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/python -m triton_repo.config --check
 	@$(BIN)/python -m triton_repo.dashboard --check
+	@$(BIN)/mypy --no-incremental helm/generate.py
+	@$(BIN)/python helm/generate.py --check
 
 format: $(INSTALLED)  ## format and write generated files
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 	@$(BIN)/python -m triton_repo.config --write
 	@$(BIN)/python -m triton_repo.dashboard --write
+	@$(BIN)/python helm/generate.py --write
 
 clean:  ## remove what was built; the environment stays
 	rm -rf build engines runs

@@ -121,7 +121,7 @@ class Checkpoint:
     """A checkpoint directory whose names, shapes and file lengths have been checked before any weight is read.
 
     Raises:
-        FieldError: when a file is missing or truncated, or a tensor is missing, extra or of the wrong shape.
+        FieldError: when a file is missing, unreadable or truncated, or a tensor missing, extra or of the wrong shape.
     """
 
     def __init__(self, directory: str | Path):
@@ -144,6 +144,9 @@ class Checkpoint:
     def _open(self, path: Path) -> dict[str, Any]:
         """Header of one safetensors file, after comparing the file's length with what the header promises."""
         field = f"checkpoint:{path.name}"
+        # safetensors writes files that their owner alone may read: another user's, as in a container, stops here
+        fix = f"chmod -R a+rX {self.directory}, or run as their owner"
+        require(os.access(path, os.R_OK), field, f"not readable for user {os.getuid()}", "a readable file", fix)
         size = path.stat().st_size
         with path.open("rb") as file:
             prefix = file.read(8)

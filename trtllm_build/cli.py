@@ -7,6 +7,7 @@ import json
 import sys
 from collections.abc import Sequence
 from functools import partial
+from pathlib import Path
 
 from rich.console import Console
 
@@ -19,6 +20,7 @@ _EXAMPLES = """examples:
   diffgemma-engine build gpu=h100 checkpoint=DIR
   diffgemma-engine sizes
   diffgemma-engine inspect build/demo/engine
+  diffgemma-engine wait /engines/h100-0a1b2c3d4e5f --gpu h100 --timeout 3600
 
 keys of build (Hydra overrides):
   checkpoint=DIR        Hugging Face-layout DiffusionGemma checkpoint
@@ -39,7 +41,7 @@ keys of build (Hydra overrides):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script; exits 2 on a user's mistake."""
+    """Entry point of the console script; exits 2 on a user's mistake, 1 when what it waits for does not come."""
     parser = argparse.ArgumentParser(
         prog="diffgemma-engine",
         description=__doc__,
@@ -60,6 +62,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     sizing.add_argument("--json", action="store_true", help="print JSON instead of the table")
     inspect = commands.add_parser("inspect", help="check a bundle and print its manifest")
     inspect.add_argument("directory")
+    waiting = commands.add_parser("wait", help="wait until a bundle is there, and is for the right GPU")
+    waiting.add_argument("directory")
+    waiting.add_argument("--gpu", required=True, metavar="NAME", help="what it must have been built for")
+    waiting.add_argument(
+        "--timeout", type=float, default=0.0, metavar="SECONDS", help="(default: %(default)s, look once)"
+    )
     options = parser.parse_args(arguments)
     quiet_start()
     try:
@@ -67,11 +75,16 @@ def main(arguments: Sequence[str] | None = None) -> None:
             _build(options.overrides, options.json)
         elif options.command == "sizes":
             _sizes(options.model, options.json)
+        elif options.command == "wait":
+            _wait(options.directory, options.gpu, options.timeout)
         else:
             _inspect(options.directory)
     except FieldError as error:
         print(f"error: {error}", file=sys.stderr)
         raise SystemExit(2) from None
+    except TimeoutError as error:
+        print(f"error: {error}", file=sys.stderr)
+        raise SystemExit(1) from None
 
 
 def _build(overrides: Sequence[str], as_json: bool) -> None:
@@ -89,6 +102,13 @@ def _sizes(model: str, as_json: bool) -> None:
 
     found = sizes(model)
     print(json.dumps(found, indent=2)) if as_json else show(found)
+
+
+def _wait(directory: str, gpu: str, timeout_s: float) -> None:
+    from trtllm_build.plan import gpu_name
+    from trtllm_build.wait import wait_for_bundle
+
+    wait_for_bundle(Path(directory), gpu_name(gpu), timeout_s, partial(print, flush=True))
 
 
 def _inspect(directory: str) -> None:

@@ -35,6 +35,7 @@ from trtllm_build.bundle import (
     write_manifest,
 )
 from trtllm_build.compilers import Outcome, compiler
+from trtllm_build.lock import locked
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.plan import Plan
 from trtllm_build.quantization.unified import write_unified
@@ -56,7 +57,7 @@ _FEW = 2**30  # parameters of a model whose layers are all read back
 
 
 def build(plan: Plan, report: Report) -> Manifest:
-    """Run every stage; returns the manifest.
+    """Run every stage; returns the manifest. Waits for another build of the same bundle.
 
     Args:
         plan: what to build.
@@ -65,6 +66,11 @@ def build(plan: Plan, report: Report) -> Manifest:
     Raises:
         FieldError: when the checkpoint is not whole, or the engine is not at parity with transformers.
     """
+    with locked(plan.out, report):
+        return _build(plan, report)
+
+
+def _build(plan: Plan, report: Report) -> Manifest:
     start = time.perf_counter()
     log: list[str] = []
 

@@ -184,6 +184,17 @@ def _normal(override: str) -> str:
     return f"{key}{separator}{value.replace('-', '_')}" if key == "gpu" else override
 
 
+def gpu_name(name: str) -> str:
+    """The target that ``name`` means.
+
+    Raises:
+        FieldError: when there is none.
+    """
+    override = _normal(f"gpu={name}")
+    check_choice(CONF, override)
+    return override.removeprefix("gpu=")
+
+
 def _gpu_config(name: str) -> DictConfig:
     config = OmegaConf.load(CONF / "gpu" / f"{name}.yaml")
     assert isinstance(config, DictConfig)

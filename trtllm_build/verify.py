@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from dataclasses import asdict, dataclass
 
 import torch
@@ -12,6 +11,7 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import FieldError
 from trtllm_build.backends.base import Backend
+from trtllm_build.memory import free_memory
 from trtllm_build.reference import Reference
 
 # Mean error of all logits as a share of their spread. Not the largest error: where two experts are as good as equal,
@@ -46,10 +46,9 @@ class Parity:
 
 
 def fits_in_memory(checkpoint: Checkpoint) -> bool:
-    """Whether transformers' float32 copy and the engine fit into this machine's free memory together."""
+    """Whether transformers' float32 copy and the engine fit into free memory together."""
     parameters = sum(torch.Size(shape).numel() for shape in checkpoint.text_shapes.values())
-    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
-    return 3 * 4 * parameters < free
+    return 3 * 4 * parameters < free_memory()
 
 
 def verify(checkpoint: Checkpoint, backend: Backend, precision: str) -> Parity:

@@ -19,6 +19,7 @@ from trtllm_build.backends.cuda.ops import Ops, reference_ops
 from trtllm_build.backends.cuda.weights import DeviceWeights, from_checkpoint
 from trtllm_build.bundle import Bundle
 from trtllm_build.kernels.fp8 import LARGEST, Rows, values_of, widen
+from trtllm_build.memory import free_memory
 from trtllm_build.network.weights import layer_file
 from trtllm_build.quality import answer
 from trtllm_build.quantization.recipe import named_recipe
@@ -64,7 +65,7 @@ def _device(wanted: int) -> torch.device:
     Raises:
         FieldError: when they fit nowhere here.
     """
-    free = {"cpu": os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")}
+    free = {"cpu": free_memory()}
     if torch.cuda.is_available():
         free = {"cuda": torch.cuda.mem_get_info()[0]} | free
     fitting = [name for name, size in free.items() if _ROOM * wanted < size]
