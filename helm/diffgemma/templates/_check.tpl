@@ -78,6 +78,9 @@
 {{- if and $v.tls.enabled (not $v.tls.secretName) -}}
 {{- include "diffgemma.refuse" (dict "field" "tls.secretName" "value" "" "allowed" "a Secret with tls.crt and tls.key" "fix" "kubectl create secret tls NAME --cert FILE --key FILE, then --set tls.secretName=NAME") -}}
 {{- end -}}
+{{- if regexMatch ":4317(/|$)" $v.otel.endpoint -}}
+{{- include "diffgemma.refuse" (dict "field" "otel.endpoint" "value" $v.otel.endpoint "allowed" "OTLP over HTTP, usually port 4318: 4317 is OTLP over gRPC" "fix" (printf "--set otel.endpoint=%s" (replace ":4317" ":4318" $v.otel.endpoint))) -}}
+{{- end -}}
 {{- if $v.ingress.enabled -}}
 {{- if and (eq $v.ingress.port "openai") (not $v.server.openai) -}}
 {{- include "diffgemma.refuse" (dict "field" "ingress.port" "value" "openai" "allowed" "http or grpc while server.openai is off" "fix" "--set server.openai=true") -}}

@@ -4,15 +4,20 @@ input makes both anew and the old engine stays until it is not needed.
 */}}
 {{- define "diffgemma.engineKey" -}}
 {{- $c := .Values.checkpoint -}}
+{{- $where := dict
+  "claim" (list $c.claim.name $c.claim.path)
+  "image" (list $c.image.reference $c.image.path)
+  "huggingFace" (list $c.huggingFace.repository)
+-}}
 {{- $inputs := dict
-  "checkpoint" (list $c.source $c.revision (get $c $c.source))
+  "checkpoint" (list $c.source $c.revision (get $where $c.source))
   "target" .Values.gpu.target
   "products" (sortAlpha .Values.gpu.products)
   "arch" (include "diffgemma.arch" .)
   "precision" .Values.engine.precision
   "overrides" .Values.engine.overrides
   "useGpu" .Values.engine.build.useGpu
-  "image" (include "diffgemma.image" .)
+  "image" (default (include "diffgemma.image" .) .Values.image.digest)
 -}}
 {{- printf "%s-%s" (.Values.gpu.target | replace "_" "-") (toJson $inputs | sha256sum | trunc 12) -}}
 {{- end }}

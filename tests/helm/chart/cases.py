@@ -49,7 +49,7 @@ SWITCHES = {
         }
     ),
     "grpc-route": Case(merged(_GATEWAY, {"grpcRoute": {"hostnames": ["gemma.example.org"]}})),
-    "otel": Case({"otel": {"endpoint": "http://collector.observability:4317"}}),
+    "otel": Case({"otel": {"endpoint": "http://collector.observability:4318"}}),
     "otel-without-port": Case({"otel": {"endpoint": "https://collector.example.org/v1"}}),
     "no-network-policy": Case({"networkPolicy": {"enabled": False}}),
     "named-peers": Case(merged(_OPENAI, {"networkPolicy": _PEERS})),
@@ -100,7 +100,9 @@ SWITCHES = {
     "names": Case({"nameOverride": "gemma", "fullnameOverride": "text", "commonLabels": {"team": "nlp"}}),
     "account": Case({"serviceAccount": {"create": False, "name": "restricted"}}),
     "no-budget": Case({"podDisruptionBudget": {"enabled": False}, "spread": "none", "server": {"preStopSeconds": 0}}),
-    "load-balancer": Case({"service": {"type": "LoadBalancer", "annotations": {"a": "b"}}}),
+    "load-balancer": Case(
+        {"service": {"type": "LoadBalancer", "annotations": {"a": "b"}}, "monitoring": {"scrape": "serviceMonitor"}}
+    ),
     "environment": Case(
         {
             "server": {

@@ -80,6 +80,7 @@ def test_what_decides_the_engine_changes_its_folder(change: Object) -> None:
         {"engine": {"waitTimeoutSeconds": 60}},
         {"service": {"type": "NodePort"}},
         {"monitoring": {"rules": True}},
+        {"checkpoint": {"huggingFace": {"tokenSecret": "other"}}},
     ],
     ids=str,
 )
@@ -108,6 +109,13 @@ def test_the_order_of_products_does_not_matter() -> None:
     folders = {
         build_arguments(render(Case({"gpu": {"products": products}})))["out"] for products in (["A", "B"], ["B", "A"])
     }
+    assert len(folders) == 1
+
+
+def test_a_digest_is_the_same_in_another_registry() -> None:
+    digest = "sha256:" + "1" * 64
+    images = [{"repository": name, "digest": digest} for name in ("a.example.org/x", "b.example.org/y")]
+    folders = {build_arguments(render(Case({"image": image})))["out"] for image in images}
     assert len(folders) == 1
 
 

@@ -10,14 +10,14 @@ import pytest
 import yaml
 
 from tests.helm.chart.cases import rendered
-from tests.helm.chart.exported import EXPORTED
 from tests.helm.chart.rendering import ROOT, Object, one
+from triton_repo.metrics import BY_NAME
 
 _NAME = re.compile(r"\b(?:diffgemma|nv)_[a-z0-9_]+")
 _SELECTOR = re.compile(r"\b((?:diffgemma|nv)_[a-z0-9_]+)\{([^}]*)\}")
 _LABEL = re.compile(r'([a-z_]+)\s*(=~|!~|=|!=)\s*"([^"]*)"')
-# labels that Prometheus adds to every series of a pod
-_ADDED = {"namespace", "pod", "instance", "job", "model", "version", "le"}
+# labels that Prometheus adds to every series of a pod, and a histogram's own
+_ADDED = {"namespace", "pod", "instance", "job", "le"}
 SCALED_BY = "diffgemma_queue_compute_ratio"
 
 
@@ -25,22 +25,23 @@ def wrong(query: str) -> list[str]:
     """What a PromQL query asks for that is not exported."""
     found = [name for name in _NAME.findall(query) if family(name) is None]
     for name, selector in _SELECTOR.findall(query):
-        metric = EXPORTED[family(name) or ""] if family(name) else None
+        if (base := family(name)) is None:
+            continue
+        *plain, told_apart = BY_NAME[base].labels or ("",)
         for label, operator, value in _LABEL.findall(selector):
-            allowed = (metric.labels if metric else {}).get(label)
-            if allowed is None and label not in _ADDED:
-                found.append(f"{name}: label {label}")
-            elif allowed is not None and operator in ("=", "!=") and value not in allowed:
+            if label == told_apart and operator in ("=", "!=") and value not in BY_NAME[base].values:
                 found.append(f"{name}: {label}={value}")
+            elif label not in {*_ADDED, *plain, told_apart}:
+                found.append(f"{name}: label {label}")
     return found
 
 
 def family(name: str) -> str | None:
     """The exported metric that ``name`` is a series of."""
-    if name in EXPORTED:
-        return None if EXPORTED[name].histogram else name
+    if name in BY_NAME:
+        return None if BY_NAME[name].kind == "histogram" else name
     base = re.sub("_(bucket|sum|count)$", "", name)
-    return base if base in EXPORTED and EXPORTED[base].histogram else None
+    return base if base in BY_NAME and BY_NAME[base].kind == "histogram" else None
 
 
 def queries(value: object) -> Iterator[str]:
@@ -106,12 +107,29 @@ def test_the_adapter_makes_what_the_autoscaler_asks_for() -> None:
         assert wrong(template) == []
 
 
+def dashboard() -> Object:
+    """What Grafana is given."""
+    data = one(rendered("everything"), "ConfigMap")["data"]
+    return dict(json.loads(data["diffgemma.json"]))
+
+
 def test_the_dashboard() -> None:
-    text = one([o for o in rendered("everything") if o["metadata"]["name"].endswith("-dashboard")], "ConfigMap")["data"]
-    dashboard = json.loads(text["diffgemma.json"])
-    asked = list(queries(dashboard))
+    asked = list(queries(dashboard()))
     assert len(asked) > 5
     assert [name for query in asked for name in wrong(query)] == []
+
+
+@pytest.mark.helm
+def test_every_query_is_promql() -> None:
+    import promql_parser
+
+    asked = list(queries([*alerts(), one(rendered("everything"), "ScaledObject"), dashboard()]))
+    adapter = adapter_rule()["metricsQuery"].replace("<<.LabelMatchers>>", 'pod="a"').replace("<<.GroupBy>>", "pod")
+    assert len(asked) > 10
+    for query in [*asked, adapter]:
+        promql_parser.parse(re.sub(r"\$__rate_interval|\$__interval|\$__range", "5m", query))
+    with pytest.raises(ValueError, match="parenthesis"):
+        promql_parser.parse("sum(rate(a[5m])")
 
 
 @pytest.mark.parametrize(

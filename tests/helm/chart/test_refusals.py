@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 
-from tests.helm.chart.rendering import HELMS, Case, Object, template
+from tests.helm.chart.rendering import Case, Object, template
 
 GPU = "nvidia.com/gpu"
 # path in the error -> wrong values
@@ -144,6 +144,11 @@ TOGETHER: dict[str, tuple[Object, tuple[str, ...], str]] = {
         "1.33",
     ),
     "an ingress without a host": ({"ingress": {"enabled": True, "port": "http"}}, ("ingress.host:",), "1.33"),
+    "spans by gRPC": (
+        {"otel": {"endpoint": "http://collector:4317"}},
+        ("otel.endpoint:", "--set otel.endpoint=http://collector:4318"),
+        "1.33",
+    ),
     "a route without a gateway": ({"grpcRoute": {"enabled": True}}, ("grpcRoute.parentRefs:",), "1.33"),
     "a cluster that is too old": ({}, ("kubeVersion", "1.26"), "1.26"),
 }
@@ -172,7 +177,7 @@ def test_helm_3_refuses_the_same() -> None:
         assert "values don't meet the specifications of the schema" in done.stderr, path
 
 
-@pytest.mark.parametrize("version", HELMS)
+@pytest.mark.parametrize("version", ["helm4", pytest.param("helm3", marks=pytest.mark.helm)])
 @pytest.mark.parametrize("name", TOGETHER)
 def test_values_that_do_not_fit_together_are_refused(name: str, version: str) -> None:
     values, expected, kubernetes = TOGETHER[name]

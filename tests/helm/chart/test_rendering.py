@@ -42,6 +42,7 @@ def test_there_are_enough_cases() -> None:
     assert files == {f"{name}.yaml" for name in PROFILE_CASES if "+" not in name}
 
 
+@pytest.mark.helm
 @pytest.mark.parametrize("name", CASES)
 def test_helm_3_renders_what_helm_4_renders(name: str) -> None:
     assert render(CASES[name], "helm3") == rendered(name)
@@ -204,12 +205,21 @@ def test_with_tls_nothing_is_served_in_the_clear_but_metrics_and_health() -> Non
     assert {"name": "tls", "mountPath": "/tls", "readOnly": True} in test["volumeMounts"]
 
 
+def test_what_leads_out_of_the_cluster_has_no_metrics() -> None:
+    objects = rendered("load-balancer")
+    inside = {"metrics", "health"}
+    assert not inside & {p["name"] for p in named(objects, "Service", FULLNAME)["spec"]["ports"]}
+    assert inside < {p["name"] for p in named(objects, "Service", f"{FULLNAME}-headless")["spec"]["ports"]}
+    test = containers(named(objects, "Pod", f"{FULLNAME}-test-readiness"))[0]
+    assert f"http://{FULLNAME}-headless:8003" in test["args"][0]
+
+
 def test_a_server_that_exports_spans_may_reach_the_collector_and_nothing_else_may() -> None:
     def egress(name: str) -> list[Object]:
         return list(named(rendered(name), "NetworkPolicy", FULLNAME)["spec"]["egress"])
 
     assert egress("defaults") == []
-    assert egress("otel")[1]["ports"] == [{"port": 4317, "protocol": "TCP"}]
+    assert egress("otel")[1]["ports"] == [{"port": 4318, "protocol": "TCP"}]
     assert egress("otel-without-port")[1]["ports"] == [{"port": 443, "protocol": "TCP"}]
     build = named(rendered("defaults"), "NetworkPolicy", f"{FULLNAME}-engine-build")
     assert build["spec"]["egress"] == []
