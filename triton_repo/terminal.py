@@ -102,6 +102,7 @@ def add_connection_options(parser: argparse.ArgumentParser) -> None:
     tls.add_argument("--tls-ca", metavar="FILE", help="certificates that the server's must be signed by, in PEM")
     tls.add_argument("--tls-cert", metavar="FILE", help="this client's certificate, for a server that asks for one")
     tls.add_argument("--tls-key", metavar="FILE", help="its key")
+    tls.add_argument("--tls-name", metavar="NAME", help="what the server's certificate is for, if not for its host")
 
 
 def add_sampler_options(parser: argparse.ArgumentParser) -> None:
@@ -119,7 +120,7 @@ def tls_files(given: argparse.Namespace, parser: argparse.ArgumentParser) -> Tls
     """
     if given.tls_ca is None and (given.tls_cert or given.tls_key):
         parser.error("--tls-cert and --tls-key need --tls-ca")
-    return None if given.tls_ca is None else Tls(given.tls_ca, given.tls_cert, given.tls_key)
+    return None if given.tls_ca is None else Tls(given.tls_ca, given.tls_cert, given.tls_key, given.tls_name)
 
 
 def show(responses: Iterable[Response], output: Output) -> None:

@@ -53,7 +53,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Serve until told to end. Returns 0, 1 when the port cannot be had, 2 for a mistake on the command line."""
     try:
         given = parse(arguments)
-        tls = None if given.grpc_ca is None else Tls(given.grpc_ca, given.grpc_cert, given.grpc_key)
+        tls = None if given.grpc_ca is None else Tls(given.grpc_ca, given.grpc_cert, given.grpc_key, given.grpc_name)
         # Who asks again is the client, which knows how long it cares to wait.
         client = Client(given.grpc_url, tls=tls, retry=Retry(attempts=1))
     except FieldError as error:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -21,9 +20,9 @@ from triton_repo.gateway.errors import ApiError, ErrorBody, of_failure, of_valid
 from triton_repo.gateway.generations import merged, unless_gone
 from triton_repo.gateway.schema import ChatRequest, CompletionRequest
 from triton_repo.gateway.stream import EventStream, events, premature
+from triton_repo.tensors import TRACEPARENT
 from triton_repo.wire import Response as Generated
 
-_TRACEPARENT = re.compile(r"[0-9a-f]{2}-[0-9a-f]{32}-[0-9a-f]{16}-[0-9a-f]{2}")
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "a field is wrong, unknown or unsupported"},
     413: {"model": ErrorBody, "description": "the body is too large"},
@@ -76,7 +75,7 @@ class Gateway:
         return EventStream(events(form, _chained(first, responses), counter, record, usage=usage))
 
     def _generations(
-        self, body: ChatRequest | CompletionRequest, request_id: str, metadata: dict[str, str]
+        self, body: ChatRequest | CompletionRequest, request_id: str, traceparent: str | None
     ) -> list[AsyncGenerator[Generated, None]]:
         shared, seed, prompts = body.inputs(), body.seed or 0, body.prompts()
         # An infilled gap comes in one piece.
@@ -85,7 +84,7 @@ class Gateway:
         names = [request_id if len(jobs) == 1 else f"{request_id}-{index}" for index in range(len(jobs))]
         return [
             self.client.generate(
-                **{**shared, **prompt}, seed=seed + i, stream=stream, request_id=name, metadata=metadata
+                **{**shared, **prompt}, seed=seed + i, stream=stream, request_id=name, traceparent=traceparent
             )
             for (prompt, i), name in zip(jobs, names, strict=True)
         ]
@@ -183,10 +182,7 @@ async def _chained(
             yield item
 
 
-def _trace(request: Request) -> dict[str, str]:
-    """W3C trace context, to be passed on; left out where it is malformed."""
-    parent, state = request.headers.get("traceparent", ""), request.headers.get("tracestate", "")
-    if not _TRACEPARENT.fullmatch(parent):
-        return {}
-    good = state.isascii() and state.isprintable() and 0 < len(state) <= 512
-    return {"traceparent": parent} | ({"tracestate": state} if good else {})
+def _trace(request: Request) -> str | None:
+    """W3C trace context, to be passed on; left out where it is malformed, as the standard asks."""
+    parent = request.headers.get("traceparent", "")
+    return parent if TRACEPARENT.fullmatch(parent) else None
