@@ -15,7 +15,15 @@ ACCEPTED: dict[str, str] = {}
 
 def main() -> int:
     """Print what was found; 1 when a vulnerability is known that is not accepted."""
-    command = [sys.executable, "-m", "pip_audit", "--local", "--skip-editable", "--format=json", "--progress-spinner=off"]
+    command = [
+        sys.executable,
+        "-m",
+        "pip_audit",
+        "--local",
+        "--skip-editable",
+        "--format=json",
+        "--progress-spinner=off",
+    ]
     done = subprocess.run(command, capture_output=True, text=True)
     try:
         packages = json.loads(done.stdout)["dependencies"]

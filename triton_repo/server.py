@@ -29,8 +29,8 @@ from triton_repo.tritonserver import LOOPBACK, Installation, Process, free_port
 _TAIL_LINES = 30
 # When it is told to end, nothing runs any more, or the time for it is over; a client with an open stream would hold
 # tritonserver up for as long as it likes.
-_EXIT_TIMEOUT_S = 1
-_STOP_BUDGET_S = 2.0
+_EXIT_TIMEOUT_S = 2
+_STOP_BUDGET_S = 3.0
 # The gauges of what runs are a little late.
 _IDLE_LOOKS, _IDLE_LOOK_S = 2, 0.2
 _ANYWHERE = ("0.0.0.0", "::")
