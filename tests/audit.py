@@ -1,6 +1,6 @@
 """Known vulnerabilities of what is installed, by pip-audit; ``make audit``.
 
-An index that offers no vulnerability data (a mirror, say) leaves packages unlooked-up: they are counted, never passed over.
+An index that offers no vulnerability data (a mirror, say) leaves packages out: they are counted, not passed over.
 """
 
 from __future__ import annotations
