@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from tests.serving.gateway import Running, running
 from triton_repo.blocking import BlockingClient
 from triton_repo.server import Server
 from trtllm_build import Engine, load_engine
@@ -38,6 +39,13 @@ def narrow_server(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     build(make_plan(["compile=false", f"checkpoint={text_checkpoint}", f"out={out}", *limits]), lambda line: None)
     with Server(out, http_port=0, grpc_port=0, metrics_port=0) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def gateway(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """OpenAI's API in front of ``server``."""
+    with running(server.grpc_url, tmp_path_factory.mktemp("gateway") / "log") as found:
+        yield found
 
 
 @pytest.fixture(scope="session")
