@@ -192,18 +192,6 @@ def test_a_request_has_an_id_and_carries_metadata() -> None:
     asyncio.run(run())
 
 
-@pytest.fixture(scope="session")
-def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path]:
-    """An authority, and a folder with its ``ca.pem`` and a client's ``cert.pem`` and ``key.pem``."""
-    folder = tmp_path_factory.mktemp("certificates")
-    authority = trustme.CA()
-    own = authority.issue_cert("client@localhost")
-    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
-    own.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
-    own.private_key_pem.write_to_path(str(folder / "key.pem"))
-    return authority, folder
-
-
 @pytest.mark.parametrize("mutual", [False, True])
 def test_tls(certificates: tuple[trustme.CA, Path], mutual: bool) -> None:
     authority, folder = certificates
