@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import atexit
 import threading
 from collections.abc import AsyncGenerator, Coroutine, Generator
 from contextlib import aclosing
@@ -94,5 +95,13 @@ def _loop() -> asyncio.AbstractEventLoop:
 def _started() -> asyncio.AbstractEventLoop:
     """It, in a thread of its own for as long as the process lives."""
     loop = asyncio.new_event_loop()
-    threading.Thread(target=loop.run_forever, name="diffgemma-client", daemon=True).start()
+    thread = threading.Thread(target=loop.run_forever, name="diffgemma-client", daemon=True)
+    thread.start()
+    # Not left running while the interpreter takes gRPC down around it.
+    atexit.register(_stop, loop, thread)
     return loop
+
+
+def _stop(loop: asyncio.AbstractEventLoop, thread: threading.Thread) -> None:
+    loop.call_soon_threadsafe(loop.stop)
+    thread.join(timeout=5)

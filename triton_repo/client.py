@@ -44,8 +44,6 @@ __all__ = [
     "Unreachable",
 ]
 
-# Without it tritonserver says what went wrong in a stream, and not of which kind it is.
-_STATUS_CODES = ("triton_grpc_error", "true")
 _NO_CONNECTION = (grpc.ChannelConnectivity.TRANSIENT_FAILURE, grpc.ChannelConnectivity.CONNECTING)
 
 
@@ -202,7 +200,9 @@ class Client:
             **others,
         }
         request = encode(values, request_id or uuid.uuid4().hex, model)
-        return self._responses(request, timeout, (_STATUS_CODES, *(metadata or {}).items()))
+        # Not triton_grpc_error, which asks for the status of an error in a stream: tritonserver 2.51 crashes when an
+        # error that it sends so meets a cancellation.
+        return self._responses(request, timeout, tuple((metadata or {}).items()))
 
     async def _responses(
         self, request: Any, timeout: float | None, metadata: Sequence[tuple[str, str]]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+
 import grpc
 
 from nemo_diffgemma.errors import FieldError
@@ -48,15 +50,23 @@ class Cancelled(GenerationError):
     """Somebody else ended it: the server, or who closed this client."""
 
 
-# What tritonserver says of a request that it has not handed to a model, of which it tells no status in a stream.
-_NOT_NOW = ("has no available versions", "is not at ready state", "Server is stopping", "Server exiting")
+# An error of a stream comes without its status; then its text decides. A FieldError, the scheduler's and the drain's
+# refusals, and what tritonserver itself says of a request that it has not handed to a model.
+_REFUSAL = re.compile(
+    r"^[\w.\[\]]+: .* cannot be used; allowed: |^Request for unknown model: .* is not found$", re.DOTALL
+)
+_NOT_NOW = re.compile(
+    r"^\d+ requests wait already; the limit is \d+$|^the server is shutting down"
+    r"|has no available versions|is not at ready state|Server is stopping|Server exiting"
+)
 
 
 def unqualified(message: str) -> GenerationError:
-    """The exception for a message that came without a status, which only its text tells."""
-    if any(text in message for text in _NOT_NOW):
-        return Unavailable(message)
-    return Refused(message) if message.startswith("Request for unknown model") else GenerationError(message)
+    """The exception for an error's text."""
+    # In this order: a refusal may repeat a value that reads like the other.
+    if _REFUSAL.search(message):
+        return Refused(message)
+    return Unavailable(message) if _NOT_NOW.search(message) else GenerationError(message)
 
 
 def explained(error: grpc.RpcError) -> GenerationError:

@@ -8,7 +8,9 @@ from pathlib import Path
 
 import pytest
 import torch
+import trustme
 
+from tests.serving.gateway import Running, running
 from triton_repo.blocking import BlockingClient
 from triton_repo.server import Server
 from trtllm_build import Engine, load_engine
@@ -38,6 +40,25 @@ def narrow_server(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     build(make_plan(["compile=false", f"checkpoint={text_checkpoint}", f"out={out}", *limits]), lambda line: None)
     with Server(out, http_port=0, grpc_port=0, metrics_port=0) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def gateway(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """OpenAI's API in front of ``server``."""
+    with running(server.grpc_url, tmp_path_factory.mktemp("gateway") / "log") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
+def certificates(tmp_path_factory: pytest.TempPathFactory) -> tuple[trustme.CA, Path]:
+    """An authority, and a folder with its ``ca.pem`` and a client's ``cert.pem`` and ``key.pem``."""
+    folder = tmp_path_factory.mktemp("certificates")
+    authority = trustme.CA()
+    own = authority.issue_cert("client@localhost")
+    authority.cert_pem.write_to_path(str(folder / "ca.pem"))
+    own.cert_chain_pems[0].write_to_path(str(folder / "cert.pem"))
+    own.private_key_pem.write_to_path(str(folder / "key.pem"))
+    return authority, folder
 
 
 @pytest.fixture(scope="session")

@@ -31,7 +31,9 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
 }
 _MODEL: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "there is no such model"}}
 _LATE: dict[int | str, dict[str, Any]] = {504: {"model": ErrorBody, "description": "deadline ran out"}}
-_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+# Of one event; its data is a chunk, an error, or [DONE].
+_EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
+_EVENTS = {"text/event-stream": {"schema": _EVENT}}
 _GENERATION = _REFUSALS | _MODEL | _LATE | {200: {"content": _EVENTS, "description": "the answer; events with stream"}}
 
 

@@ -65,7 +65,8 @@ class Observe:
         try:
             await self._answer(scope, receive, marked)
         except ClientDisconnect:
-            pass
+            # Starlette has answered with 500 meanwhile, to nobody.
+            status = 499
         except Exception:
             _LOG.exception("a request failed", extra={"fields": {"request_id": request_id}})
             if status == 499:
