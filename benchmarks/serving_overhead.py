@@ -33,9 +33,7 @@ def main() -> None:
     parser.add_argument("--engine", type=Path, default=Path("build/demo/engine"), help="bundle (%(default)s)")
     about = f"prompts, as `diffgemma bench` takes them (default: {HELD_OUT} of the checkpoint beside the bundle)"
     parser.add_argument("--prompts", type=Path, help=about)
-    parser.add_argument(
-        "--random", action="store_true", help="a random 184M model instead: steps of a tenth of a second"
-    )
+    parser.add_argument("--random", action="store_true", help="a random 184M model instead: steps of 0.2 s")
     parser.add_argument("--rounds", type=int, default=7, help="of each side (%(default)s)")
     parser.add_argument("--requests", type=int, help="a round (120; 4 a client of the random model)")
     parser.add_argument("--concurrency", type=int, action="append", help="default: 1, 8 and the engine's slots")

@@ -8,6 +8,7 @@ import time
 from collections import Counter
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from itertools import cycle
 from typing import Any
 
 import grpc
@@ -19,7 +20,7 @@ from triton_repo.failures import explained, unqualified
 
 CLIENTS = 32
 NAMES = ("north", "east", "south", "west")
-CANCELLED, MISSHAPEN, LONG = 0.10, 0.05, 0.02  # shares of requests
+SHARES = {"cancelled": 10, "malformed": 5, "over-long": 2}  # of a hundred requests; the others are plain
 _PATIENCE_S = 300.0  # a request that has not ended by then hangs
 _METADATA = (("triton_grpc_error", "true"),)
 
@@ -49,6 +50,13 @@ class Seen:
     tokens: int = 0
 
 
+def kinds() -> list[str]:
+    """What a hundred requests are, the rare ones spread out evenly; which client gets which is up to their speed."""
+    rare = [((i + 0.5) / count, kind) for kind, count in SHARES.items() for i in range(count)]
+    plain = 100 - len(rare)
+    return [kind for _, kind in sorted([*rare, *(((i + 0.5) / plain, "plain") for i in range(plain))])]
+
+
 class Traffic:
     """Closed-loop clients against one server.
 
@@ -69,6 +77,7 @@ class Traffic:
         self._seconds = seconds
         self._clients = clients
         self._began = 0.0
+        self._kinds = cycle(kinds())
 
     async def run(self) -> None:
         """Send until the time is over, then wait for what is under way."""
@@ -84,20 +93,20 @@ class Traffic:
 
     async def _client(self, number: int, client: Client, stub: Any) -> None:
         draw = random.Random(number)
+        name = NAMES[number % len(NAMES)]
         while time.perf_counter() - self._began < self._seconds:
-            chance = draw.random()
-            name = NAMES[number % len(NAMES)]
-            if chance < CANCELLED:
+            kind = next(self._kinds)
+            if kind == "cancelled":
                 # It may be answered first; then it has to be answered rightly.
-                end = await self._counted("cancelled", self._cancelled(client, draw, name))
-            elif chance < CANCELLED + MISSHAPEN:
-                end = await self._counted("malformed", self._malformed(stub, draw))
-            elif chance < CANCELLED + MISSHAPEN + LONG:
+                end = await self._counted(kind, self._cancelled(client, draw, name))
+            elif kind == "malformed":
+                end = await self._counted(kind, self._malformed(stub, draw))
+            elif kind == "over-long":
                 asked = {"max_tokens": 8, **over_long(draw, self._context)}
-                end = await self._counted("over-long", self._must_refuse(client, asked, name))
+                end = await self._counted(kind, self._must_refuse(client, asked, name))
             else:
                 style = draw.choice(({}, {}, {"stream": False}, {"drafts": True}))
-                end = await self._counted("plain", self._answered(client, draw.choice(self._short), name, style))
+                end = await self._counted(kind, self._answered(client, draw.choice(self._short), name, style))
             if end == "unavailable":
                 await asyncio.sleep(0.1)
 

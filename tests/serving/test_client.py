@@ -142,8 +142,8 @@ def test_a_full_queue_is_asked_again(narrow_server: Server) -> None:
             running = client.generate("red", **ENDLESS)
             await anext(running)
             waiting = asyncio.create_task(collect(client, max_tokens=2))
-                while await asyncio.to_thread(running_requests, narrow_server.metrics_url) < 2:
-                    await asyncio.sleep(0.05)
+            while await asyncio.to_thread(running_requests, narrow_server.metrics_url) < 2:
+                await asyncio.sleep(0.05)
             async with Client(narrow_server.grpc_url, retry=ONCE) as impatient:
                 with pytest.raises(Unavailable, match="^1 requests wait already; the limit is 1$"):
                     await collect(impatient, max_tokens=2)

@@ -9,7 +9,7 @@ import pytest
 
 from benchmarks.soak import adds_up, soak
 from benchmarks.soak_requests import MALFORMED
-from benchmarks.soak_traffic import Seen
+from benchmarks.soak_traffic import Seen, kinds
 
 
 @pytest.mark.server
@@ -58,6 +58,11 @@ SEEN = Seen(
 def test_what_does_not_add_up_is_named(outcomes: dict[str, float], wrong: list[str]) -> None:
     found = adds_up(SEEN, counted(**outcomes))
     assert [condition for condition, good in found.items() if not good] == wrong
+
+
+def test_a_hundred_requests_are_of_the_promised_kinds() -> None:
+    assert Counter(kinds()) == {"plain": 83, "cancelled": 10, "malformed": 5, "over-long": 2}
+    assert set(kinds()[:30]) == set(kinds())
 
 
 def test_malformed_messages_are_made_anew_each_time() -> None:
