@@ -9,12 +9,12 @@ from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING, Any, Self
 
 from nemo_diffgemma.errors import require
-from trtllm_build.runtime.request import Timeline
 
-if TYPE_CHECKING:
+if TYPE_CHECKING:  # at run time they would bring torch into entries that have no use for it
     from opentelemetry.sdk.trace import TracerProvider
 
     from triton_repo.record import Record
+    from trtllm_build.runtime.request import Timeline
 
 _ENDPOINTS = ("OTEL_EXPORTER_OTLP_TRACES_ENDPOINT", "OTEL_EXPORTER_OTLP_ENDPOINT")
 _PROTOCOLS = ("OTEL_EXPORTER_OTLP_TRACES_PROTOCOL", "OTEL_EXPORTER_OTLP_PROTOCOL")

@@ -111,7 +111,8 @@ class Supervisor:
                 except KeyboardInterrupt:
                     self._drain()
                     raise
-            self._report(State(live=True, ready=False, reason=f"starting again: {failure.splitlines()[0]}"))
+                # Before it is closed, which takes seconds.
+                self._report(State(live=True, ready=False, reason=f"starting again: {failure.splitlines()[0]}"))
             self._say(f"error: {failure}")
             self._count(failure)
             self._say("starting again")

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.helm.chart.rendering import FULLNAME, Case, Object, named, of_kind, pods, render
+from tests.helm.chart.rendering import FULLNAME, NAMESPACE, Case, Object, named, of_kind, pods, render
 from tests.helm.dockerfile import stages
 from tests.helm.pods import Image, Network, Running, folders, namespaces_allowed
 
@@ -88,8 +88,7 @@ def cluster(
     # a copy: the kubelet gives a claim's files to the pod's group
     claims = {CLAIM: directory / "engines", "checkpoint": shutil.copytree(text_checkpoint, directory / "checkpoint")}
     claims[CLAIM].mkdir()
-    services = [service["metadata"]["name"] for service in of_kind(objects, "Service")]
-    with Network(directory / "network", image, services) as network:
+    with Network(directory / "network", image, host_names(objects)) as network:
         yield Cluster(objects, network, claims, directory)
 
 
@@ -117,7 +116,7 @@ def serving(cluster: Cluster, built: Path) -> Running:
 
 
 def test_the_test_pods_fail_where_nothing_serves(objects: list[Object], image: Image, tmp_path: Path) -> None:
-    with Network(tmp_path / "network", image, [SERVICE]) as network:
+    with Network(tmp_path / "network", image, host_names(objects)) as network:
         cluster = Cluster(objects, network, {}, tmp_path)
         for index, pod in enumerate(pods_of_helm_test(objects)):
             status, said = cluster.run(f"test-{index}", pod)
@@ -195,19 +194,31 @@ def test_every_port_of_the_service_answers(cluster: Cluster, serving: Running) -
         # there is no kube-proxy here: a Service's port must be the container's
         assert ports[port["targetPort"]] == port["port"]
         connect = f"import socket; socket.create_connection(({SERVICE!r}, {port['port']}), 5)"
-        done = in_the_network(cluster, "-c", connect)
+        done = in_the_network(cluster, sys.executable, "-c", connect)
         assert done.status == 0, f"{port}: {done.text}"
 
 
 def test_a_client_of_the_service_gets_a_streamed_answer(cluster: Cluster, serving: Running) -> None:
-    done = in_the_network(
-        cluster, "-m", "triton_repo.cli", "--url", f"{SERVICE}:8001", "--json", "--max-tokens=40", "--ignore-eos", "red"
-    )
+    client = [sys.executable, "-m", "triton_repo.cli", "--url", f"{SERVICE}:8001"]
+    done = in_the_network(cluster, *client, "--json", "--max-tokens=40", "--ignore-eos", "red")
     assert done.status == 0, done.text
     responses = [json.loads(line) for line in done.text.splitlines()]
     assert len(responses) > 2, "40 tokens are three canvases of 16"
     assert responses[-1]["finish_reason"] == "length"
     assert any(response["text"] for response in responses)
+
+
+def test_the_openai_endpoint_streams(cluster: Cluster, serving: Running) -> None:
+    body = {"model": "diffgemma", "messages": [{"role": "user", "content": "red"}], "max_tokens": 40, "stream": True}
+    url = f"http://{SERVICE}:9000/v1/chat/completions"
+    command = ["curl", "--silent", "--show-error", "--fail", "--header", "Content-Type: application/json", "--data"]
+    done = in_the_network(cluster, *command, json.dumps(body), url)
+    assert done.status == 0, done.text
+    events = [line.removeprefix("data: ") for line in done.text.splitlines() if line.startswith("data: ")]
+    assert events[-1] == "[DONE]"
+    choices = [choice for event in events[:-1] for choice in json.loads(event)["choices"]]
+    assert any(choice["delta"].get("content") for choice in choices)
+    assert choices[-1]["finish_reason"] in ("stop", "length")
 
 
 def test_the_helm_tests_pass(cluster: Cluster, serving: Running) -> None:
@@ -227,6 +238,13 @@ def test_it_ends_in_its_grace_period(cluster: Cluster, serving: Running) -> None
     assert not cluster.network.probe(serving, serving.container["readinessProbe"])
 
 
+def host_names(objects: list[Object]) -> list[str]:
+    """What a cluster's name service knows the chart's Services by."""
+    services = [service["metadata"] for service in of_kind(objects, "Service")]
+    domains = ("", f".{NAMESPACE}", f".{NAMESPACE}.svc", f".{NAMESPACE}.svc.cluster.local")
+    return [f"{service['name']}{domain}" for service in services for domain in domains]
+
+
 @dataclass
 class Done:
     """Exit status of a client and what it printed."""
@@ -235,11 +253,11 @@ class Done:
     text: str
 
 
-def in_the_network(cluster: Cluster, *arguments: str) -> Done:
-    """Python in the pods' network, with the Service's name in /etc/hosts."""
+def in_the_network(cluster: Cluster, *command: str) -> Done:
+    """A command in the pods' network, with the Services' names in /etc/hosts."""
     hosts = cluster.network.directory / "hosts"
     script = f'mount --bind {hosts} /etc/hosts && exec "$@"'
-    done = cluster.network.inside(["unshare", "--mount", "sh", "-c", script, "sh", sys.executable, *arguments])
+    done = cluster.network.inside(["unshare", "--mount", "sh", "-c", script, "sh", *command])
     return Done(done.returncode, done.stdout + (done.stderr if done.returncode else ""))
 
 

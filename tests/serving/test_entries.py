@@ -162,4 +162,4 @@ def test_a_client_that_goes_ends_its_generation(server: Server, logged: Callable
             leaving.async_stream_infer(model, asked, request_id=name)
             time.sleep(0.3)
             leaving.stop_stream(cancel_requests=True)
-        assert logged(f"request {name}: finished, cancelled")
+        assert logged(f'"request_id": "{name}", "outcome": "cancelled"')
