@@ -224,7 +224,9 @@ def rendered() -> dict[Path, str]:
 
 def main(arguments: list[str] | None = None) -> int:
     """Check (or write) the generated files; exit status 1 when one differs."""
-    parser = argparse.ArgumentParser(prog="python helm/generate.py", description="Schema, README and dashboard of the chart.")
+    parser = argparse.ArgumentParser(
+        prog="python helm/generate.py", description="Schema, README and dashboard of the chart."
+    )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true", help="fail when a generated file differs")
     action.add_argument("--write", action="store_true", help="write the generated files")
@@ -240,7 +242,8 @@ def main(arguments: list[str] | None = None) -> int:
     except FieldError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{CHART.name}: {len(read_values())} values; {', '.join(path.name for path in files)} as generated")
+    names = ", ".join(path.name for path in files)
+    print(f"{CHART.name}: {len(read_values())} values; {names} as generated")
     return 0
 
 
