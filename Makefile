@@ -15,7 +15,7 @@ WEIGHTS ?=
 CALIBRATION ?=
 CHECKPOINT ?= build/demo/checkpoint
 ENGINE ?= build/demo/engine
-IMAGE ?= diffgemma:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)
+IMAGE ?= diffgemma:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)$(if $(filter cpu,$(TARGET)),-cpu)
 TARGET ?= build
 PLATFORM ?=
 BUILD_ARGS ?=

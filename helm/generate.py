@@ -1,4 +1,5 @@
-"""Write the chart's ``values.schema.json`` and the table of its README from the comments of ``values.yaml``.
+"""Write what of the chart follows from elsewhere: ``values.schema.json`` and the README's table from the comments of
+``values.yaml``, the dashboard from ``triton_repo/grafana/`` (a chart holds all of its files).
 
 A comment ``# --`` above a key describes it, in one or more lines; ``# @schema {...}`` adds JSON Schema to what follows
 from the default. A mapping with a description is one value; without, each of its keys needs one.
@@ -21,6 +22,8 @@ import yaml
 from nemo_diffgemma.errors import FieldError, require
 
 CHART = Path(__file__).parent / "diffgemma"
+GRAFANA = Path(__file__).parents[1] / "triton_repo" / "grafana" / "diffgemma.json"
+DASHBOARD = CHART / "dashboards" / GRAFANA.name
 VALUES, SCHEMA, README = CHART / "values.yaml", CHART / "values.schema.json", CHART / "README.md"
 REMEDY = "make format"
 _TABLE = re.compile(r"(?<=<!-- values -->\n).*(?=<!-- end of values -->)", re.DOTALL)
@@ -212,12 +215,18 @@ def render_readme(values: list[Value], readme: str) -> str:
 def rendered() -> dict[Path, str]:
     """What each generated file should hold."""
     values = read_values()
-    return {SCHEMA: render_schema(values), README: render_readme(values, README.read_text())}
+    return {
+        SCHEMA: render_schema(values),
+        README: render_readme(values, README.read_text()),
+        DASHBOARD: GRAFANA.read_text(),
+    }
 
 
 def main(arguments: list[str] | None = None) -> int:
     """Check (or write) the generated files; exit status 1 when one differs."""
-    parser = argparse.ArgumentParser(prog="python helm/generate.py", description="Schema and README of the chart.")
+    parser = argparse.ArgumentParser(
+        prog="python helm/generate.py", description="Schema, README and dashboard of the chart."
+    )
     action = parser.add_mutually_exclusive_group(required=True)
     action.add_argument("--check", action="store_true", help="fail when a generated file differs")
     action.add_argument("--write", action="store_true", help="write the generated files")
@@ -226,13 +235,15 @@ def main(arguments: list[str] | None = None) -> int:
         files = rendered()
         for path, content in files.items():
             if write:
+                path.parent.mkdir(exist_ok=True)
                 path.write_text(content)
             same = path.is_file() and path.read_text() == content
-            require(same, str(path), "another text", "what values.yaml says", REMEDY)
+            require(same, str(path), "another text", "what it is made from says", REMEDY)
     except FieldError as error:
         print(error, file=sys.stderr)
         return 1
-    print(f"{CHART.name}: {len(read_values())} values; {', '.join(path.name for path in files)} as values.yaml says")
+    names = ", ".join(path.name for path in files)
+    print(f"{CHART.name}: {len(read_values())} values; {names} as generated")
     return 0
 
 

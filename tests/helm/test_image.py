@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import re
+import shlex
 import shutil
 import subprocess
 import sys
@@ -143,6 +144,16 @@ def test_every_path_that_is_written_is_a_volume(
             ):
                 path = PurePosixPath(environment[variable])
                 assert any(path.is_relative_to(mount) for mount in writable), f"{name}: {variable}={path} is read-only"
+
+
+@pytest.mark.parametrize(("profile", "target"), [("h100", "build"), ("dgx-spark", "build"), ("cpu", "cpu")])
+def test_make_image_makes_what_the_chart_asks_for(profile: str, target: str) -> None:
+    command = ["make", "--dry-run", "--no-print-directory", "image", f"TARGET={target}"]
+    printed = subprocess.run(command, cwd=PROJECT, capture_output=True, text=True, check=True).stdout
+    (line,) = (line for line in printed.splitlines() if ".ci/image" in line)
+    image = shlex.split(line)[1]
+    for name, pod in pods_of(render(Case(profiles=[profile]))):
+        assert {container["image"] for container in containers(pod)} == {image}, name
 
 
 def test_bases(image: dict[str, Stage]) -> None:

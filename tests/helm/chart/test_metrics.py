@@ -127,7 +127,9 @@ def test_every_query_is_promql() -> None:
     adapter = adapter_rule()["metricsQuery"].replace("<<.LabelMatchers>>", 'pod="a"').replace("<<.GroupBy>>", "pod")
     assert len(asked) > 10
     for query in [*asked, adapter]:
-        promql_parser.parse(re.sub(r"\$__rate_interval|\$__interval|\$__range", "5m", query))
+        # what Grafana puts in, and its own function around a selector
+        plain = re.sub(r"\$__rate_interval|\$__interval|\$__range", "5m", query)
+        promql_parser.parse(re.sub(r"^label_values\((.*), *\w+\)$", r"\1", plain))
     with pytest.raises(ValueError, match="parenthesis"):
         promql_parser.parse("sum(rate(a[5m])")
 
