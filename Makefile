@@ -28,7 +28,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-edge-llm demo train engine bench serve chat test test-edge-llm helm-test helm-e2e control-plane image check format clean
+.PHONY: help setup setup-edge-llm audit demo train engine bench serve chat test test-edge-llm helm-test helm-e2e control-plane image check format clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -124,13 +124,17 @@ $(CHECKOV)/.installed:
 	@$(CHECKOV)/bin/checkov --version >/dev/null
 	@touch $@
 
-check: $(INSTALLED)  ## ruff, mypy, import layers, Dockerfile, generated files
+audit: $(INSTALLED)  ## look up known vulnerabilities of what is installed
+	@$(BIN)/python -m tests.audit
+
+check: audit $(INSTALLED)  ## ruff, mypy, import layers, Dockerfile, generated files
 	@$(BIN)/ruff check .
 	@$(BIN)/ruff format --check .
 	@$(BIN)/mypy
 	@$(BIN)/lint-imports --no-cache
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/python -m triton_repo.config --check
+	@$(BIN)/python -m triton_repo.dashboard --check
 	@$(BIN)/mypy --no-incremental helm/generate.py
 	@$(BIN)/python helm/generate.py --check
 
@@ -138,6 +142,7 @@ format: $(INSTALLED)  ## format and write generated files
 	@$(BIN)/ruff check --fix .
 	@$(BIN)/ruff format .
 	@$(BIN)/python -m triton_repo.config --write
+	@$(BIN)/python -m triton_repo.dashboard --write
 	@$(BIN)/python helm/generate.py --write
 
 clean:  ## remove what was built; the environment stays

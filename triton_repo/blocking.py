@@ -14,6 +14,7 @@ from typing import Any, Self, TypeVar
 from triton_repo.client import DEFAULT_URL, Cancelled, Client, Response, Retry, ServerMetadata, Tls
 
 _T = TypeVar("_T")
+_STARTING = threading.Lock()
 
 
 class BlockingClient:
@@ -83,9 +84,15 @@ def _run(action: Coroutine[Any, Any, _T]) -> _T:
     return asyncio.run_coroutine_threadsafe(action, _loop()).result()
 
 
-@cache
 def _loop() -> asyncio.AbstractEventLoop:
-    """The event loop that all blocking clients share, in a thread of its own for as long as the process lives."""
+    """The event loop that all blocking clients share."""
+    with _STARTING:  # a cache alone would let threads that come first together each make one
+        return _started()
+
+
+@cache
+def _started() -> asyncio.AbstractEventLoop:
+    """It, in a thread of its own for as long as the process lives."""
     loop = asyncio.new_event_loop()
     threading.Thread(target=loop.run_forever, name="diffgemma-client", daemon=True).start()
     return loop

@@ -80,6 +80,7 @@ class Client:
         self.url = url
         self._retry = retry or Retry()
         self._credentials = None if tls is None else credentials(tls)
+        self._name = None if tls is None else tls.name
         self._channel: grpc.aio.Channel | None = None
 
     async def __aenter__(self) -> Self:
@@ -251,7 +252,7 @@ class Client:
     def _stub(self) -> Any:
         # Here and not in __init__: a channel belongs to the event loop that runs when it is made.
         if self._channel is None:
-            self._channel = open_channel(self.url, self._credentials)
+            self._channel = open_channel(self.url, self._credentials, self._name)
         return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
 
     def _failure(self, error: grpc.RpcError) -> GenerationError:

@@ -30,6 +30,7 @@ class Tls:
     Args:
         ca: certificates that the server's must be signed by.
         cert, key: this client's own, for a server that asks for one; both or neither.
+        name: that the server's certificate is for, where it is not the host of the url.
 
     Raises:
         FieldError: for one of ``cert`` and ``key`` without the other.
@@ -38,6 +39,7 @@ class Tls:
     ca: str | Path
     cert: str | Path | None = None
     key: str | Path | None = None
+    name: str | None = None
 
     def __post_init__(self) -> None:
         missing = "tls_key" if self.key is None else "tls_cert"
@@ -98,11 +100,12 @@ def credentials(tls: Tls) -> grpc.ChannelCredentials:
     return grpc.ssl_channel_credentials(*(_content(name, path) for name, path in files.items()))
 
 
-def open_channel(url: str, creds: grpc.ChannelCredentials | None) -> grpc.aio.Channel:
+def open_channel(url: str, creds: grpc.ChannelCredentials | None, name: str | None) -> grpc.aio.Channel:
     """A channel of the running event loop; it connects when it is first used."""
     if creds is None:
         return grpc.aio.insecure_channel(url, options=_OPTIONS)
-    return grpc.aio.secure_channel(url, creds, options=_OPTIONS)
+    named = [] if name is None else [("grpc.ssl_target_name_override", name)]
+    return grpc.aio.secure_channel(url, creds, options=[*_OPTIONS, *named])
 
 
 def _content(name: str, path: str | Path | None) -> bytes | None:

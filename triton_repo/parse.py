@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -13,7 +12,7 @@ import numpy as np
 
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.tokenizer import Message, Tokenizer
-from triton_repo.tensors import ALL_INPUTS, SAMPLER_INPUTS, SUPPORTED, UNSUPPORTED
+from triton_repo.tensors import ALL_INPUTS, SAMPLER_INPUTS, SUPPORTED, TRACEPARENT, UNSUPPORTED
 from trtllm_build.runtime.request import Request
 
 if TYPE_CHECKING:
@@ -21,8 +20,6 @@ if TYPE_CHECKING:
 
 PROMPTS = ("text_input", "messages", "input_ids")
 _ROLES = ("system", "user", "assistant")
-# https://www.w3.org/TR/trace-context/#traceparent-header-field-values: no id is all zeros
-_TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 
 
 @dataclass(frozen=True)
@@ -151,7 +148,7 @@ def _suffix(inputs: Mapping[str, list[Any]], engine: Engine, stream: bool) -> li
 
 def _traceparent(inputs: Mapping[str, list[Any]]) -> str | None:
     value: str | None = _scalar(inputs, "traceparent", None)
-    good = value is None or _TRACEPARENT.fullmatch(value) is not None
+    good = value is None or TRACEPARENT.fullmatch(value) is not None
     require(good, "traceparent", value, "00-TRACE ID-PARENT ID-FLAGS in lower-case hexadecimal", "leave it out")
     return value
 

@@ -12,7 +12,7 @@ from trtllm_build.runtime.scheduler import Occupancy
 from trtllm_build.runtime.stats import Progress
 
 # Gauges and counters are brought up to date this often.
-REFRESH_S = 0.1
+REFRESH_S = 0.2
 _COUNTERS = {
     "denoising_steps": "diffgemma_denoising_steps_total",
     "accepted_tokens": "diffgemma_accepted_tokens_total",
@@ -69,7 +69,7 @@ class Telemetry:
         self._refreshed = now
         progress = self._progress()
         self._gauges(progress.occupancy)
-        # not asdict: this runs ten times a second beside the engine
+        # not asdict: this runs beside the engine, several times a second
         for field, name in _COUNTERS.items():
             value = getattr(progress.work, field)
             # several sums of the same seconds can differ in their last bit

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -10,6 +11,8 @@ import numpy as np
 MODEL = "diffgemma"
 UNARY_MODEL = "diffgemma_unary"  # one response a request, for plain ModelInfer
 TOKEN_MODEL = "tensorrt_llm"  # token level, under the names of TensorRT-LLM's model
+# https://www.w3.org/TR/trace-context/#traceparent-header-field-values: no id is all zeros
+TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 # Request parameters by which an entry ends the request that it passed on; unguessable, so nobody else's.
 CANCELLATION_ID, CANCEL = "diffgemma_cancellation_id", "diffgemma_cancel"
 # Environment variable that tells the served model which engine bundle to load.

@@ -22,6 +22,7 @@ LOOPBACK = "127.0.0.1"
 BINARY_VARIABLE = "TRITON_SERVER"
 _SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
+_STUB = "triton_python_backend_stub"
 # Loaded before any fork: between fork and exec nothing may be imported.
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -65,7 +66,7 @@ class Installation:
         if not stubs.is_dir():
             return cls(binary, root / "backends", None)
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
-        stub = stubs / version / "triton_python_backend_stub"
+        stub = stubs / version / _STUB
         available = ", ".join(sorted(path.name for path in stubs.iterdir()))
         require(
             stub.is_file(), "python", version, f"a Python that {root} has a stub for: {available}", "use one of them"
@@ -133,7 +134,7 @@ class Process:
     def stub_died(self) -> bool:
         """Whether a model's process has died; tritonserver still calls itself ready then."""
         children = (path.read_text().split() for path in Path(f"/proc/{self.pid}/task").glob("*/children"))
-        return any(_is_zombie(pid) for pids in children for pid in pids)
+        return any(_is_dead_stub(pid) for pids in children for pid in pids)
 
     def stop(self, budget_s: float) -> None:
         """End it: SIGTERM, after ``budget_s`` seconds SIGKILL; then the stubs it left behind and their memory.
@@ -167,11 +168,13 @@ class Process:
             return
 
 
-def _is_zombie(pid: str) -> bool:
+def _is_dead_stub(pid: str) -> bool:
+    """Whether it is a model's process that has ended; tritonserver also starts others, which end at once."""
     try:
-        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] == "Z"
+        name, _, rest = Path(f"/proc/{pid}/stat").read_text().partition("(")[2].rpartition(")")
     except FileNotFoundError:
         return False
+    return rest.split()[0] == "Z" and _STUB.startswith(name)
 
 
 def free_port(option: str, port: int, host: str = LOOPBACK) -> int:

@@ -72,7 +72,7 @@ def test_whatever_ends_the_iteration_cancels_on_the_server(server: Server, logge
 
     asyncio.run(run())
     for name in ("left the loop", "closed", "task cancelled", "client closed"):
-        assert logged(f"request {name}: finished, cancelled")
+        assert logged(f'"request_id": "{name}", "outcome": "cancelled"')
 
 
 @pytest.mark.server

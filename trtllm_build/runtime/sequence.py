@@ -47,7 +47,7 @@ class Sequence:
         self.emit = emit
         self._detokenizer = Detokenizer(tokenizer, request.stop)
         self._length = request.canvas(canvas_length)
-        self._end_ids = frozenset((() if request.ignore_eos else tuple(eos_ids)) + request.stop_token_ids)
+        self._end_ids = frozenset((() if request.ignore_eos else tuple(eos_ids)) + tuple(request.stop_token_ids))
         self._rules = Rules(request, self._length, vocab_size, self._end_ids)
         self._returned = 0
         self._on_canvas = False

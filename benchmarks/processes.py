@@ -1,0 +1,82 @@
+"""What a running tritonserver and the models' processes below it take: memory, CPU."""
+
+from __future__ import annotations
+
+import os
+import threading
+import time
+from pathlib import Path
+
+
+def children(pid: int) -> list[int]:
+    """Processes that ``pid`` started and that are still there."""
+    found = (path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children"))
+    return [int(child) for pids in found for child in pids]
+
+
+def tree(pid: int) -> dict[str, int]:
+    """tritonserver and each model's process, by name.
+
+    Args:
+        pid: tritonserver's.
+    """
+    found = {"tritonserver": pid}
+    for child in children(pid):
+        command = Path(f"/proc/{child}/cmdline").read_bytes().decode(errors="replace").split("\0")
+        # its second argument is the path .../MODEL/1/model.py
+        model = next((Path(part).parts[-3] for part in command if part.endswith("/model.py")), str(child))
+        found[model] = child
+    return found
+
+
+def resident(pid: int) -> int:
+    """Resident bytes; 0 for a process that has ended, whether or not its parent knows."""
+    try:
+        lines = Path(f"/proc/{pid}/status").read_text().splitlines()
+    except FileNotFoundError:
+        return 0
+    return next((1024 * int(line.split()[1]) for line in lines if line.startswith("VmRSS")), 0)
+
+
+def cpu_s(pid: int) -> float:
+    """Seconds of CPU that a process has taken so far, with its threads."""
+    fields = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()
+    return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
+
+
+class Watch:
+    """Samples resident memory from a thread until it is closed; a context manager.
+
+    Args:
+        pids: processes by name.
+        every_s: seconds between samples.
+    """
+
+    def __init__(self, pids: dict[str, int], every_s: float):
+        self.at: list[float] = []
+        self.bytes: dict[str, list[int]] = {name: [] for name in pids}
+        self._pids = pids
+        self._every_s = every_s
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="watch", daemon=True)
+
+    def __enter__(self) -> Watch:
+        self._began = time.perf_counter()
+        self._thread.start()
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._closing.set()
+        self._thread.join()
+
+    def growth(self, name: str) -> float:
+        """Mean of the last third of the samples over that of the first, less 1."""
+        found = self.bytes[name]
+        third = max(1, len(found) // 3)
+        return sum(found[-third:]) / sum(found[:third]) - 1
+
+    def _run(self) -> None:
+        while not self._closing.wait(self._every_s):
+            self.at.append(time.perf_counter() - self._began)
+            for name, pid in self._pids.items():
+                self.bytes[name].append(resident(pid))

@@ -1,0 +1,146 @@
+"""What serving costs: tritonserver over gRPC beside the same engine in process, under the same closed loops, in turns.
+
+Each side has a process of its own for its loop; prompts, seeds and settings are the same, and so must the answers be.
+`make demo` first.
+"""
+
+from __future__ import annotations
+
+import argparse
+import multiprocessing
+import os
+import statistics
+from concurrent.futures import ProcessPoolExecutor
+from pathlib import Path
+from typing import Any
+
+from benchmarks.closed_loops import Measured, Work, in_process, load, through_server
+from benchmarks.common import built_engine, console, random_checkpoint, show
+from benchmarks.processes import cpu_s, tree
+from nemo_diffgemma.checkpoint import HELD_OUT
+from nemo_diffgemma.errors import require
+from triton_repo.load.statistics import summarize
+from triton_repo.server import Server
+from triton_repo.tensors import MODEL
+
+MOST_LOST = 0.05  # share of the throughput in process
+MOST_MS = 5.0  # p50 to first block, over in process
+
+
+def main() -> None:
+    """Entry point."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--engine", type=Path, default=Path("build/demo/engine"), help="bundle (%(default)s)")
+    about = f"prompts, as `diffgemma bench` takes them (default: {HELD_OUT} of the checkpoint beside the bundle)"
+    parser.add_argument("--prompts", type=Path, help=about)
+    parser.add_argument(
+        "--random", action="store_true", help="a random 184M model instead: steps of a tenth of a second"
+    )
+    parser.add_argument("--rounds", type=int, default=7, help="of each side (%(default)s)")
+    parser.add_argument("--requests", type=int, help="a round (120; 4 a client of the random model)")
+    parser.add_argument("--concurrency", type=int, action="append", help="default: 1, 8 and the engine's slots")
+    given = parser.parse_args()
+    # As diffgemma-serve has it: threads that spin while they wait take the other side's core.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
+    engine, work, name = _random() if given.random else _demo(given.engine, given.prompts)
+    context = multiprocessing.get_context("spawn")
+    with (
+        Server(engine, http_port=0, grpc_port=0, metrics_port=0) as server,
+        # Linux may share the CPU by session, and tritonserver has one of its own.
+        ProcessPoolExecutor(1, context, os.setsid) as local,
+        ProcessPoolExecutor(1, context, os.setsid) as remote,
+    ):
+        slots = local.submit(load, engine).result()
+        pids = tree(server.pid)
+        rows = []
+        for concurrency in given.concurrency or sorted({1, 8, slots}):
+            requests = given.requests or (4 * concurrency if given.random else 120)
+            inside: list[Measured] = []
+            outside: list[Measured] = []
+            cpu: list[dict[str, float]] = []
+
+            def run_inside(c: int = concurrency, r: int = requests, found: list[Measured] = inside) -> None:
+                found.append(local.submit(in_process, work, c, r).result())
+
+            def run_outside(
+                c: int = concurrency,
+                r: int = requests,
+                found: list[Measured] = outside,
+                cpu: list[dict[str, float]] = cpu,
+            ) -> None:
+                before = {name: cpu_s(pid) for name, pid in pids.items()}
+                found.append(remote.submit(through_server, server.grpc_url, work, c, r).result())
+                cpu.append({name: (cpu_s(pid) - before[name]) / r for name, pid in pids.items()})
+
+            for turn in range(given.rounds + 1):  # the first warms up
+                for run in (run_inside, run_outside)[:: 1 if turn % 2 else -1]:
+                    run()
+                line = f"{_line(inside[-1])} in process, {_line(outside[-1])} through tritonserver"
+                console.print(f"{concurrency} in flight, turn {turn}: {line}", style="dim")
+            rows.append(compare(concurrency, inside[1:], outside[1:], cpu[1:]))
+    show(name, f"serving overhead, {name}", rows, rounds=given.rounds, slots=slots)
+    if not all(row["same_answers"] for row in rows):
+        raise SystemExit("error: tritonserver's answers are not the engine's")
+
+
+def compare(
+    concurrency: int, inside: list[Measured], outside: list[Measured], cpu: list[dict[str, float]]
+) -> dict[str, Any]:
+    """The figures of one concurrency; those of both sides are medians over rounds, overheads medians of differences.
+
+    Args:
+        concurrency: of the loops.
+        inside, outside: rounds.
+        cpu: seconds of CPU a request, by the server's process, of the rounds outside.
+    """
+    a, b = [summarize(m.records) for m in inside], [summarize(m.records) for m in outside]
+    lost = [1 - y.tokens_per_second / x.tokens_per_second for x, y in zip(a, b, strict=True)]
+    late = [1000 * (_first(y) - _first(x)) for x, y in zip(a, b, strict=True)]
+    return {
+        "in flight": concurrency,
+        "in_process_tokens_per_second": statistics.median(s.tokens_per_second for s in a),
+        "triton_tokens_per_second": statistics.median(s.tokens_per_second for s in b),
+        "throughput_lost": statistics.median(lost),
+        "throughput_lost_range": f"{min(lost):.3f} to {max(lost):.3f}",
+        "in_process_first_block_ms_p50": 1000 * statistics.median(_first(s) for s in a),
+        "triton_first_block_ms_p50": 1000 * statistics.median(_first(s) for s in b),
+        "first_block_ms_added": statistics.median(late),
+        "first_block_ms_added_range": f"{min(late):.2f} to {max(late):.2f}",
+        "cpu_ms_a_request_in_process": 1000 * statistics.median(m.cpu_s / len(m.records) for m in inside),
+        "cpu_ms_a_request_model": 1000 * statistics.median(took[MODEL] for took in cpu),
+        "cpu_ms_a_request_tritonserver": 1000 * statistics.median(took["tritonserver"] for took in cpu),
+        "cpu_ms_a_request_client": 1000 * statistics.median(m.cpu_s / len(m.records) for m in outside),
+        f"within_{MOST_LOST:.0%}": str(statistics.median(lost) <= MOST_LOST),
+        f"within_{MOST_MS:g}_ms": str(statistics.median(late) <= MOST_MS),
+        "same_answers": all(x.tokens == y.tokens for x, y in zip(inside, outside, strict=True)),
+    }
+
+
+def _first(summary: Any) -> float:
+    assert summary.first_block is not None, "a request was answered"
+    return float(summary.first_block.p50)
+
+
+def _line(measured: Measured) -> str:
+    return f"{summarize(measured.records).tokens_per_second:,.0f} tokens/s"
+
+
+def _demo(engine: Path, prompts: Path | None) -> tuple[Path, Work, str]:
+    file = prompts or engine.parent / "checkpoint" / HELD_OUT
+    require(engine.is_dir(), "engine", str(engine), "an engine bundle", "run `make demo`")
+    require(file.is_file(), "prompts", str(file), "a file of prompts", "run `make demo`, or pass --prompts FILE")
+    return engine, Work(file, 0, 64, {}, {}), "serving_overhead"
+
+
+def _random() -> tuple[Path, Work, str]:
+    """Four forced steps of a canvas of 32, after 64 tokens."""
+    from benchmarks.cpu_vs_transformers import NEVER, shapes
+
+    engine = built_engine(random_checkpoint("184m", shapes()), "184m/fp32", "precision=fp32")
+    sampler = {"max_denoising_steps": 4, "confidence_threshold": NEVER}
+    work = Work(None, 64, 32, sampler, {"canvas_length": 32, "ignore_eos": True})
+    return engine, work, "serving_overhead_184m"
+
+
+if __name__ == "__main__":
+    main()

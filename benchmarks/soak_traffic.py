@@ -1,0 +1,194 @@
+"""The soak's clients: what they ask, what they cancel, and how every request of theirs ended."""
+
+from __future__ import annotations
+
+import asyncio
+import random
+import time
+from collections import Counter
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from typing import Any
+
+import grpc
+from tritonclient.grpc import service_pb2_grpc
+
+from benchmarks.soak_requests import LENIENT, MALFORMED, Known, over_long
+from triton_repo.client import Client, GenerationError, Refused, Retry, Unavailable, Unreachable
+from triton_repo.failures import explained, unqualified
+
+CLIENTS = 32
+NAMES = ("north", "east", "south", "west")
+CANCELLED, MISSHAPEN, LONG = 0.10, 0.05, 0.02  # shares of requests
+_PATIENCE_S = 300.0  # a request that has not ended by then hangs
+_METADATA = (("triton_grpc_error", "true"),)
+
+
+@dataclass
+class Seen:
+    """What the clients saw.
+
+    Args:
+        sent: requests.
+        ends: how many ended ``answered``, ``refused``, ``cancelled`` or ``unavailable``.
+        by_model: of those refused, how many the served model refused; the others tritonserver did itself.
+        reasons: finish reasons of those answered.
+        kinds: requests by what they were meant to be.
+        ended_at: seconds since the beginning, and how.
+        problems: what must not happen, in words.
+        tokens: output tokens of answered requests, and of the parts of cancelled ones that came.
+    """
+
+    sent: int = 0
+    ends: Counter[str] = field(default_factory=Counter)
+    by_model: int = 0
+    reasons: Counter[str] = field(default_factory=Counter)
+    kinds: Counter[str] = field(default_factory=Counter)
+    ended_at: list[tuple[float, str]] = field(default_factory=list)
+    problems: list[str] = field(default_factory=list)
+    tokens: int = 0
+
+
+class Traffic:
+    """Closed-loop clients against one server.
+
+    Args:
+        url: of its gRPC endpoint.
+        short, long: requests with known answers.
+        context: tokens that the engine's context holds.
+        seconds: after which no request is sent any more.
+        clients: how many.
+    """
+
+    def __init__(self, url: str, short: list[Known], long: list[Known], context: int, seconds: float, clients: int):
+        self.seen = Seen()
+        self._url = url
+        self._short = short
+        self._long = long
+        self._context = context
+        self._seconds = seconds
+        self._clients = clients
+        self._began = 0.0
+
+    async def run(self) -> None:
+        """Send until the time is over, then wait for what is under way."""
+        self._began = time.perf_counter()
+        async with (
+            Client(self._url, retry=Retry(attempts=1)) as client,
+            grpc.aio.insecure_channel(self._url) as channel,
+            asyncio.TaskGroup() as group,
+        ):
+            stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+            for number in range(self._clients):
+                group.create_task(self._client(number, client, stub))
+
+    async def _client(self, number: int, client: Client, stub: Any) -> None:
+        draw = random.Random(number)
+        while time.perf_counter() - self._began < self._seconds:
+            chance = draw.random()
+            name = NAMES[number % len(NAMES)]
+            if chance < CANCELLED:
+                # It may be answered first; then it has to be answered rightly.
+                end = await self._counted("cancelled", self._cancelled(client, draw, name))
+            elif chance < CANCELLED + MISSHAPEN:
+                end = await self._counted("malformed", self._malformed(stub, draw))
+            elif chance < CANCELLED + MISSHAPEN + LONG:
+                asked = {"max_tokens": 8, **over_long(draw, self._context)}
+                end = await self._counted("over-long", self._must_refuse(client, asked, name))
+            else:
+                style = draw.choice(({}, {}, {"stream": False}, {"drafts": True}))
+                end = await self._counted("plain", self._answered(client, draw.choice(self._short), name, style))
+            if end == "unavailable":
+                await asyncio.sleep(0.1)
+
+    async def _counted(self, kind: str, request: Any) -> str:
+        """Run one request; whatever happens, it is counted once."""
+        seen = self.seen
+        seen.sent += 1
+        seen.kinds[kind] += 1
+        try:
+            async with asyncio.timeout(_PATIENCE_S):
+                end: str = await request
+        except Refused as error:
+            end = "refused"
+            self._refusal(str(error))
+            if kind in ("plain", "cancelled"):
+                seen.problems.append(f"{kind}: refused: {error}")
+        except Unreachable as error:
+            end = "unreachable"
+            seen.problems.append(f"{kind}: {error}")
+        except Unavailable as error:
+            end = "unavailable"
+            if "went away" in str(error) or "Socket" in str(error):
+                seen.problems.append(f"{kind}: {error}")
+        except (GenerationError, TimeoutError, grpc.RpcError) as error:
+            end = "failed"
+            seen.problems.append(f"{kind}: {type(error).__name__}: {error}")
+        seen.ends[end] += 1
+        seen.ended_at.append((time.perf_counter() - self._began, end))
+        return end
+
+    def _refusal(self, message: str) -> None:
+        # Ours say what is allowed; tritonserver's do not.
+        self.seen.by_model += "cannot be used; allowed: " in message
+
+    async def _answered(self, client: Client, known: Known, name: str, style: dict[str, Any]) -> str:
+        tokens: tuple[int, ...] = ()
+        text, reason = "", None
+        async with aclosing(client.generate(**{**known.inputs, **style, "client": name})) as responses:
+            async for response in responses:
+                if reason is not None:
+                    self.seen.problems.append("a response after the last one")
+                if not response.provisional:
+                    tokens += response.token_ids
+                    self.seen.tokens += len(response.token_ids)
+                    text += response.text
+                    reason = response.finish_reason
+        assert reason is not None, "the client raises for a stream without an end"
+        self.seen.reasons[reason] += 1
+        if (tokens, text, reason) != (known.tokens, known.text, known.reason):
+            asked = {**known.inputs, **style}
+            self.seen.problems.append(f"another answer to {str(asked)[:200]}: {text!r}, {reason}; not {known.text!r}")
+        return "answered"
+
+    async def _cancelled(self, client: Client, draw: random.Random, name: str) -> str:
+        """Go away at a random moment, from before the first response to after the last."""
+        task = asyncio.create_task(self._answered(client, draw.choice(self._long), name, {"drafts": True}))
+        done, _ = await asyncio.wait((task,), timeout=draw.choice((0.0, draw.uniform(0, 0.2), draw.uniform(0, 3))))
+        if not done:
+            task.cancel()
+        try:
+            return await task
+        except asyncio.CancelledError:
+            current = asyncio.current_task()
+            if current is not None and current.cancelling():
+                raise
+            return "cancelled"
+
+    async def _must_refuse(self, client: Client, asked: dict[str, Any], name: str) -> str:
+        async with aclosing(client.generate(client=name, **asked)) as responses:
+            async for _ in responses:
+                pass
+        self.seen.problems.append(f"answered: {str(asked)[:200]}")
+        return "answered"
+
+    async def _malformed(self, stub: Any, draw: random.Random) -> str:
+        kind = draw.choice(list(MALFORMED))
+        call = stub.ModelStreamInfer(iter([MALFORMED[kind]()]), metadata=() if kind in LENIENT else _METADATA)
+        try:
+            async for message in call:
+                if not message.error_message:
+                    self.seen.problems.append(f"answered: {kind}")
+                    return "answered"
+                error = unqualified(message.error_message)
+                if isinstance(error, Unavailable):
+                    raise error
+                # tritonserver says what it refuses itself without a status.
+                self._refusal(message.error_message)
+                return "refused"
+        except grpc.RpcError as error:
+            raise explained(error) from error
+        finally:
+            call.cancel()
+        self.seen.problems.append(f"neither answered nor refused: {kind}")
+        return "failed"

@@ -1,0 +1,188 @@
+"""The routes."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import AsyncGenerator, AsyncIterator
+from contextlib import aclosing, asynccontextmanager
+from typing import Any
+
+from fastapi import FastAPI, Request
+from fastapi.exceptions import RequestValidationError
+from starlette.exceptions import HTTPException
+from starlette.responses import JSONResponse, Response
+
+from nemo_diffgemma.errors import FieldError
+from triton_repo.client import Client
+from triton_repo.failures import GenerationError
+from triton_repo.gateway import answers
+from triton_repo.gateway.errors import ApiError, ErrorBody, of_failure, of_validation, unavailable
+from triton_repo.gateway.generations import merged, unless_gone
+from triton_repo.gateway.schema import ChatRequest, CompletionRequest
+from triton_repo.gateway.stream import EventStream, events, premature
+from triton_repo.tensors import TRACEPARENT
+from triton_repo.wire import Response as Generated
+
+_REFUSALS: dict[int | str, dict[str, Any]] = {
+    400: {"model": ErrorBody, "description": "a field is wrong, unknown or unsupported"},
+    413: {"model": ErrorBody, "description": "the body is too large"},
+    500: {"model": ErrorBody, "description": "the server failed"},
+    503: {"model": ErrorBody, "description": "no room now, starting or ending; Retry-After says when to come again"},
+}
+_MODEL: dict[int | str, dict[str, Any]] = {404: {"model": ErrorBody, "description": "there is no such model"}}
+_LATE: dict[int | str, dict[str, Any]] = {504: {"model": ErrorBody, "description": "deadline ran out"}}
+_EVENTS = {"text/event-stream": {"schema": {"type": "string"}}}
+_GENERATION = _REFUSALS | _MODEL | _LATE | {200: {"content": _EVENTS, "description": "the answer; events with stream"}}
+
+
+class Gateway:
+    """What the routes answer from.
+
+    Args:
+        client: connected to the model server.
+        model: name that requests use.
+    """
+
+    def __init__(self, client: Client, model: str):
+        self.client = client
+        self._model = model
+        self._created = int(time.time())
+
+    def models(self) -> list[dict[str, Any]]:
+        """The one model there is."""
+        return [{"id": self._model, "object": "model", "created": self._created, "owned_by": "diffgemma"}]
+
+    def require_model(self, name: str) -> None:
+        """Raise :class:`ApiError` for another model's name."""
+        if name != self._model:
+            message = f"there is no model of this name; there is {self._model}"
+            raise ApiError(404, message, code="model_not_found", param="model")
+
+    async def answer(self, request: Request, body: ChatRequest | CompletionRequest) -> Response:
+        """Generate what ``body`` asks for."""
+        self.require_model(body.model)
+        request_id, record = request.state.request_id, request.state.record
+        form = answers.Form(request_id, body.model, chat=isinstance(body, ChatRequest))
+        generations = self._generations(body, request_id, _trace(request))
+        counter = answers.Counter(body.choices)
+        record |= {"stream": bool(body.stream), "choices": len(generations)}
+        responses = _recorded(generations, record, counter)
+        if not body.stream:
+            return JSONResponse(await unless_gone(request, _whole(form, responses, counter, len(generations))))
+        # The status is decided by the first response, and cannot be changed after it.
+        first = await unless_gone(request, anext(responses))
+        usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+        return EventStream(events(form, _chained(first, responses), counter, record, usage=usage))
+
+    def _generations(
+        self, body: ChatRequest | CompletionRequest, request_id: str, traceparent: str | None
+    ) -> list[AsyncGenerator[Generated, None]]:
+        shared, seed, prompts = body.inputs(), body.seed or 0, body.prompts()
+        # An infilled gap comes in one piece.
+        stream = bool(body.stream) and not any(prompt.get("suffix") for prompt in prompts)
+        jobs = [(prompt, i) for prompt in prompts for i in range(body.choices)]
+        names = [request_id if len(jobs) == 1 else f"{request_id}-{index}" for index in range(len(jobs))]
+        return [
+            self.client.generate(
+                **{**shared, **prompt}, seed=seed + i, stream=stream, request_id=name, traceparent=traceparent
+            )
+            for (prompt, i), name in zip(jobs, names, strict=True)
+        ]
+
+
+def create(gateway: Gateway) -> FastAPI:
+    """The application; it closes the gateway's client when it ends."""
+
+    @asynccontextmanager
+    async def lifespan(_app: FastAPI) -> AsyncIterator[None]:
+        async with gateway.client:
+            yield
+
+    app = FastAPI(title="diffgemma", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
+
+    @app.post("/v1/chat/completions", response_model=answers.ChatCompletion, responses=_GENERATION)
+    async def chat_completions(request: Request, body: ChatRequest) -> Response:
+        return await gateway.answer(request, body)
+
+    @app.post("/v1/completions", response_model=answers.Completion, responses=_GENERATION)
+    async def completions(request: Request, body: CompletionRequest) -> Response:
+        return await gateway.answer(request, body)
+
+    @app.get("/v1/models", response_model=answers.Models, responses=_REFUSALS)
+    async def models() -> dict[str, Any]:
+        return {"object": "list", "data": gateway.models()}
+
+    @app.get("/v1/models/{model}", response_model=answers.Model, responses=_REFUSALS | _MODEL)
+    async def model(model: str) -> dict[str, Any]:
+        gateway.require_model(model)
+        return gateway.models()[0]
+
+    @app.get("/health", response_model=answers.Health, responses=_REFUSALS)
+    async def health() -> dict[str, str]:
+        if not await gateway.client.is_ready():
+            raise unavailable("the model server is not ready")
+        return {"status": "ready"}
+
+    @app.exception_handler(ApiError)
+    async def failed(_request: Request, error: ApiError) -> Response:
+        return JSONResponse(error.body(), error.status, error.headers)
+
+    @app.exception_handler(GenerationError)
+    @app.exception_handler(FieldError)
+    async def not_generated(request: Request, error: GenerationError | FieldError) -> Response:
+        failure = of_failure(error)
+        request.state.record["error"] = failure.code
+        return await failed(request, failure)
+
+    @app.exception_handler(RequestValidationError)
+    async def not_valid(request: Request, error: RequestValidationError) -> Response:
+        return await failed(request, of_validation(error.errors()))
+
+    @app.exception_handler(HTTPException)
+    async def not_found(_request: Request, error: HTTPException) -> Response:
+        code = {404: "not_found", 405: "method_not_allowed"}.get(error.status_code, "invalid_request")
+        body = ApiError(error.status_code, str(error.detail), code=code).body()
+        return JSONResponse(body, error.status_code, error.headers)
+
+    return app
+
+
+async def _whole(
+    form: answers.Form, responses: AsyncIterator[tuple[int, Generated]], counter: answers.Counter, choices: int
+) -> dict[str, Any]:
+    texts = [("", "")] * choices
+    async for index, response in responses:
+        if error := premature(response.finish_reason):
+            raise error
+        texts[index] = (response.text, response.finish_reason or "")
+    return form.whole(texts, counter.usage())
+
+
+async def _recorded(
+    generations: list[AsyncGenerator[Generated, None]], record: dict[str, Any], counter: answers.Counter
+) -> AsyncGenerator[tuple[int, Generated], None]:
+    """All responses; what they tell goes to the log's record and the counter."""
+    start = time.monotonic()
+    try:
+        async with aclosing(merged(generations)) as responses:
+            async for index, response in responses:
+                record.setdefault("first_response_seconds", round(time.monotonic() - start, 4))
+                counter.add(index, response)
+                yield index, response
+    finally:
+        record |= counter.usage()
+
+
+async def _chained(
+    first: tuple[int, Generated], rest: AsyncGenerator[tuple[int, Generated], None]
+) -> AsyncGenerator[tuple[int, Generated], None]:
+    async with aclosing(rest):
+        yield first
+        async for item in rest:
+            yield item
+
+
+def _trace(request: Request) -> str | None:
+    """W3C trace context, to be passed on; left out where it is malformed, as the standard asks."""
+    parent = request.headers.get("traceparent", "")
+    return parent if TRACEPARENT.fullmatch(parent) else None

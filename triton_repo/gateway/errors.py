@@ -1,0 +1,120 @@
+"""What goes wrong, in the shape and with the statuses of OpenAI's API."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from typing import Any
+
+from pydantic import BaseModel
+
+from nemo_diffgemma.errors import FieldError
+from triton_repo.failures import Cancelled, GenerationError, Refused, TimedOut, Unavailable, Unreachable
+from triton_repo.gateway.schema import SHAPE
+
+# Seconds after which a client may ask again: a queue moves on quickly, a server needs time to start.
+_BUSY_S, _DOWN_S = 1, 5
+_FIELD = re.compile(r"^([a-z_]+)(\[\d+\](?:\.[a-z]+)?)?: ")
+# Our names of inputs that OpenAI calls otherwise.
+_NAMES = {"text_input": "prompt", "input_ids": "prompt", "stop_words": "stop", "client": "user"}
+
+
+class ErrorDetail(BaseModel):
+    """OpenAI's error object."""
+
+    message: str
+    type: str
+    param: str | None
+    code: str | None
+
+
+class ErrorBody(BaseModel):
+    """Body of every answer that is not a success."""
+
+    error: ErrorDetail
+
+
+class ApiError(Exception):
+    """An answer that is not a success.
+
+    Args:
+        status: of HTTP.
+        message: for the user; never holds more of the request than the value that is wrong.
+        code: OpenAI's, machine-readable.
+        param: field that is wrong.
+        retry_after: seconds after which the same request may succeed.
+    """
+
+    def __init__(
+        self, status: int, message: str, *, code: str, param: str | None = None, retry_after: int | None = None
+    ):
+        super().__init__(message)
+        self.status, self.message, self.code, self.param = status, message, code, param
+        self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
+
+    def body(self) -> dict[str, Any]:
+        """The JSON of the answer."""
+        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        detail = ErrorDetail(message=self.message, type=kind, param=self.param, code=self.code)
+        return ErrorBody(error=detail).model_dump()
+
+
+def refused(message: str) -> ApiError:
+    """400 for what the served model, or the client on its way there, refuses; the message begins with the field."""
+    found = _FIELD.match(message)
+    param = None if found is None else _NAMES.get(found[1], found[1]) + (found[2] or "")
+    return ApiError(400, message, code="invalid_value", param=param)
+
+
+def unavailable(message: str, retry_after: int = _BUSY_S) -> ApiError:
+    """503: the same request may succeed later."""
+    return ApiError(503, message, code="unavailable", retry_after=retry_after)
+
+
+def internal() -> ApiError:
+    """500, which says no more: what failed is in the server's log, under the request's id."""
+    return ApiError(500, "the server failed on this request", code="internal_error")
+
+
+def of_failure(error: GenerationError | FieldError) -> ApiError:
+    """The answer to a client's exception."""
+    # Before FieldError, which it is too: that the server is down is no mistake of the user's.
+    if isinstance(error, Unreachable):
+        return unavailable("the model server does not answer", _DOWN_S)
+    if isinstance(error, FieldError | Refused):
+        return refused(str(error))
+    if isinstance(error, Unavailable):
+        # Once it has begun to answer, the exception's text holds an internal address.
+        began = isinstance(error.__cause__, Unavailable)
+        return unavailable("the model server went away", _DOWN_S) if began else unavailable(str(error))
+    if isinstance(error, Cancelled):
+        return unavailable("the generation was ended: the server is shutting down", _DOWN_S)
+    if isinstance(error, TimedOut):
+        return deadline()
+    return internal()
+
+
+def deadline() -> ApiError:
+    """504: ``deadline`` ran out before the answer was complete."""
+    return ApiError(504, "the deadline ran out before the answer was complete", code="deadline_exceeded")
+
+
+def of_validation(errors: Sequence[Any]) -> ApiError:
+    """400 for the first of pydantic's errors, naming the field.
+
+    Args:
+        errors: dictionaries with ``loc``, ``type`` and ``msg``.
+    """
+    first = errors[0]
+    # The body itself, and which shape of several it was taken for, are no part of the path.
+    path = [part for part in first["loc"][1:] if not str(part).startswith(SHAPE)]
+    if first["type"] == "json_invalid" or (not path and first["type"] in ("missing", "model_attributes_type")):
+        return ApiError(400, "the body is not a JSON object, sent as application/json", code="invalid_json")
+    if not path:
+        # Ours, about several fields; begins with one of them.
+        return refused(first["msg"])
+    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")[:200]
+    if first["type"] == "extra_forbidden":
+        return ApiError(400, f"{param}: there is no such field", code="unknown_parameter", param=param)
+    code = {"unsupported": "unsupported_parameter", "missing": "missing_required_parameter"}
+    return ApiError(400, f"{param}: {first['msg']}", code=code.get(first["type"], "invalid_value"), param=param)

@@ -1,0 +1,125 @@
+"""Around every request: its id, its line in the log, the size of its body, the refusal while the process ends."""
+
+from __future__ import annotations
+
+import logging
+import re
+import time
+import uuid
+from typing import Any
+
+from starlette.datastructures import Headers, MutableHeaders
+from starlette.requests import ClientDisconnect
+from starlette.responses import JSONResponse
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from triton_repo.gateway.errors import ApiError, internal, unavailable
+
+# Twice the longest text that the served model takes: JSON escapes.
+MOST_BODY_BYTES = 32 * 2**20
+# So much of a body that is too large is read on, so that a client that writes before it reads gets its answer.
+_MOST_READ_BYTES = 4 * MOST_BODY_BYTES
+_ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
+_LOG = logging.getLogger(__name__)
+
+
+class Traffic:
+    """Requests under way, and whether more may come."""
+
+    def __init__(self) -> None:
+        self.active = 0
+        self.draining = False
+
+
+class Observe:
+    """The outermost layer.
+
+    A handler finds the request's id in ``scope["state"]["request_id"]`` and adds to its line in the log through
+    ``scope["state"]["record"]``.
+    """
+
+    def __init__(self, app: ASGIApp, traffic: Traffic):
+        self._app = app
+        self._traffic = traffic
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] != "http":
+            await self._app(scope, receive, send)
+            return
+        start = time.monotonic()
+        given = Headers(scope=scope).get("x-request-id", "")
+        request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
+        record: dict[str, Any] = {}
+        # A copy: the server's own state is one for all requests.
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "record": record}
+        status = 499
+
+        async def marked(message: Message) -> None:
+            nonlocal status
+            if message["type"] == "http.response.start":
+                status = message["status"]
+                MutableHeaders(scope=message)["x-request-id"] = request_id
+            await send(message)
+
+        self._traffic.active += 1
+        try:
+            await self._answer(scope, receive, marked)
+        except ClientDisconnect:
+            pass
+        except Exception:
+            _LOG.exception("a request failed", extra={"fields": {"request_id": request_id}})
+            if status == 499:
+                await _error(internal())(scope, receive, marked)
+        finally:
+            self._traffic.active -= 1
+            route = getattr(scope.get("route"), "path", None)
+            fields = {"request_id": request_id, "method": scope["method"], "route": route, "status": status}
+            fields |= {"seconds": round(time.monotonic() - start, 4), **record}
+            _LOG.info("request", extra={"fields": fields})
+
+    async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if self._traffic.draining:
+            await _error(unavailable("the server is shutting down", 5))(scope, receive, send)
+            return
+        body = await _body(scope, receive)
+        if body is None:
+            message = f"the body has more than {MOST_BODY_BYTES} bytes"
+            await _error(ApiError(413, message, code="request_too_large"))(scope, receive, send)
+            return
+        await self._app(scope, _again(body, receive), send)
+
+
+def _error(error: ApiError) -> JSONResponse:
+    return JSONResponse(error.body(), error.status, error.headers)
+
+
+async def _body(scope: Scope, receive: Receive) -> bytes | None:
+    """The request's body, None for one that is too large."""
+    said = Headers(scope=scope).get("content-length", "")
+    if said.isdigit() and int(said) > _MOST_READ_BYTES:
+        return None
+    body, read, more = bytearray(), 0, True
+    while more and read <= _MOST_READ_BYTES:
+        message = await receive()
+        if message["type"] == "http.disconnect":
+            raise ClientDisconnect
+        part = message.get("body", b"")
+        read += len(part)
+        if read <= MOST_BODY_BYTES:
+            body += part
+        more = message.get("more_body", False)
+    return bytes(body) if read <= MOST_BODY_BYTES else None
+
+
+def _again(body: bytes, receive: Receive) -> Receive:
+    """``receive`` with the body that was taken from it."""
+    taken = False
+
+    async def replayed() -> Message:
+        nonlocal taken
+        if taken:
+            return await receive()
+        taken = True
+        return {"type": "http.request", "body": body, "more_body": False}
+
+    return replayed
