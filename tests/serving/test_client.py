@@ -28,8 +28,8 @@ from triton_repo.client import (
     Unavailable,
     Unreachable,
 )
-from triton_repo.scrape import running_requests
 from triton_repo.failures import unqualified
+from triton_repo.scrape import running_requests
 from triton_repo.server import Server
 
 ENDLESS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "max_denoising_steps": 2**31 - 1, "drafts": True}
