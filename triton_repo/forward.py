@@ -44,6 +44,34 @@ class Entry(Protocol):
         """An error of the served model in the words of this entry."""
 
 
+class Caller:
+    """The way back to one request's client. After its last response it is never asked again whether it has gone:
+
+    tritonserver 2.51 has forgotten it then, and crashes.
+    """
+
+    def __init__(self, request: Any):
+        self._sender = request.get_response_sender()
+        self._lock = threading.Lock()
+        self._ended = False
+
+    def send(self, response: Any, last: bool) -> None:
+        """One response; nothing after the last one."""
+        with self._lock:
+            if not self._ended:
+                self._ended = last
+                self._sender.send(response, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+
+    def fail(self, message: str, why: Failure) -> None:
+        """An error, which is the last response."""
+        self.send(pb.InferenceResponse(error=error(message, why)), last=True)
+
+    def has_gone(self) -> bool:
+        """Whether nobody waits for the answer any more."""
+        with self._lock:
+            return not self._ended and bool(self._sender.is_cancelled())
+
+
 class Forwarder:
     """Passes requests on, each from a thread of its own, and their cancellation.
 
@@ -56,7 +84,7 @@ class Forwarder:
 
     def __init__(self, entry: Entry):
         self._entry = entry
-        self._open: dict[str, Any] = {}  # senders by cancellation id
+        self._open: dict[str, Caller] = {}  # by cancellation id
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_MOST, thread_name_prefix="forward")
         self._closing = threading.Event()
@@ -66,14 +94,14 @@ class Forwarder:
     def execute(self, requests: list[Any]) -> None:
         """What a python model's ``execute`` is to do."""
         for request in requests:
-            sender = request.get_response_sender()
+            caller = Caller(request)
             try:
                 inputs = self._entry.inputs(request)
                 if (context := trace_context(request)) and "traceparent" not in inputs:
                     inputs["traceparent"] = np.array([[context.encode()]], dtype=object)
-                self._pool.submit(self._forward, request.request_id(), request.parameters(), inputs, sender)
+                self._pool.submit(self._forward, request.request_id(), request.parameters(), inputs, caller)
             except Exception as failure:
-                _fail(sender, str(failure), "refused" if isinstance(failure, FieldError) else "failed")
+                caller.fail(str(failure), "refused" if isinstance(failure, FieldError) else "failed")
 
     def close(self) -> None:
         """Wait for what is under way, and end the threads."""
@@ -81,40 +109,39 @@ class Forwarder:
         self._closing.set()
         self._watcher.join()
 
-    def _forward(self, request_id: str, parameters: str, inputs: dict[str, Any], sender: Any) -> None:
+    def _forward(self, request_id: str, parameters: str, inputs: dict[str, Any], caller: Caller) -> None:
         name = secrets.token_hex(16)
         with self._lock:
-            self._open[name] = sender
+            self._open[name] = caller
         try:
-            self._send(_ask(request_id, parameters, inputs, self._entry.outputs, name), sender)
+            self._answer(_ask(request_id, parameters, inputs, self._entry.outputs, name), caller)
         except Exception as failure:
-            _fail(sender, f"{type(failure).__name__}: {failure}", "failed")
+            caller.fail(f"{type(failure).__name__}: {failure}", "failed")
         finally:
             with self._lock:
                 self._open.pop(name, None)
 
-    def _send(self, responses: Iterator[Any], sender: Any) -> None:
+    def _answer(self, responses: Iterator[Any], caller: Caller) -> None:
         for response in responses:
             if response.has_error():
                 message, why = unmarked(response.error().message())
-                _fail(sender, self._entry.message(message), why)
+                caller.fail(self._entry.message(message), why)
                 return
             if not response.output_tensors():
                 continue  # the bare end of the stream
             outputs = {tensor.name(): tensor.as_numpy() for tensor in response.output_tensors()}
             last = bool(outputs["finish_reason"].item())
-            translated = pb.InferenceResponse(self._entry.response(outputs))
-            sender.send(translated, flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL if last else 0)
+            caller.send(pb.InferenceResponse(self._entry.response(outputs)), last)
             if last:
                 return
-        _fail(sender, "the model ended without an answer", "failed")
+        caller.fail("the model ended without an answer", "failed")
 
     def _watch(self) -> None:
         while not self._closing.wait(LOOK_S):
             with self._lock:
                 opened = list(self._open.items())
-            for name, sender in opened:
-                if sender.is_cancelled():
+            for name, caller in opened:
+                if caller.has_gone():
                     with self._lock:
                         self._open.pop(name, None)
                     _cancel(name)
@@ -155,7 +182,3 @@ def _cancel(name: str) -> None:
     )
     for _ in request.exec(decoupled=True):
         pass
-
-
-def _fail(sender: Any, message: str, why: Failure) -> None:
-    sender.send(pb.InferenceResponse(error=error(message, why)), flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
