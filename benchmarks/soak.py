@@ -27,7 +27,7 @@ from benchmarks.soak_requests import Known, known
 from benchmarks.soak_traffic import CLIENTS, Seen, Traffic
 from nemo_diffgemma.errors import require
 from triton_repo.client import Client
-from triton_repo.server import Server
+from triton_repo.server import Server, ServerFailed
 from trtllm_build import load_engine
 
 FLAT = 0.05  # mean memory of the last third of the samples over that of the first, less 1
@@ -65,7 +65,12 @@ def main() -> None:
     require(given.engine.is_dir(), "engine", str(given.engine), "an engine bundle", "run `make demo`")
     OUT.mkdir(parents=True, exist_ok=True)
     picture = OUT / "soak.png"
-    result = soak(given.engine, 60 * given.minutes, given.clients, picture)
+    log = OUT / "soak.log"
+    log.unlink(missing_ok=True)
+    try:
+        result = soak(given.engine, 60 * given.minutes, given.clients, picture, log)
+    except ServerFailed as error:
+        raise SystemExit(f"error: {error}\n{log} has it all") from None
     seen = result.seen
     row = {
         "soak": f"{given.clients} clients, {given.minutes:g} min",
@@ -82,7 +87,7 @@ def main() -> None:
         raise SystemExit(1)
 
 
-def soak(bundle: Path, seconds: float, clients: int, picture: Path | None) -> Result:
+def soak(bundle: Path, seconds: float, clients: int, picture: Path | None, log: Path | None = None) -> Result:
     """Start a server, have it used for so many seconds, look at what is left.
 
     Args:
@@ -90,6 +95,10 @@ def soak(bundle: Path, seconds: float, clients: int, picture: Path | None) -> Re
         seconds: of traffic.
         clients: at once.
         picture: of memory and rate over time, a PNG; None for none.
+        log: file that gets the server's output; None: it is lost.
+
+    Raises:
+        ServerFailed: when tritonserver or a model's process ended, with the end of the log.
     """
     engine = load_engine(bundle)
     require(engine.tokenizer is not None, "engine", str(bundle), "an engine with a tokenizer", "build one")
@@ -97,15 +106,17 @@ def soak(bundle: Path, seconds: float, clients: int, picture: Path | None) -> Re
     short, long = known(engine, SHORT, long=False), known(engine, LONG, long=True)
     engine.close()
     regions = _regions()
-    with Server(bundle, http_port=0, grpc_port=0, metrics_port=0) as server:
+    with Server(bundle, http_port=0, grpc_port=0, metrics_port=0, log_file=log) as server:
         pids = tree(server.pid)
         # What the processes fetch once, they have fetched then.
         asyncio.run(Traffic(server.grpc_url, short, long, limits.context, min(10.0, seconds / 10), clients).run())
+        server.check()
         _settle(server.metrics_url)
         before = scrape(server.metrics_url)
         traffic = Traffic(server.grpc_url, short, long, limits.context, seconds, clients)
         with Watch(pids, max(0.1, seconds / SAMPLES)) as watch:
             asyncio.run(traffic.run())
+        server.check()
         _settle(server.metrics_url)
         after = scrape(server.metrics_url)
         held = asyncio.run(_fill(server.grpc_url, limits.slots, long[0]))

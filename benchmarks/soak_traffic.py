@@ -107,7 +107,7 @@ class Traffic:
             else:
                 style = draw.choice(({}, {}, {"stream": False}, {"drafts": True}))
                 end = await self._counted(kind, self._answered(client, draw.choice(self._short), name, style))
-            if end == "unavailable":
+            if end in ("unavailable", "unreachable"):
                 await asyncio.sleep(0.1)
 
     async def _counted(self, kind: str, request: Any) -> str:
