@@ -186,6 +186,3 @@ MALFORMED: dict[str, Callable[[], Any]] = {
     "nothing at all": lambda: service_pb2.ModelInferRequest(),
 }
 """Messages that have to be refused."""
-
-LENIENT = ("text longer than its bytes",)
-"""Those that end tritonserver 2.51 (SIGSEGV) when they come with the metadata ``triton_grpc_error: true``."""
