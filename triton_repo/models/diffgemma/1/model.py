@@ -19,7 +19,6 @@ from triton_repo.spans import Spans, trace_context
 from triton_repo.status import error, marked
 from triton_repo.telemetry import Telemetry
 from triton_repo.tensors import (
-    ALL_INPUTS,
     CANCEL,
     CANCELLATION_ID,
     DRAIN_VARIABLE,
@@ -104,5 +103,4 @@ def _draining() -> bool:
 
 
 def _arrays(request: Any) -> dict[str, Any]:
-    found = {name: pb.get_input_tensor_by_name(request, name) for name in ALL_INPUTS}
-    return {name: tensor.as_numpy() for name, tensor in found.items() if tensor is not None}
+    return {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
