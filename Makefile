@@ -80,8 +80,8 @@ else
 	@$(BIN)/python -m benchmarks.gpu --engine engines/random/$(GPU)
 endif
 
-serve: $(INSTALLED)  ## serve ENGINE with Triton on 127.0.0.1
-	@$(BIN)/diffgemma-serve --engine $(ENGINE)
+serve: $(INSTALLED)  ## serve ENGINE with Triton and OpenAI's API on 127.0.0.1
+	@$(BIN)/diffgemma-serve --engine $(ENGINE) --openai-port 9000
 
 chat: $(INSTALLED)  ## send PROMPT to the server and watch the canvas
 	@$(BIN)/diffgemma "$(PROMPT)"
