@@ -19,13 +19,14 @@ class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
         code: of the status.
         failures: calls that fail.
         responses: responses that a stream sends before it fails.
-        ids, metadata: of the calls that came, in order.
+        ids, requests, metadata: of the calls that came, in order.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
     failures: int = 0
     responses: int = 0
     ids: list[str] = field(default_factory=list)
+    requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
 
     async def ServerMetadata(self, _request: Any, context: Any) -> Any:
@@ -38,6 +39,7 @@ class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
         self.metadata.append(dict(context.invocation_metadata()))
         async for request in requests:
             self.ids.append(request.id)
+            self.requests.append(request)
         for _ in range(self.responses):
             yield _response("")
         if len(self.ids) <= self.failures:

@@ -48,7 +48,13 @@ def test_closing_the_connection_cancels(server: Server, logged: Callable[[str], 
 def test_control_c_cancels_on_the_server(server: Server, logged: Callable[[str], bool]) -> None:
     options = ["--json", "--ignore-eos", "--max-tokens=200", f"--max-denoising-steps={2**31 - 1}"]
     command = [sys.executable, "-m", "triton_repo.cli", "--url", server.grpc_url, "red chair", *options]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+
+    def from_a_terminal() -> None:  # a shell's background job, as a test run may be, ignores Ctrl-C, and so would this
+        signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=from_a_terminal
+    ) as process:
         assert process.stdout is not None
         assert '"provisional": true' in process.stdout.readline()
         process.send_signal(signal.SIGINT)
