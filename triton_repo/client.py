@@ -147,7 +147,6 @@ class Client:
         request_id: str = "",
         model: str = MODEL,
         timeout: float | None = None,
-        metadata: Mapping[str, str] | None = None,
         **others: object,
     ) -> AsyncGenerator[Response, None]:
         """Generate, response by response.
@@ -170,7 +169,6 @@ class Client:
             request_id: name of the request in the server's log; default: a new one.
             model: its name in Triton.
             timeout: seconds for all of it, tries and responses; default: no limit.
-            metadata: gRPC metadata to send along, as ``traceparent``.
             others: further inputs of the served model by name; it refuses those that it does not support.
 
         Raises:
@@ -202,17 +200,15 @@ class Client:
         request = encode(values, request_id or uuid.uuid4().hex, model)
         # Not triton_grpc_error, which asks for the status of an error in a stream: tritonserver 2.51 crashes when an
         # error that it sends so meets a cancellation.
-        return self._responses(request, timeout, tuple((metadata or {}).items()))
+        return self._responses(request, timeout)
 
-    async def _responses(
-        self, request: Any, timeout: float | None, metadata: Sequence[tuple[str, str]]
-    ) -> AsyncGenerator[Response, None]:
+    async def _responses(self, request: Any, timeout: float | None) -> AsyncGenerator[Response, None]:
         """All responses of the first try that yields one."""
         tries, end = Tries(self._retry), _end(timeout)
         while True:
             answered = False
             try:
-                async with aclosing(self._once(request, _left(end), metadata)) as responses:
+                async with aclosing(self._once(request, _left(end))) as responses:
                     async for response in responses:
                         answered = True
                         yield response
@@ -223,10 +219,8 @@ class Client:
                 if not await tries.another():
                     raise
 
-    async def _once(
-        self, request: Any, timeout: float | None, metadata: Sequence[tuple[str, str]]
-    ) -> AsyncGenerator[Response, None]:
-        call = self._stub().ModelStreamInfer(iter([request]), timeout=timeout, metadata=metadata)
+    async def _once(self, request: Any, timeout: float | None) -> AsyncGenerator[Response, None]:
+        call = self._stub().ModelStreamInfer(iter([request]), timeout=timeout)
         complete = False
         try:
             async for message in call:

@@ -5,12 +5,11 @@
 
 from __future__ import annotations
 
-import os
 from typing import Any
 
 import pytest
 import schemathesis
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from schemathesis.specs.openapi.checks import (
     content_type_conformance,
@@ -18,19 +17,13 @@ from schemathesis.specs.openapi.checks import (
     status_code_conformance,
 )
 
+from tests.serving.fuzzing import fuzzing
 from tests.serving.gateway import Running, request
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
-EXAMPLES = int(os.environ.get("GATEWAY_FUZZ_EXAMPLES", "40"))
 CHECKS: list[Any] = [status_code_conformance, content_type_conformance, response_schema_conformance]
-SETTINGS = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    database=None,
-    derandomize=EXAMPLES <= 1000,
-    suppress_health_check=list(HealthCheck),
-)
+SETTINGS = fuzzing("GATEWAY_FUZZ_EXAMPLES", 40)
 
 
 def tamed(body: Any, known: bool) -> Any:
@@ -95,7 +88,7 @@ def test_random_reads_get_documented_answers(gateway: Running, path: str) -> Non
     ask()
 
 
-@settings(SETTINGS)
+@SETTINGS
 @given(body=st.binary(max_size=300), endpoint=st.sampled_from(["completions", "chat/completions"]))
 def test_random_bytes_are_refused(gateway: Running, body: bytes, endpoint: str) -> None:
     status, _, answer = request(f"{gateway.url}/v1/{endpoint}", body)

@@ -5,29 +5,25 @@
 
 from __future__ import annotations
 
-import os
+import re
 import struct
+import time
+import urllib.request
 from typing import Any
 
 import grpc
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
+from tests.serving.fuzzing import fuzzing
 from triton_repo.server import Server
 from triton_repo.tensors import ALL_INPUTS, MODEL, TOKEN_INPUTS, TOKEN_MODEL, UNARY_MODEL
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
-EXAMPLES = int(os.environ.get("GRPC_FUZZ_EXAMPLES", "60"))
-SETTINGS = settings(
-    max_examples=EXAMPLES,
-    deadline=None,
-    database=None,
-    derandomize=EXAMPLES <= 1000,
-    suppress_health_check=list(HealthCheck),
-)
+SETTINGS = fuzzing("GRPC_FUZZ_EXAMPLES", 60)
 # What a client may be told. tritonserver itself says INTERNAL of tensors whose bytes do not fit their shape.
 TOLD = {"OK", "INVALID_ARGUMENT", "NOT_FOUND", "UNAVAILABLE", "UNIMPLEMENTED", "INTERNAL", "UNKNOWN"}
 TYPES = {"BOOL": 1, "INT32": 4, "INT64": 8, "UINT64": 8, "FP32": 4, "FP16": 2, "BYTES": 0}
@@ -88,6 +84,14 @@ def message(model: str, drawn: list[Drawn], extra: dict[str, Any], prompt: bool,
     return request
 
 
+def own_faults(server: Server) -> float:
+    """Requests that ended by a fault of the service, since it started."""
+    time.sleep(0.5)  # counters are a little late
+    with urllib.request.urlopen(server.metrics_url, timeout=30) as answer:
+        (count,) = re.findall(r'^diffgemma_requests_total\{.*outcome="error".*\} (\S+)$', answer.read().decode(), re.M)
+    return float(count)
+
+
 @pytest.mark.parametrize("model", [MODEL, UNARY_MODEL, TOKEN_MODEL])
 def test_malformed_tensors_get_an_answer(server: Server, model: str) -> None:
     told: dict[str, int] = {}
@@ -109,8 +113,10 @@ def test_malformed_tensors_get_an_answer(server: Server, model: str) -> None:
         assert status in TOLD, request
         server.check()
 
+    before = own_faults(server)
     with grpc.insecure_channel(server.grpc_url) as channel:
         stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
         ask()
     server.probe()
+    assert own_faults(server) == before  # INTERNAL is tritonserver's word
     print(f"{model}: {sum(told.values())} requests, by status {told}")
