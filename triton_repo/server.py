@@ -30,7 +30,7 @@ _TAIL_LINES = 30
 # When it is told to end, nothing runs any more, or the time for it is over; a client with an open stream would hold
 # tritonserver up for as long as it likes.
 _EXIT_TIMEOUT_S = 2
-_STOP_BUDGET_S = 3.0
+_STOP_BUDGET_S = 2.5
 # The gauges of what runs are a little late.
 _IDLE_LOOKS, _IDLE_LOOK_S = 2, 0.2
 _ANYWHERE = ("0.0.0.0", "::")

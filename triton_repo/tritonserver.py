@@ -149,7 +149,7 @@ class Process:
                 # A second Ctrl-C must not leave it running.
                 self._process.kill()
                 self._process.wait()
-        self._end_group(2.0)
+        self._end_group(0.5)
         for region in _SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
             region.unlink(missing_ok=True)
 
