@@ -22,6 +22,10 @@ class FieldError(ValueError):
             shown = f"{shown[: _LONGEST // 2]}...{shown[-_LONGEST // 2 :]}"
         super().__init__(f"{field}: {shown} cannot be used; allowed: {allowed}; fix: {remedy}")
 
+    def __reduce__(self) -> tuple[type, tuple[str, object, str, str]]:
+        # An exception is otherwise made again from its message alone, when it comes from another process.
+        return type(self), (self.field, self.value, self.allowed, self.remedy)
+
 
 def require(condition: bool, field: str, value: object, allowed: str, remedy: str) -> None:
     """Raise :class:`FieldError` unless ``condition`` holds."""

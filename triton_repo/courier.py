@@ -22,6 +22,7 @@ from trtllm_build.runtime.request import Block, Event, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull
 
 if TYPE_CHECKING:
+    from trtllm_build.runtime.remote import RemoteTicket
     from trtllm_build.runtime.ticket import Ticket
 
 # A client that has gone is noticed after this long; each look costs a round trip to tritonserver a request.
@@ -53,11 +54,11 @@ class Call:
         self.caller = Caller()
         self.channel = channel
         self.reply: Reply | None = None
-        self.ticket: Ticket | None = None
+        self.ticket: Ticket | RemoteTicket | None = None
         self.outcome: Outcome | None = None  # once it has ended
         self._courier = courier
 
-    def follow(self, generation: Generation) -> Callable[[Event], None]:
+    def follow(self, generation: Generation) -> Callable[[Event | Exception], None]:
         """Get ready to send ``generation``'s events; returns what the engine is to call with them."""
         self.reply = Reply(generation)
         return self.on_event

@@ -25,7 +25,7 @@ from triton_repo.tensors import (
     ENGINE_VARIABLE,
     LOG_PROMPTS_VARIABLE,
 )
-from trtllm_build import load_engine
+from trtllm_build.runtime.remote import RemoteEngine
 
 
 class Channel:
@@ -51,10 +51,10 @@ class TritonPythonModel:
     """Holds the engine; requests join and leave its running batch between denoising steps."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        self.engine = load_engine(os.environ[ENGINE_VARIABLE])
+        # In a process of its own: the stub holds Python's lock while it waits for tritonserver. Without its engine this
+        # one ends too, and whoever watches it starts both again.
+        self.engine = RemoteEngine(os.environ[ENGINE_VARIABLE], died=lambda: os._exit(1))
         check_engine(json.loads(args["model_config"])["parameters"], self.engine.manifest)
-        # tritonserver calls a model ready that has been initialized: that should mean that it generates.
-        self.engine.generate([[0]], max_tokens=1, max_denoising_steps=1)
         metrics = Metrics(pb, {"model": args["model_name"], "version": args["model_version"]})
         self.recorder = Recorder(Spans.from_environment())
         self.courier = Courier(Telemetry(metrics, self.engine.progress, self.recorder))
