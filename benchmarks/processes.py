@@ -1,4 +1,4 @@
-"""What a running tritonserver and the models' processes below it take: memory, CPU."""
+"""What a running tritonserver, the models' processes below it and the engine's take: memory, CPU."""
 
 from __future__ import annotations
 
@@ -6,6 +6,10 @@ import os
 import threading
 import time
 from pathlib import Path
+
+from triton_repo.tensors import MODEL
+
+ENGINE = "engine"
 
 
 def children(pid: int) -> list[int]:
@@ -15,7 +19,7 @@ def children(pid: int) -> list[int]:
 
 
 def tree(pid: int) -> dict[str, int]:
-    """tritonserver and each model's process, by name.
+    """tritonserver, each model's process, and the engine's, by name.
 
     Args:
         pid: tritonserver's.
@@ -26,6 +30,7 @@ def tree(pid: int) -> dict[str, int]:
         # its second argument is the path .../MODEL/1/model.py
         model = next((Path(part).parts[-3] for part in command if part.endswith("/model.py")), str(child))
         found[model] = child
+    (found[ENGINE],) = children(found[MODEL])
     return found
 
 

@@ -1,6 +1,8 @@
 """What serving costs: tritonserver over gRPC beside the same engine in process, under the same closed loops, in turns.
 
 Each side has a process of its own for its loop; prompts, seeds and settings are the same, and so must the answers be.
+In process, loop and engine may use every CPU; so may all that is served, unless the engine gets CPUs of its own: then
+tritonserver and the load generator share the rest.
 `make demo` first.
 """
 
@@ -16,15 +18,17 @@ from typing import Any
 
 from benchmarks.closed_loops import Measured, Work, in_process, load, through_server
 from benchmarks.common import built_engine, console, random_checkpoint, show
-from benchmarks.processes import cpu_s, tree
+from benchmarks.processes import ENGINE, cpu_s, tree
 from nemo_diffgemma.checkpoint import HELD_OUT
 from nemo_diffgemma.errors import require
 from triton_repo.load.statistics import summarize
 from triton_repo.server import Server
 from triton_repo.tensors import MODEL
+from trtllm_build.cpus import available, some_of_them
 
 MOST_LOST = 0.05  # share of the throughput in process
 MOST_MS = 5.0  # p50 to first block, over in process
+SHOWN = ("tritonserver", MODEL, ENGINE)
 
 
 def main() -> None:
@@ -36,22 +40,24 @@ def main() -> None:
     parser.add_argument("--random", action="store_true", help="a random 184M model instead: steps of 0.2 s")
     parser.add_argument("--rounds", type=int, default=7, help="of each side (%(default)s)")
     parser.add_argument("--requests", type=int, help="a round (120; 4 a client of the random model)")
-    parser.add_argument("--concurrency", type=int, action="append", help="default: 1, 8 and the engine's slots")
+    parser.add_argument("--concurrency", type=int, action="append", help="default: 1, its slots, twice these")
+    parser.add_argument("--engine-cpus", metavar="LIST", help="as diffgemma-serve takes it (default: all share all)")
     given = parser.parse_args()
+    own = None if given.engine_cpus is None else some_of_them("--engine-cpus", given.engine_cpus)
     # As diffgemma-serve has it: threads that spin while they wait take the other side's core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     engine, work, name = _random() if given.random else _demo(given.engine, given.prompts)
     context = multiprocessing.get_context("spawn")
     with (
-        Server(engine, http_port=0, grpc_port=0, metrics_port=0) as server,
+        Server(engine, http_port=0, grpc_port=0, metrics_port=0, engine_cpus=own) as server,
         # Linux may share the CPU by session, and tritonserver has one of its own.
         ProcessPoolExecutor(1, context, os.setsid) as local,
-        ProcessPoolExecutor(1, context, os.setsid) as remote,
+        ProcessPoolExecutor(1, context, _client, (available() - (own or frozenset()),)) as remote,
     ):
         slots = local.submit(load, engine).result()
         pids = tree(server.pid)
         rows = []
-        for concurrency in given.concurrency or sorted({1, 8, slots}):
+        for concurrency in given.concurrency or (1, slots, 2 * slots):
             requests = given.requests or (4 * concurrency if given.random else 120)
             inside: list[Measured] = []
             outside: list[Measured] = []
@@ -76,7 +82,8 @@ def main() -> None:
                 line = f"{_line(inside[-1])} in process, {_line(outside[-1])} through tritonserver"
                 console.print(f"{concurrency} in flight, turn {turn}: {line}", style="dim")
             rows.append(compare(concurrency, inside[1:], outside[1:], cpu[1:]))
-    show(name, f"serving overhead, {name}", rows, rounds=given.rounds, slots=slots)
+    where = given.engine_cpus or "all"
+    show(name, f"serving overhead, {name}", rows, rounds=given.rounds, slots=slots, engine_cpus=where)
     if not all(row["same_answers"] for row in rows):
         raise SystemExit("error: tritonserver's answers are not the engine's")
 
@@ -105,13 +112,17 @@ def compare(
         "first_block_ms_added": statistics.median(late),
         "first_block_ms_added_range": f"{min(late):.2f} to {max(late):.2f}",
         "cpu_ms_a_request_in_process": 1000 * statistics.median(m.cpu_s / len(m.records) for m in inside),
-        "cpu_ms_a_request_model": 1000 * statistics.median(took[MODEL] for took in cpu),
-        "cpu_ms_a_request_tritonserver": 1000 * statistics.median(took["tritonserver"] for took in cpu),
+        **{f"cpu_ms_a_request_{name}": 1000 * statistics.median(took[name] for took in cpu) for name in SHOWN},
         "cpu_ms_a_request_client": 1000 * statistics.median(m.cpu_s / len(m.records) for m in outside),
         f"within_{MOST_LOST:.0%}": str(statistics.median(lost) <= MOST_LOST),
         f"within_{MOST_MS:g}_ms": str(statistics.median(late) <= MOST_MS),
         "same_answers": all(x.tokens == y.tokens for x, y in zip(inside, outside, strict=True)),
     }
+
+
+def _client(cpus: frozenset[int]) -> None:
+    os.setsid()
+    os.sched_setaffinity(0, cpus)
 
 
 def _first(summary: Any) -> float:

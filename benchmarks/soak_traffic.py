@@ -185,19 +185,18 @@ class Traffic:
         # Without triton_grpc_error: asked for statuses, tritonserver 2.51 ends now and then with a segmentation fault.
         call = stub.ModelStreamInfer(iter([MALFORMED[kind]()]))
         try:
-            async for message in call:
-                if not message.error_message:
-                    self.seen.problems.append(f"answered: {kind}")
-                    return "answered"
-                error = unqualified(message.error_message)
-                if isinstance(error, Unavailable):
-                    raise error
-                # tritonserver says what it refuses itself without a status.
-                self._refusal(message.error_message)
-                return "refused"
+            messages = [message async for message in call]
         except grpc.RpcError as error:
             raise explained(error) from error
         finally:
             call.cancel()
-        self.seen.problems.append(f"neither answered nor refused: {kind}")
-        return "failed"
+        if not messages or not messages[0].error_message:
+            ended = "answered" if messages else "failed"
+            self.seen.problems.append(f"{ended}, not refused: {kind}")
+            return ended
+        refusal = unqualified(messages[0].error_message)
+        if isinstance(refusal, Unavailable):
+            raise refusal
+        # tritonserver says what it refuses itself without a status.
+        self._refusal(messages[0].error_message)
+        return "refused"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -45,6 +46,12 @@ class Tokenizer:
             "pass token ids instead of text, or add the tokenizer's files and build again",
         )
         self._inner: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(str(directory))
+
+    @cached_property
+    def stray_byte(self) -> list[int]:
+        """The token of a byte that is no character of its own; of a tokenizer without byte tokens, any or none."""
+        # In no vocabulary, so a tokenizer that can fall back to bytes spells it in them.
+        return self.encode("\U0010ffff")[-1:]
 
     def encode(self, text: str) -> list[int]:
         """Token ids of raw text, as it stands: no template, no token added."""

@@ -12,6 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import trtllm_build
 from nemo_diffgemma.errors import FieldError, require
 from triton_repo.tensors import (
     ALL_INPUTS,
@@ -99,8 +100,6 @@ def files() -> dict[Path, str]:
 
 
 def _gpus() -> list[str]:
-    import trtllm_build  # its package data; imported late, as it brings torch
-
     return sorted(path.stem for path in (Path(trtllm_build.__file__).parent / "conf" / "gpu").glob("*.yaml"))
 
 

@@ -17,13 +17,12 @@ from triton_repo.metrics import Outcome
 from triton_repo.parse import Generation
 from triton_repo.record import Caller, Record
 from triton_repo.reply import Outputs, Reply
-from triton_repo.telemetry import Telemetry
+from triton_repo.telemetry import REFRESH_S, Telemetry
 from trtllm_build.runtime.request import Block, Event, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull
 
 if TYPE_CHECKING:
-    from trtllm_build.runtime.remote import RemoteTicket
-    from trtllm_build.runtime.ticket import Ticket
+    from trtllm_build.runtime.process import RemoteTicket
 
 # A client that has gone is noticed after this long; each look costs a round trip to tritonserver a request.
 LOOK_S = 0.02
@@ -54,7 +53,7 @@ class Call:
         self.caller = Caller()
         self.channel = channel
         self.reply: Reply | None = None
-        self.ticket: Ticket | RemoteTicket | None = None
+        self.ticket: RemoteTicket | None = None
         self.outcome: Outcome | None = None  # once it has ended
         self._courier = courier
 
@@ -100,13 +99,12 @@ class Courier:
         self._thread.join()
 
     def _run(self) -> None:
-        looked, settled = time.monotonic(), False
+        looked = time.monotonic()
         while True:
             try:
-                item = self.queue.get(timeout=None if settled and not self._calls else LOOK_S)
+                item = self.queue.get(timeout=LOOK_S if self._calls else REFRESH_S)
                 if item is None:
                     return
-                settled = False
                 call, event = item
                 if event is None:
                     self._calls.add(call)
@@ -119,7 +117,7 @@ class Courier:
                     self._guarded(call, partial(self._look, call))
                 looked = time.monotonic()
                 with self._observing():
-                    settled = self._telemetry.refresh(looked)
+                    self._telemetry.refresh(looked)
 
     def _guarded(self, call: Call, action: Callable[[], None]) -> None:
         """What fails for one request ends that request, and never this thread."""

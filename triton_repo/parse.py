@@ -11,13 +11,13 @@ import jinja2
 import numpy as np
 
 from nemo_diffgemma.errors import FieldError, require
-from nemo_diffgemma.tokenizer import Message, Tokenizer
 from triton_repo.tensors import ALL_INPUTS, SAMPLER_INPUTS, SUPPORTED, TRACEPARENT, UNSUPPORTED
 from trtllm_build.runtime.request import Request
 
 if TYPE_CHECKING:
+    from nemo_diffgemma.tokenizer import Message, Tokenizer
     from trtllm_build import Engine
-    from trtllm_build.runtime.remote import RemoteEngine
+    from trtllm_build.runtime.process import EngineProcess
 
 PROMPTS = ("text_input", "messages", "input_ids")
 _ROLES = ("system", "user", "assistant")
@@ -44,7 +44,7 @@ class Generation:
     traceparent: str | None
 
 
-def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: Engine | RemoteEngine) -> Generation:
+def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: Engine | EngineProcess) -> Generation:
     """Read one request.
 
     Args:
@@ -136,7 +136,7 @@ def _aliased(inputs: Mapping[str, list[Any]], name: str, alias: str) -> int:
     return int(value if value is not None else other or 0)
 
 
-def _suffix(inputs: Mapping[str, list[Any]], engine: Engine | RemoteEngine, stream: bool) -> list[int]:
+def _suffix(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess, stream: bool) -> list[int]:
     """Token ids that follow the answer; none without ``suffix``."""
     text = _scalar(inputs, "suffix", "")
     if not text:
@@ -154,13 +154,13 @@ def _traceparent(inputs: Mapping[str, list[Any]]) -> str | None:
     return value
 
 
-def _tokenizer(engine: Engine | RemoteEngine, name: str) -> Tokenizer:
+def _tokenizer(engine: Engine | EngineProcess, name: str) -> Tokenizer:
     if engine.tokenizer is None:
         raise FieldError(name, "text", "input_ids: this engine has no tokenizer", "send input_ids")
     return engine.tokenizer
 
 
-def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | RemoteEngine) -> list[int]:
+def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess) -> list[int]:
     given = [name for name in PROMPTS if name in inputs]
     found = " and ".join(given) or "none of them"
     require(len(given) == 1, "prompt", found, f"exactly one of {', '.join(PROMPTS)}", "send one of them")

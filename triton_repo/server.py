@@ -23,8 +23,9 @@ from typing import Self
 from nemo_diffgemma.errors import require
 from triton_repo.config import REPOSITORY, for_engine, render
 from triton_repo.scrape import running_requests
-from triton_repo.tensors import DRAIN_VARIABLE, ENGINE_VARIABLE, LOG_PROMPTS_VARIABLE, MODEL
+from triton_repo.tensors import DRAIN_VARIABLE, ENGINE_CPUS_VARIABLE, ENGINE_VARIABLE, LOG_PROMPTS_VARIABLE, MODEL
 from triton_repo.tritonserver import LOOPBACK, Installation, Process, free_port
+from trtllm_build.cpus import available
 
 _TAIL_LINES = 30
 # When it is told to end, nothing runs any more, or the time for it is over; a client with an open stream would hold
@@ -98,6 +99,7 @@ class Server:
         log_file: where the output of tritonserver and gateway goes; default: a file that lives as long as the server;
             ``-``: standard error.
         log_prompts: write prompts to the log.
+        engine_cpus: CPUs that only the engine runs on, and nothing else of the service; None: they share all.
         start_timeout_s: seconds that loading and warm-up may take.
         progress: called with a line of text at each stage.
 
@@ -118,6 +120,7 @@ class Server:
         tls: ServerTls | None = None,
         log_file: str | Path | None = None,
         log_prompts: bool = False,
+        engine_cpus: frozenset[int] | None = None,
         start_timeout_s: float = 600.0,
         progress: Callable[[str], None] = lambda _line: None,
     ):
@@ -133,6 +136,7 @@ class Server:
         self._tls = tls
         self._log_file = log_file
         self._log_prompts = log_prompts
+        self._engine_cpus = engine_cpus
         self._start_timeout_s = start_timeout_s
         self._progress = progress
         self._directory: Path | None = None
@@ -254,6 +258,7 @@ class Server:
             self._gateway = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
+        self._leave_to_engine(self._gateway.pid)
         self._wait(time.monotonic() + 30, self._gateway_listens, "the gateway")
 
     def drain(self, budget_s: float) -> bool:
@@ -313,11 +318,18 @@ class Server:
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             ENGINE_VARIABLE: str(self.bundle),
             DRAIN_VARIABLE: str(directory / "drain"),
+            ENGINE_CPUS_VARIABLE: ",".join(map(str, sorted(self._engine_cpus or ()))),
             **({LOG_PROMPTS_VARIABLE: "1"} if self._log_prompts else {}),
         }
         listens = ", ".join(f"{name} {self._hosts[name]}:{port}" for name, port in self._ports.items())
         self._progress(f"starting tritonserver: {listens}")
         self._process = Process(installation, options, environment, directory, self.log_path, prefix)
+        self._leave_to_engine(self._process.pid)
+
+    def _leave_to_engine(self, pid: int) -> None:
+        """Keep a process that has just begun, and what it will start, off the engine's own CPUs."""
+        if self._engine_cpus is not None:
+            os.sched_setaffinity(pid, available() - self._engine_cpus)
 
     def _serves(self) -> bool:
         self.check()

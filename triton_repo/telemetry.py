@@ -58,14 +58,10 @@ class Telemetry:
             self._metrics.observe("diffgemma_queue_seconds", waited)
             self._metrics.observe("diffgemma_request_seconds", stats.seconds)
 
-    def refresh(self, now: float) -> bool:
-        """Bring the numbers up to date if they are older than :data:`REFRESH_S`; ``now`` in seconds.
-
-        Returns:
-            Whether they are, and stay so until another request comes.
-        """
+    def refresh(self, now: float) -> None:
+        """Bring the numbers up to date if they are older than :data:`REFRESH_S`; ``now`` in seconds."""
         if now - self._refreshed < REFRESH_S:
-            return False
+            return
         self._refreshed = now
         progress = self._progress()
         self._gauges(progress.occupancy)
@@ -77,7 +73,6 @@ class Telemetry:
                 self._metrics.count(name, value - self._counted[field])
                 self._counted[field] = value
         self._metrics.flush()
-        return progress.occupancy.waiting == progress.occupancy.running == 0
 
     def _gauges(self, now: Occupancy) -> None:
         requests = {

@@ -17,6 +17,8 @@ TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-
 CANCELLATION_ID, CANCEL = "diffgemma_cancellation_id", "diffgemma_cancel"
 # Environment variable that tells the served model which engine bundle to load.
 ENGINE_VARIABLE = "DIFFGEMMA_ENGINE"
+# Environment variable with the numbers of the CPUs that the engine runs on; empty for all.
+ENGINE_CPUS_VARIABLE = "DIFFGEMMA_ENGINE_CPUS"
 # Environment variable that names a file; while it exists the served model takes no more requests.
 DRAIN_VARIABLE = "DIFFGEMMA_DRAIN"
 # Environment variable that lets prompts into the log, when it is 1.

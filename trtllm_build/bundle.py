@@ -17,7 +17,7 @@ from __future__ import annotations
 import hashlib
 import json
 import platform
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -27,6 +27,7 @@ import torch
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import file_sha256
 from nemo_diffgemma.errors import FieldError, require
+from trtllm_build.runtime.limits import Limits
 from trtllm_build.runtime.request import SamplerConfig
 
 CONTRACT = 3
@@ -36,27 +37,6 @@ LOG = "build.log"
 _VOLATILE = ("manifest_hash", "measured", "runtime", "verified", "remaining", "log")
 PIECES = "pieces"
 INPUT_SCALES = "input_scales.json"
-
-
-@dataclass(frozen=True)
-class Limits:
-    """What an engine admits.
-
-    Args:
-        context: most prompt tokens plus returned tokens of one request.
-        slots: canvases denoised at the same time.
-        canvas: tokens a canvas.
-        vocab_size: token ids run from 0 to this, exclusive.
-        queue: most requests that wait for a slot.
-        cache_tokens: tokens of cache of all requests together; None for as many as ``slots`` requests can need.
-    """
-
-    context: int
-    slots: int
-    canvas: int
-    vocab_size: int
-    queue: int
-    cache_tokens: int | None
 
 
 def input_scales(directory: Path) -> dict[str, float]:

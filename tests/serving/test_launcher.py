@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shlex
 import signal
 import subprocess
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from triton_repo.server import Server
+from trtllm_build.cpus import available
 
 PORTS = ["--grpc-port=0", "--http-port=0", "--metrics-port=0", "--health-port=0"]
 
@@ -50,7 +52,8 @@ def shared_memory(pid: int) -> list[str]:
 @pytest.mark.server
 @pytest.mark.slow
 def test_it_serves_until_told_to_stop_and_leaves_nothing(demo_bundle: Path) -> None:
-    with launched(demo_bundle) as (process, lines):
+    *rest, own = sorted(available())
+    with launched(demo_bundle, *([f"--engine-cpus={own}"] if rest else [])) as (process, lines):
         text = "\n".join(lines)
         for stage in ("checking the engine bundle", "loading the engine", "ready after", "serving on", "health: "):
             assert stage in text
@@ -62,11 +65,15 @@ def test_it_serves_until_told_to_stop_and_leaves_nothing(demo_bundle: Path) -> N
         (tritonserver,) = children(process.pid)
         stubs = children(tritonserver)
         assert len(stubs) == 3  # one a model
+        (engine,) = (child for stub in stubs for child in children(stub))
+        threads = [int(path.name) for path in Path(f"/proc/{engine}/task").iterdir()]
+        assert any(os.sched_getaffinity(thread) == {own} for thread in threads)
+        assert all(os.sched_getaffinity(pid) == set(rest or [own]) for pid in (tritonserver, *stubs))
         assert shared_memory(process.pid)
         process.send_signal(signal.SIGTERM)
         out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (0, "shutting down: what runs may finish\nstopped\n", "")
-    assert not any(Path(f"/proc/{pid}").exists() for pid in (tritonserver, *stubs))
+    assert not any(Path(f"/proc/{pid}").exists() for pid in (tritonserver, *stubs, engine))
     assert not shared_memory(process.pid)
 
 

@@ -52,7 +52,7 @@ def grpc_url(lines: list[str]) -> str:
 
 
 def stubs(pid: int) -> tuple[int, list[int]]:
-    """tritonserver, and the models' processes, that with the engine, which has most memory, first."""
+    """tritonserver, and the models' processes, that of the engine, which has most memory, first."""
     (tritonserver,) = (c for c in children(pid) if "tritonserver" in Path(f"/proc/{c}/cmdline").read_text())
 
     def memory(child: int) -> int:
@@ -61,13 +61,15 @@ def stubs(pid: int) -> tuple[int, list[int]]:
     return tritonserver, sorted(children(tritonserver), key=memory, reverse=True)
 
 
-def test_a_model_process_killed_in_the_middle_of_a_stream(demo_bundle: Path) -> None:
+@pytest.mark.parametrize("victim", ["stub", "engine"])
+def test_a_model_process_killed_in_the_middle_of_a_stream(demo_bundle: Path, victim: str) -> None:
     with launched(demo_bundle) as (process, lines), BlockingClient(grpc_url(lines), retry=ONCE) as client:
         assert health(lines) == (200, {"live": True, "ready": True, "reason": "serving"})
         stream = client.generate(**ENDLESS)
         next(stream)
-        tritonserver, (engine, *_) = stubs(process.pid)
-        os.kill(engine, signal.SIGKILL)
+        tritonserver, (stub, *_) = stubs(process.pid)
+        (engine,) = children(stub)
+        os.kill(engine if victim == "engine" else stub, signal.SIGKILL)
         with pytest.raises(GenerationError):  # told, not left waiting
             list(stream)
         wait_until(lambda: health(lines)[0] == 503)
@@ -75,12 +77,14 @@ def test_a_model_process_killed_in_the_middle_of_a_stream(demo_bundle: Path) -> 
         assert health(lines)[1]["reason"].startswith("starting again: the model's process died")
         wait_until(lambda: health(lines)[0] == 200)
         assert stubs(process.pid)[0] != tritonserver
+        assert not Path(f"/proc/{engine}").exists()
         assert list(client.generate("red", max_tokens=3, ignore_eos=True))[-1].finish_reason == "length"
 
 
 def test_an_engine_that_stands_still_is_started_again(demo_bundle: Path) -> None:
     with launched(demo_bundle, "--stall-timeout=15") as (process, lines):
-        tritonserver, (engine, *_) = stubs(process.pid)
+        tritonserver, (stub, *_) = stubs(process.pid)
+        (engine,) = children(stub)
         os.kill(engine, signal.SIGSTOP)
         wait_until(lambda: health(lines)[0] == 503)
         assert "no sign of life for" in health(lines)[1]["reason"]

@@ -20,13 +20,14 @@ from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, reference_ops, tri
 from trtllm_build.backends.cuda.probes import probes
 from trtllm_build.backends.cuda.tune import Extra, time_run, tune
 from trtllm_build.backends.cuda.weights import DeviceWeights, from_bundle, from_checkpoint, load_weights
-from trtllm_build.bundle import Bundle, Limits, has_gpu, input_scales, on_cpu
+from trtllm_build.bundle import Bundle, has_gpu, input_scales, on_cpu
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.plan import Plan
 from trtllm_build.providers.tensorrt_llm.build import LIBRARY
 from trtllm_build.quality import QUESTIONS, Quality, answer, checked_loss
 from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine
+from trtllm_build.runtime.limits import Limits
 from trtllm_build.verify import TOLERANCE, Parity, compare, fits_in_memory, verify
 
 _CPU = torch.device("cpu")

@@ -9,7 +9,6 @@ from nemo_diffgemma.errors import require
 from nemo_diffgemma.tokenizer import Tokenizer
 
 _INCOMPLETE = "\ufffd"  # what a tokenizer decodes the first bytes of an unfinished character to
-_RARE = "\U0010ffff"  # in no vocabulary, so a tokenizer that can fall back to bytes spells it in byte tokens
 
 
 @dataclass(frozen=True)
@@ -59,7 +58,7 @@ class Detokenizer:
         self._settled = 0  # of the tail's tokens: those whose text no later token can change
         self._given = 0  # of the tail's tokens: those let out
         self._shown = 0  # of the tail's characters: those let out
-        self._stray_byte = tokenizer.encode(_RARE)[-1:] if tokenizer is not None else []
+        self._stray_byte = [] if tokenizer is None else tokenizer.stray_byte
 
     def push(self, ids: Sequence[int], last: bool) -> Piece:
         """Add tokens. What a later token may change, or make a stop string, waits unless this is the ``last`` call.

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import atexit
-import os
 import queue
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, fields, replace
@@ -18,6 +17,7 @@ from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.backends import load_backend
 from trtllm_build.backends.base import Backend
 from trtllm_build.bundle import Bundle
+from trtllm_build.cpus import available
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.runtime.request import Block, Event, FinishReason, Request, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull, Scheduler
@@ -86,7 +86,7 @@ class Engine:
         room = limits.context + limits.canvas  # the last canvas may reach past the context
         pages = -(-(limits.cache_tokens or limits.slots * room) // PAGE)
         scheduler = Scheduler(limits.slots, pages, PAGE, backend.prefill_chunk, limits.queue)
-        self._worker = Worker(self._backend, scheduler, threads or min(bundle.threads, os.cpu_count() or 1))
+        self._worker = Worker(self._backend, scheduler, threads or min(bundle.threads, len(available())))
         atexit.register(self.close)  # a thread inside torch while the interpreter goes down would abort it
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:

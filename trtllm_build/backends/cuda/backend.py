@@ -16,9 +16,10 @@ from trtllm_build.backends.cuda.fused import loaded_ops
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Ops
 from trtllm_build.backends.cuda.weights import DeviceWeights, load_weights
-from trtllm_build.bundle import Bundle, Limits
+from trtllm_build.bundle import Bundle
 from trtllm_build.kernels.cache import PAGE
 from trtllm_build.network.vocabulary import Choice, ReadOut
+from trtllm_build.runtime.limits import Limits
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _T = TypeVar("_T")

@@ -22,10 +22,11 @@ from triton_repo.tensors import (
     CANCEL,
     CANCELLATION_ID,
     DRAIN_VARIABLE,
+    ENGINE_CPUS_VARIABLE,
     ENGINE_VARIABLE,
     LOG_PROMPTS_VARIABLE,
 )
-from trtllm_build.runtime.remote import RemoteEngine
+from trtllm_build.runtime.process import EngineProcess
 
 
 class Channel:
@@ -53,7 +54,8 @@ class TritonPythonModel:
     def initialize(self, args: dict[str, str]) -> None:
         # In a process of its own: the stub holds Python's lock while it waits for tritonserver. Without its engine this
         # one ends too, and whoever watches it starts both again.
-        self.engine = RemoteEngine(os.environ[ENGINE_VARIABLE], died=lambda: os._exit(1))
+        cpus = [int(cpu) for cpu in os.environ.get(ENGINE_CPUS_VARIABLE, "").split(",") if cpu]
+        self.engine = EngineProcess(os.environ[ENGINE_VARIABLE], lambda: os._exit(1), cpus)
         check_engine(json.loads(args["model_config"])["parameters"], self.engine.manifest)
         metrics = Metrics(pb, {"model": args["model_name"], "version": args["model_version"]})
         self.recorder = Recorder(Spans.from_environment())

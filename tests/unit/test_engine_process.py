@@ -8,7 +8,8 @@ import signal
 import subprocess
 import sys
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ import torch
 
 from nemo_diffgemma.errors import FieldError
 from trtllm_build import Engine, load_engine
-from trtllm_build.runtime.remote import RemoteEngine
+from trtllm_build.runtime.process import EngineProcess
 from trtllm_build.runtime.request import Block, Draft, Request, SamplerConfig
 
 STEADY = SamplerConfig(max_denoising_steps=4)
@@ -32,15 +33,15 @@ def local(demo_bundle: Path) -> Iterator[Engine]:
 
 
 @pytest.fixture(scope="module")
-def remote(demo_bundle: Path) -> Iterator[RemoteEngine]:
+def remote(demo_bundle: Path) -> Iterator[EngineProcess]:
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("OMP_NUM_THREADS", str(torch.get_num_threads()))
-        engine = RemoteEngine(demo_bundle, died=lambda: None)
+        engine = EngineProcess(demo_bundle, died=lambda: None)
     yield engine
     engine.close()
 
 
-def events(engine: RemoteEngine, request: Request) -> Iterator[Any]:
+def events(engine: EngineProcess, request: Request) -> Iterator[Any]:
     inbox: queue.Queue[Any] = queue.Queue()
     engine.submit(request, inbox.put)
     while True:
@@ -50,7 +51,7 @@ def events(engine: RemoteEngine, request: Request) -> Iterator[Any]:
             return
 
 
-def test_it_gives_the_same_answers_at_the_same_time(local: Engine, remote: RemoteEngine) -> None:
+def test_it_gives_the_same_answers_at_the_same_time(local: Engine, remote: EngineProcess) -> None:
     assert (remote.limits, remote.sampler, remote.manifest) == (local.limits, local.sampler, local.manifest)
     requests = [Request((3, 4, 5), 40, seed, STEADY, ignore_eos=True) for seed in range(12)]
     expected = [g.token_ids for g in local.run(requests)]
@@ -66,7 +67,7 @@ def test_it_gives_the_same_answers_at_the_same_time(local: Engine, remote: Remot
     assert list(found.values()) == expected
 
 
-def test_what_it_refuses_comes_as_it_was_raised(local: Engine, remote: RemoteEngine) -> None:
+def test_what_it_refuses_comes_as_it_was_raised(local: Engine, remote: EngineProcess) -> None:
     request = Request((3, 300), 4)
     with pytest.raises(FieldError) as error:
         local.submit(request, lambda event: None)
@@ -75,11 +76,11 @@ def test_what_it_refuses_comes_as_it_was_raised(local: Engine, remote: RemoteEng
     assert (str(refusal), refusal.field, refusal.remedy) == (str(error.value), error.value.field, error.value.remedy)
 
 
-def test_cancelling_frees_the_slot(remote: RemoteEngine) -> None:
+def test_cancelling_frees_the_slot(remote: EngineProcess) -> None:
     inbox: queue.Queue[Any] = queue.Queue()
     tickets = [remote.submit(ENDLESS, inbox.put) for _ in range(remote.limits.slots + 1)]
     assert isinstance(inbox.get(timeout=60), Draft)
-    assert remote.progress().occupancy.running >= 1
+    wait_until(lambda: remote.progress().occupancy.running == remote.limits.slots)
     for ticket in tickets:
         ticket.cancel()
     reasons = []
@@ -89,53 +90,59 @@ def test_cancelling_frees_the_slot(remote: RemoteEngine) -> None:
             reasons.append(event.finish_reason)
     assert set(reasons) == {"cancelled"}
     tickets[0].cancel()  # late, and so nothing
-    progress = remote.progress()
-    assert (progress.occupancy.waiting, progress.occupancy.running) == (0, 0)
-    assert progress.work.denoising_steps > 0
+    wait_until(lambda: remote.progress().occupancy.running == 0)
+    assert remote.progress().occupancy.waiting == 0
+    assert remote.progress().work.denoising_steps > 0
 
 
 def test_its_death_is_told(demo_bundle: Path) -> None:
     told = threading.Event()
-    engine = RemoteEngine(demo_bundle, died=told.set)
-    (pid,) = children(os.getpid(), "trtllm_build.runtime.remote")[-1:]
-    os.kill(pid, signal.SIGKILL)
+    engine = EngineProcess(demo_bundle, died=told.set)
+    os.kill(engine.pid, signal.SIGKILL)
     assert told.wait(60)
-    assert engine.progress().occupancy.running == 0  # what it last said; it does not wait for ever
+    assert engine.progress().occupancy.running == 0  # what it last said
     engine.close()
 
 
 def test_it_ends_with_its_owner(demo_bundle: Path) -> None:
     code = f"""
 import sys
-from trtllm_build.runtime.remote import RemoteEngine
-engine = RemoteEngine({str(demo_bundle)!r}, died=lambda: None)
-print("up", flush=True)
+from trtllm_build.runtime.process import EngineProcess
+engine = EngineProcess({str(demo_bundle)!r}, died=lambda: None)
+print(engine.pid, flush=True)
 sys.stdin.read()
 """
     command = [sys.executable, "-c", code]
     with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as owner:
         assert owner.stdout is not None
-        assert owner.stdout.readline() == "up\n"
-        (pid,) = children(owner.pid, "trtllm_build.runtime.remote")
-        handle = os.pidfd_open(pid)
+        engine = int(owner.stdout.readline())
         owner.kill()
-    poller = threading.Event()
-    for _ in range(600):
-        try:
-            signal.pidfd_send_signal(handle, 0)
-        except ProcessLookupError:
-            break
-        poller.wait(0.1)
-    else:
-        pytest.fail("the engine outlived its owner")
+    wait_until(lambda: not Path(f"/proc/{engine}").exists())
+
+
+def test_it_keeps_to_its_cpus(demo_bundle: Path) -> None:
+    code = f"""
+import os, sys
+from trtllm_build.runtime.process import EngineProcess
+assert "torch" not in sys.modules  # who only asks need not have it
+cpu = max(os.sched_getaffinity(0))
+engine = EngineProcess({str(demo_bundle)!r}, died=lambda: None, cpus=[cpu])
+threads = {{int(task) for task in os.listdir(f"/proc/{{engine.pid}}/task")}} - {{engine.pid}}
+assert any(os.sched_getaffinity(thread) == {{cpu}} for thread in threads)  # what computes
+assert os.sched_getaffinity(engine.pid) == os.sched_getaffinity(0)  # what speaks
+engine.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
 
 
 def test_a_bundle_that_cannot_be_loaded_is_said_here(tmp_path: Path) -> None:
     with pytest.raises(FieldError, match="engine: .* a bundle directory with a manifest.json"):
-        RemoteEngine(tmp_path / "nothing", died=lambda: None)
+        EngineProcess(tmp_path / "nothing", died=lambda: None)
 
 
-def children(pid: int, module: str) -> list[int]:
-    found = (path.read_text().split() for path in Path(f"/proc/{pid}/task").glob("*/children"))
-    pids = [int(child) for row in found for child in row]
-    return [child for child in pids if module in Path(f"/proc/{child}/cmdline").read_text()]
+def wait_until(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 60
+    while not condition():
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
