@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 from collections.abc import AsyncIterator
 from dataclasses import dataclass, field
@@ -19,12 +20,18 @@ class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
         code: of the status.
         failures: calls that fail.
         responses: responses that a stream sends before it fails.
+        refusal: what a stream says instead of its answer; empty: it answers.
+        lingers_s: seconds from the last message of a stream to its end.
+        whole: streams that came to their end.
         ids, requests, metadata: of the calls that came, in order.
     """
 
     code: grpc.StatusCode = grpc.StatusCode.UNAVAILABLE
     failures: int = 0
     responses: int = 0
+    refusal: str = ""
+    lingers_s: float = 0.0
+    whole: int = 0
     ids: list[str] = field(default_factory=list)
     requests: list[Any] = field(default_factory=list)
     metadata: list[dict[str, str]] = field(default_factory=list)
@@ -44,7 +51,9 @@ class Peer(service_pb2_grpc.GRPCInferenceServiceServicer):
             yield _response("")
         if len(self.ids) <= self.failures:
             await context.abort(self.code, "on purpose")
-        yield _response("length")
+        yield service_pb2.ModelStreamInferResponse(error_message=self.refusal) if self.refusal else _response("length")
+        await asyncio.sleep(self.lingers_s)
+        self.whole += 1
 
 
 def _response(finish_reason: str) -> Any:

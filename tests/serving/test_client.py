@@ -229,6 +229,27 @@ def test_a_request_has_an_id_and_no_metadata_that_is_dangerous() -> None:
     asyncio.run(run())
 
 
+def test_a_stream_with_its_last_message_comes_to_its_end() -> None:
+    """tritonserver 2.51 keeps memory of one that is cut off there."""
+
+    async def run() -> None:
+        peer = Peer(lingers_s=0.05)
+        async with serving(peer) as url, Client(url) as client:
+            async with aclosing(client.generate("red")) as responses:
+                assert (await anext(responses)).finish_reason == "length"
+            assert peer.whole == 1
+            peer.refusal = "[request id: a] no"
+            with pytest.raises(GenerationError):
+                await collect(client)
+            assert peer.whole == 2
+            peer.lingers_s = 60.0
+            with pytest.raises(GenerationError):  # it does not wait for ever
+                await collect(client)
+            assert peer.whole == 2
+
+    asyncio.run(run())
+
+
 @pytest.mark.parametrize("mutual", [False, True])
 def test_tls(certificates: tuple[trustme.CA, Path], mutual: bool) -> None:
     authority, folder = certificates
