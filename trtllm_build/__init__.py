@@ -9,7 +9,7 @@ __all__ = ["Engine", "load_engine"]
 
 
 def __getattr__(name: str) -> Any:
-    # Late: it brings torch, which who only speaks to an engine does not need.
+    # Late: it brings torch, for which neither a command's --help nor who starts an engine's process should wait.
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     from trtllm_build.runtime import engine

@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 import os
 import signal
-import time
 import urllib.error
 import urllib.request
 from pathlib import Path
@@ -13,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from tests.serving.test_launcher import children, launched, shared_memory
+from tests.serving.test_launcher import children, launched, shared_memory, wait_until
 from triton_repo.blocking import BlockingClient
 from triton_repo.client import GenerationError, Retry, Unavailable
 
@@ -38,13 +37,6 @@ def health(lines: list[str], what: str = "ready") -> tuple[int, dict[str, Any]]:
             return answer.status, json.loads(answer.read())
     except urllib.error.HTTPError as error:
         return error.code, json.loads(error.read())
-
-
-def wait_until(condition: Any, seconds: float = 90) -> None:
-    deadline = time.monotonic() + seconds
-    while not condition():
-        assert time.monotonic() < deadline
-        time.sleep(0.1)
 
 
 def grpc_url(lines: list[str]) -> str:

@@ -124,7 +124,7 @@ def test_it_keeps_to_its_cpus(demo_bundle: Path) -> None:
     code = f"""
 import os, sys
 from trtllm_build.runtime.process import EngineProcess
-assert "torch" not in sys.modules  # who only asks need not have it
+assert "torch" not in sys.modules  # whose seconds both processes take at the same time
 cpu = max(os.sched_getaffinity(0))
 engine = EngineProcess({str(demo_bundle)!r}, died=lambda: None, cpus=[cpu])
 threads = {{int(task) for task in os.listdir(f"/proc/{{engine.pid}}/task")}} - {{engine.pid}}

@@ -1,7 +1,7 @@
 """The engine in a process of its own, so that neither Python's lock nor the CPU of who asks holds it up.
 
-``python -m trtllm_build.runtime.process FD DIRECTORY [CPUS]`` is that process; :class:`EngineProcess` starts it and
-speaks to it over a socket pair, in pickles: requests one way, events the other. Who only asks does not load torch.
+``python -m trtllm_build.runtime.process FD DIRECTORY CPUS`` is that process; :class:`EngineProcess` starts it and
+speaks to it over a socket pair, in pickles: requests one way, events the other.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ class EngineProcess:
         self._requests = 0
         self._numbering = threading.Lock()
         self._receivers: dict[int, Callable[[Event | Exception], None]] = {}
-        # It brings torch, as the other process does meanwhile.
+        # It takes as long to import as the engine does, which the other process does meanwhile.
         from nemo_diffgemma.tokenizer import Tokenizer
 
         self.manifest: dict[str, Any]
@@ -110,7 +110,7 @@ class EngineProcess:
         """What the process says when it is loaded, or raise what ended it."""
         try:
             first = self._pipe.receive()
-        except EOFError:
+        except (EOFError, OSError):
             raise RuntimeError(f"the engine's process ended with status {self._process.wait()}") from None
         if isinstance(first, Exception):
             self._process.wait()
