@@ -180,3 +180,10 @@ def test_logits_are_of_the_canvas(engine: Engine) -> None:
     assert logits.shape == (16, 300)
     assert logits.abs().max() <= 30
     assert not torch.equal(logits, engine.logits([5, 7], list(range(16))))
+
+
+def test_a_threshold_that_no_memory_could_hold_only_keeps_it_from_converging(engine: Engine) -> None:
+    (found,) = engine.generate(
+        [[3, 4]], max_tokens=4, ignore_eos=True, max_denoising_steps=3, stability_threshold=2**31 - 1
+    )
+    assert found.denoising_steps == (3,)

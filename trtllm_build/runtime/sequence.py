@@ -84,7 +84,8 @@ class Sequence:
         self._choices = self._rules.choices(self.canvas_index)
         self._canvas_ids = self._rules.start(self.canvas_index, self._choices, self._draws(draws.NOISE))
         self._soft_embeddings: Tensor | None = None
-        self._history = torch.full((1, self.request.sampler.stability_threshold, self._length), -1)
+        self._argmax_ids: list[int] = []
+        self._alike = 0  # earlier steps in a row whose argmax was the last one's
         self._entropies: list[float] = []
 
     def _draws(self, purpose: int, step: int = draws.INITIAL_STEP) -> Tensor:
@@ -104,11 +105,12 @@ class Sequence:
             raise FloatingPointError(f"NaN or infinity in canvas {self.canvas_index}, denoising step {self._step}")
         self._entropies.append(mean_entropy)
         argmax = result.argmax_ids
-        self._argmax_ids = argmax.tolist()
-        stable = bool(stopping.stable(self._history, argmax[None]))
+        before, self._argmax_ids = self._argmax_ids, argmax.tolist()
+        # Counted, not kept: how many have to be alike is the client's to say, and may be any number.
+        self._alike = self._alike + 1 if self._argmax_ids == before else 0
+        stable = self._alike >= s.stability_threshold
         confident = bool(stopping.confident(result.entropy[None], s.confidence_threshold))
         self._converged = stable and confident
-        self._history = stopping.push(self._history, argmax[None])
         accepted = sampler.accept(result.entropy[None], s.entropy_bound)[0]
         self.accepted += int(accepted.sum())
         noise = self._rules.noise(self._choices, self._draws(draws.NOISE, self._step))
