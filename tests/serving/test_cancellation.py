@@ -7,18 +7,15 @@ import subprocess
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from typing import Any
 
 import pytest
 
+from tests.serving.endless import ENDLESS
 from triton_repo.blocking import BlockingClient
 from triton_repo.server import Server
 from trtllm_build import Engine
 
 pytestmark = pytest.mark.server
-
-# Would run for days.
-ENDLESS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "max_denoising_steps": 2**31 - 1, "drafts": True}
 
 
 def test_cancelled_generations_free_every_slot(

@@ -14,6 +14,7 @@ import pytest
 import trustme
 
 from nemo_diffgemma.errors import FieldError
+from tests.serving.endless import ENDLESS
 from tests.serving.peer import Peer, serving
 from triton_repo.blocking import BlockingClient
 from triton_repo.client import (
@@ -32,7 +33,6 @@ from triton_repo.failures import unqualified
 from triton_repo.scrape import running_requests
 from triton_repo.server import Server
 
-ENDLESS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "max_denoising_steps": 2**31 - 1, "drafts": True}
 QUICK = Retry(first_s=0.001)
 ONCE = Retry(attempts=1)
 

@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import json
 import threading
+import time
 import urllib.error
 import urllib.request
 from typing import Any
 
 import pytest
 
+from tests.serving.endless import ENDLESS
 from triton_repo.blocking import BlockingClient
 from triton_repo.client import GenerationError
+from triton_repo.scrape import running_requests
 from triton_repo.server import Server
 from trtllm_build import Engine
 
@@ -88,21 +91,17 @@ def test_drafts_come_every_so_many_steps(client: BlockingClient) -> None:
 
 def test_a_full_queue_says_its_length(narrow_server: Server) -> None:
     with BlockingClient(narrow_server.grpc_url) as client:
-        running = client.generate(PROMPT, ignore_eos=True, drafts=True)
+        running = client.generate(PROMPT, **ENDLESS)
         next(running)
         waiting = threading.Thread(target=lambda: list(client.generate(PROMPT, max_tokens=2)))
         waiting.start()
-        refused = None
-        for _ in range(200):  # until the second one waits
-            try:
-                post(narrow_server, {"text_input": PROMPT, "max_tokens": 1, "deadline": 0.01})
-            except urllib.error.HTTPError as error:
-                refused = error
-                break
-        assert refused is not None
+        while running_requests(narrow_server.metrics_url) < 2:
+            time.sleep(0.05)
+        with pytest.raises(urllib.error.HTTPError) as refused:
+            post(narrow_server, {"text_input": PROMPT, "max_tokens": 1})
         # UNAVAILABLE inside; of a decoupled model tritonserver 2.51 tells HTTP clients 400 whatever it was
-        assert refused.code in (400, 503)
-        assert json.loads(refused.read())["error"].endswith("1 requests wait already; the limit is 1")
+        assert refused.value.code in (400, 503)
+        assert json.loads(refused.value.read())["error"].endswith("1 requests wait already; the limit is 1")
         running.close()
         waiting.join()
 

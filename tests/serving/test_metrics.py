@@ -17,6 +17,7 @@ from typing import Any
 import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
+from tests.serving.endless import ENDLESS
 from triton_repo.blocking import BlockingClient
 from triton_repo.connection import Retry
 from triton_repo.failures import GenerationError
@@ -29,7 +30,6 @@ from trtllm_build.bundle import manifest_hash
 pytestmark = pytest.mark.server
 
 SLOTS, QUEUE = 2, 4
-ENDLESS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "max_denoising_steps": 2**31 - 1}
 # One step a canvas, by its convergence.
 SURE: dict[str, Any] = {"confidence_threshold": 1e9, "stability_threshold": 0}
 # Three steps a canvas: nothing is ever that sure.
@@ -209,7 +209,7 @@ def test_a_full_server_is_seen_while_no_block_comes(server: Server) -> None:
             return type(error).__name__
 
     with ThreadPoolExecutor(QUEUE) as pool, scraped(server, 2) as texts:
-        streams = [running.generate(**prompt, **ENDLESS, drafts=True) for _ in range(SLOTS)]
+        streams = [running.generate(**prompt, **ENDLESS) for _ in range(SLOTS)]
         assert all(next(stream).provisional for stream in streams)
         late = pool.submit(wait_for_ever, deadline=3.0)
         gone = [pool.submit(wait_for_ever) for _ in range(QUEUE - 1)]

@@ -12,19 +12,13 @@ from typing import Any
 
 import pytest
 
+from tests.serving.endless import ENDLESS
 from tests.serving.test_launcher import children, launched, shared_memory, wait_until
 from triton_repo.blocking import BlockingClient
 from triton_repo.client import GenerationError, Retry, Unavailable
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
-ENDLESS: dict[str, Any] = {
-    "input_ids": [3],
-    "max_tokens": 200,
-    "ignore_eos": True,
-    "max_denoising_steps": 2**31 - 1,
-    "drafts": True,
-}
 ONCE = Retry(attempts=1)
 
 
@@ -57,7 +51,7 @@ def stubs(pid: int) -> tuple[int, list[int]]:
 def test_a_model_process_killed_in_the_middle_of_a_stream(demo_bundle: Path, victim: str) -> None:
     with launched(demo_bundle) as (process, lines), BlockingClient(grpc_url(lines), retry=ONCE) as client:
         assert health(lines) == (200, {"live": True, "ready": True, "reason": "serving"})
-        stream = client.generate(**ENDLESS)
+        stream = client.generate(input_ids=[3], **ENDLESS)
         next(stream)
         tritonserver, (stub, *_) = stubs(process.pid)
         (engine,) = children(stub)
@@ -115,7 +109,7 @@ def test_sigterm_lets_what_runs_finish_and_refuses_what_comes(demo_bundle: Path)
 
 def test_sigterm_is_over_within_its_budget_whatever_clients_do(demo_bundle: Path) -> None:
     with launched(demo_bundle, "--drain-timeout=2") as (process, lines), BlockingClient(grpc_url(lines)) as client:
-        running = client.generate(**ENDLESS)
+        running = client.generate(input_ids=[3], **ENDLESS)
         next(running)
         process.send_signal(signal.SIGTERM)
         out, _ = process.communicate(timeout=60)
