@@ -40,7 +40,8 @@ def main() -> None:
     parser.add_argument("--random", action="store_true", help="a random 184M model instead: steps of 0.2 s")
     parser.add_argument("--rounds", type=int, default=7, help="of each side (%(default)s)")
     parser.add_argument("--requests", type=int, help="a round (120; 4 a client of the random model)")
-    parser.add_argument("--concurrency", type=int, action="append", help="default: 1, its slots, twice these")
+    loops = "may be repeated (default: 1, the engine's slots, twice as many)"
+    parser.add_argument("--concurrency", type=int, action="append", help=loops)
     parser.add_argument("--engine-cpus", metavar="LIST", help="as diffgemma-serve takes it (default: all share all)")
     given = parser.parse_args()
     own = None if given.engine_cpus is None else some_of_them("--engine-cpus", given.engine_cpus)

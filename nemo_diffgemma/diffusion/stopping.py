@@ -2,33 +2,26 @@
 
 from collections.abc import Collection, Sequence
 
-import torch
 from torch import Tensor
 
 
-def stable(argmax_history: Tensor, argmax_ids: Tensor) -> Tensor:
-    """Whether a canvas's argmax equals each of its last ones.
+def steady(steps: int, before: Sequence[int], argmax_ids: Sequence[int]) -> int:
+    """Number of steps in a row, before this one, whose argmax was this one's.
+
+    A canvas is stable from ``stability_threshold`` of them on. Counted, not kept: the threshold is any number that a
+    client sends.
 
     Args:
-        argmax_history: ``[batch, stability_threshold, canvas]`` token ids, -1 where there was no step yet.
-        argmax_ids: ``[batch, canvas]`` token ids of this step.
-
-    Returns:
-        ``[batch]`` bool; all true for a threshold of 0.
+        steps: what this returned of the step before; 0 at the first step.
+        before: token ids of the canvas at the step before; none at the first step.
+        argmax_ids: those of this step.
     """
-    return (argmax_history == argmax_ids[:, None]).all(-1).all(-1)
+    return steps + 1 if before == argmax_ids else 0
 
 
 def confident(entropies: Tensor, confidence_threshold: Tensor | float) -> Tensor:
     """Whether mean entropy (nats, ``[batch, canvas]``) is below the threshold: ``[batch]`` bool."""
     return entropies.mean(-1) < confidence_threshold
-
-
-def push(argmax_history: Tensor, argmax_ids: Tensor) -> Tensor:
-    """History with this step's argmax appended and the oldest dropped; shape unchanged."""
-    if argmax_history.shape[1] == 0:
-        return argmax_history
-    return torch.cat([argmax_history[:, 1:], argmax_ids[:, None]], dim=1)
 
 
 def text_length(ids: Sequence[int], end_ids: Collection[int]) -> int | None:

@@ -43,14 +43,17 @@ def test_acceptance(seed: int, bound: float) -> None:
 @given(seed=st.integers(0, 10_000), threshold=st.integers(0, 3), confidence=st.sampled_from([0.005, 0.5, 2.0]))
 def test_stopping_over_several_steps(seed: int, threshold: int, confidence: float) -> None:
     theirs = upstream.StableAndConfidentStoppingCriteria(threshold, confidence)
-    history = torch.full((3, threshold, 16), -1)
+    steady: list[int] = [0, 0, 0]
+    before: list[list[int]] = [[], [], []]
     for step in range(6):
         logits = some_logits(seed + step // 2)  # every canvas is seen twice
         argmax = logits.argmax(-1)
         expected = theirs(argmax, logits)
-        ours = stopping.stable(history, argmax) & stopping.confident(sampler.entropy(logits), confidence)
-        history = stopping.push(history, argmax)
-        assert torch.equal(ours, expected)
+        ids = argmax.tolist()
+        steady = [stopping.steady(*row) for row in zip(steady, before, ids, strict=True)]
+        before = ids
+        stable = torch.tensor(steady) >= threshold
+        assert torch.equal(stable & stopping.confident(sampler.entropy(logits), confidence), expected)
 
 
 def test_temperature_schedule() -> None:

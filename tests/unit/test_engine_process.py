@@ -57,8 +57,12 @@ def test_it_gives_the_same_answers_at_the_same_time(local: Engine, remote: Engin
     expected = [g.token_ids for g in local.run(requests)]
     inbox: queue.Queue[Any] = queue.Queue()
     found: dict[int, tuple[int, ...]] = dict.fromkeys(range(12), ())
+
+    def receiver(i: int) -> Callable[[Any], None]:
+        return lambda event: inbox.put((i, event))
+
     for i, request in enumerate(requests):
-        remote.submit(request, lambda event, i=i: inbox.put((i, event)))  # type: ignore[misc]
+        remote.submit(request, receiver(i))
     ended = 0
     while ended < 12:
         i, event = inbox.get(timeout=60)

@@ -119,7 +119,6 @@ def assert_decisions(found: ReadOut, expected: Plain) -> None:
         assert torch.equal(sampler.accept(ours, bound), sampler.accept(theirs, bound))
     for threshold in (0.005, 0.5, 5.0):
         assert torch.equal(stopping.confident(ours, threshold), stopping.confident(theirs, threshold))
-    assert stopping.stable(expected.argmax_ids[None, None], found.argmax_ids[None]).all()
 
 
 # -- the whole vocabulary -------------------------------------------------------------

@@ -85,7 +85,7 @@ class Sequence:
         self._canvas_ids = self._rules.start(self.canvas_index, self._choices, self._draws(draws.NOISE))
         self._soft_embeddings: Tensor | None = None
         self._argmax_ids: list[int] = []
-        self._alike = 0  # earlier steps in a row whose argmax was the last one's
+        self._steady = 0
         self._entropies: list[float] = []
 
     def _draws(self, purpose: int, step: int = draws.INITIAL_STEP) -> Tensor:
@@ -104,11 +104,9 @@ class Sequence:
         if not math.isfinite(mean_entropy):
             raise FloatingPointError(f"NaN or infinity in canvas {self.canvas_index}, denoising step {self._step}")
         self._entropies.append(mean_entropy)
-        argmax = result.argmax_ids
-        before, self._argmax_ids = self._argmax_ids, argmax.tolist()
-        # Counted, not kept: how many have to be alike is the client's to say, and may be any number.
-        self._alike = self._alike + 1 if self._argmax_ids == before else 0
-        stable = self._alike >= s.stability_threshold
+        before, self._argmax_ids = self._argmax_ids, result.argmax_ids.tolist()
+        self._steady = stopping.steady(self._steady, before, self._argmax_ids)
+        stable = self._steady >= s.stability_threshold
         confident = bool(stopping.confident(result.entropy[None], s.confidence_threshold))
         self._converged = stable and confident
         accepted = sampler.accept(result.entropy[None], s.entropy_bound)[0]
