@@ -10,7 +10,6 @@ from __future__ import annotations
 import argparse
 import json
 import statistics
-import tempfile
 import time
 from collections.abc import Sequence
 from dataclasses import replace
@@ -236,7 +235,8 @@ def rehearsal() -> Bundle:
         canvas_length=8,
         max_position_embeddings=256,
     )
-    folder = Path(tempfile.mkdtemp(prefix="rehearsal-"))
+    folder = Path("build/bench/rehearsal")
+    folder.mkdir(parents=True, exist_ok=True)
     (folder / "architecture.json").write_text(json.dumps(arch.as_dict()))
     (folder / "sampler.json").write_text("{}")
     return Bundle.unfinished(folder, Limits(200, 2, 8, 300, 8, None), {})

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import os
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -36,6 +38,16 @@ def weights(bundle: Bundle) -> NetworkWeights:
 @pytest.fixture(scope="module")
 def compiled(bundle: Bundle) -> Pieces:
     return aot.load_pieces(bundle.arch, bundle.directory / FOLDER)
+
+
+def test_loading_leaves_nothing_behind(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where pieces are unpacked; a process that is killed removes nothing."""
+    monkeypatch.setenv("TMPDIR", str(tmp_path))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    pieces = aot.load_pieces(bundle.arch, bundle.directory / FOLDER)
+    assert list(tmp_path.iterdir()) == []
+    assert os.environ["TMPDIR"] == str(tmp_path)
+    assert pieces.statistics(torch.randn(6, 3, SUB), torch.tensor(1.0), torch.zeros(6))
 
 
 @pytest.mark.parametrize("rows", [1, 2, 7, 16, 300])

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import shutil
+import tempfile
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -77,7 +79,23 @@ def load_pieces(arch: Architecture, folder: Path) -> Pieces:
     """What :func:`compile_pieces` wrote, as callables of the same arguments; eager functions for the rest."""
     eager = eager_pieces(arch)
     compiled = {name: folder / f"{name}.pt2" for name in PIECES}
-    return Pieces(**{n: _load(p, getattr(eager, n)) if p.is_file() else getattr(eager, n) for n, p in compiled.items()})
+    with _unpacked():
+        found = {n: _load(p, getattr(eager, n)) if p.is_file() else getattr(eager, n) for n, p in compiled.items()}
+    return Pieces(**found)
+
+
+@contextmanager
+def _unpacked() -> Iterator[None]:
+    """Remove what AOTInductor unpacks into TMPDIR once it is mapped; a process that is killed would leave it there."""
+    before = os.environ.get("TMPDIR")
+    with tempfile.TemporaryDirectory(prefix="diffgemma-pieces-") as folder:
+        os.environ["TMPDIR"] = folder
+        try:
+            yield
+        finally:
+            del os.environ["TMPDIR"]
+            if before is not None:
+                os.environ["TMPDIR"] = before
 
 
 def _load(package: Path, eager: Piece) -> Piece:
