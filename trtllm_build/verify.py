@@ -44,6 +44,11 @@ class Parity:
         """JSON-ready, rounded to what is meaningful."""
         return {name: float(f"{value:.3g}") for name, value in asdict(self).items()}
 
+    def __str__(self) -> str:
+        """What is judged first: the largest is often of a token that went to another of two equal experts."""
+        mean, largest = f"{self.mean_relative:.1e} of the logits' spread", f"{self.max_abs:.1e}"
+        return f"mean difference {mean}, largest {largest}, same argmax {self.top1:.1%}"
+
 
 def fits_in_memory(checkpoint: Checkpoint) -> bool:
     """Whether transformers' float32 copy and the engine fit into free memory together."""

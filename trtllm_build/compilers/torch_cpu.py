@@ -25,10 +25,7 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
         note("verify   not run: transformers' float32 copy does not fit into this machine's memory")
         return Outcome(this_machine(), runtime, "none", {"parity": None, **measured})
     parity = verify(checkpoint, TorchCpu.load(Bundle.unfinished(work, plan.limits, runtime)), plan.recipe.name)
-    note(
-        f"verify   {parity.cases} cases against transformers: "
-        f"largest difference {parity.max_abs:.1e}, same argmax {parity.top1:.1%}"
-    )
+    note(f"verify   {parity.cases} cases against transformers: {parity}")
     return Outcome(this_machine(), runtime, "executed", {"parity": parity.as_dict(), **measured})
 
 
