@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import resource
+import statistics
 import time
 from collections.abc import AsyncGenerator
 from contextlib import aclosing
@@ -12,7 +13,7 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from triton_repo.client import Client, Retry
+from triton_repo.client import Client, Refused, Retry
 from triton_repo.load import prompts
 from triton_repo.load.driver import Load
 from triton_repo.load.record import BlockSeen, Record
@@ -142,6 +143,25 @@ async def _through_server(
         load = Load(ask, requests, None, on_change=lambda: None)
         await load.closed(concurrency)
         return load.records, tokens
+
+
+def refused(url: str, requests: int) -> float:
+    """Seconds, median, from sending a request that the served model refuses to its answer: all but the engine."""
+    return asyncio.run(_refused(url, requests))
+
+
+async def _refused(url: str, requests: int) -> float:
+    took: list[float] = []
+    async with Client(url, retry=Retry(attempts=1)) as client:
+        await client.server_metadata()
+        for _ in range(requests):
+            began = time.perf_counter()
+            try:
+                async for _response in client.generate("", beam_width=2):
+                    raise AssertionError("a beam width of 2 is refused")
+            except Refused:
+                took.append(time.perf_counter() - began)
+    return statistics.median(took)
 
 
 def _cpu_s() -> float:

@@ -49,6 +49,21 @@ def cpu_s(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
+Turns = dict[str, tuple[int, int]]
+
+
+def turns(pid: int) -> Turns:
+    """Nanoseconds that each thread of a process has computed so far, and that it was ready to but had no CPU."""
+    stats = {path.name: (path / "schedstat").read_text().split() for path in Path(f"/proc/{pid}/task").iterdir()}
+    return {thread: (int(ran), int(waited)) for thread, (ran, waited, _) in stats.items()}
+
+
+def held_up(before: Turns, after: Turns) -> float:
+    """Share of the time between two :func:`turns` in which the busiest thread was ready, and others had its CPU."""
+    ran, waited = max((after[thread][0] - ran, after[thread][1] - waited) for thread, (ran, waited) in before.items())
+    return waited / (ran + waited)
+
+
 class Watch:
     """Samples resident memory from a thread until it is closed; a context manager.
 

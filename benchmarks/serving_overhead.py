@@ -2,7 +2,8 @@
 
 Each side has a process of its own for its loop; prompts, seeds and settings are the same, and so must the answers be.
 In process, loop and engine may use every CPU; so may all that is served, unless the engine gets CPUs of its own: then
-tritonserver and the load generator share the rest.
+tritonserver and the load generator share the rest. `floor_ms` is what a request takes that is refused before it reaches
+the engine: client, tritonserver and the model's process alone.
 `make demo` first.
 """
 
@@ -16,15 +17,17 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from benchmarks.closed_loops import Measured, Work, in_process, load, through_server
+from scipy.stats import quantile_test
+
+from benchmarks.closed_loops import Measured, Work, in_process, load, refused, through_server
 from benchmarks.common import built_engine, console, random_checkpoint, show
-from benchmarks.processes import ENGINE, cpu_s, tree
+from benchmarks.processes import ENGINE, cpu_s, held_up, tree, turns
 from nemo_diffgemma.checkpoint import HELD_OUT
 from nemo_diffgemma.errors import require
 from triton_repo.load.statistics import summarize
 from triton_repo.server import Server
 from triton_repo.tensors import MODEL
-from trtllm_build.cpus import available, some_of_them
+from trtllm_build.cpus import available, some_of_them, wait_for_turn
 
 MOST_LOST = 0.05  # share of the throughput in process
 MOST_MS = 5.0  # p50 to first block, over in process
@@ -38,12 +41,13 @@ def main() -> None:
     about = f"prompts, as `diffgemma bench` takes them (default: {HELD_OUT} of the checkpoint beside the bundle)"
     parser.add_argument("--prompts", type=Path, help=about)
     parser.add_argument("--random", action="store_true", help="a random 184M model instead: steps of 0.2 s")
-    parser.add_argument("--rounds", type=int, default=7, help="of each side (%(default)s)")
+    parser.add_argument("--rounds", type=int, default=25, help="of each side, at least 6 (%(default)s)")
     parser.add_argument("--requests", type=int, help="a round (120; 4 a client of the random model)")
     loops = "may be repeated (default: 1, the engine's slots, twice as many)"
     parser.add_argument("--concurrency", type=int, action="append", help=loops)
     parser.add_argument("--engine-cpus", metavar="LIST", help="as diffgemma-serve takes it (default: all share all)")
     given = parser.parse_args()
+    require(given.rounds >= 6, "--rounds", given.rounds, "at least 6: of fewer there is no interval", "pass --rounds 7")
     own = None if given.engine_cpus is None else some_of_them("--engine-cpus", given.engine_cpus)
     # As diffgemma-serve has it: threads that spin while they wait take the other side's core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -57,12 +61,14 @@ def main() -> None:
     ):
         slots = local.submit(load, engine).result()
         pids = tree(server.pid)
+        floor_ms = 1000 * remote.submit(refused, server.grpc_url, 300).result()
         rows = []
         for concurrency in given.concurrency or (1, slots, 2 * slots):
             requests = given.requests or (4 * concurrency if given.random else 120)
             inside: list[Measured] = []
             outside: list[Measured] = []
             cpu: list[dict[str, float]] = []
+            waited: list[float] = []
 
             def run_inside(c: int = concurrency, r: int = requests, found: list[Measured] = inside) -> None:
                 found.append(local.submit(in_process, work, c, r).result())
@@ -72,17 +78,21 @@ def main() -> None:
                 r: int = requests,
                 found: list[Measured] = outside,
                 cpu: list[dict[str, float]] = cpu,
+                waited: list[float] = waited,
             ) -> None:
                 before = {name: cpu_s(pid) for name, pid in pids.items()}
+                threads = turns(pids[ENGINE])
                 found.append(remote.submit(through_server, server.grpc_url, work, c, r).result())
                 cpu.append({name: (cpu_s(pid) - before[name]) / r for name, pid in pids.items()})
+                waited.append(held_up(threads, turns(pids[ENGINE])))
 
             for turn in range(given.rounds + 1):  # the first warms up
                 for run in (run_inside, run_outside)[:: 1 if turn % 2 else -1]:
                     run()
                 line = f"{_line(inside[-1])} in process, {_line(outside[-1])} through tritonserver"
                 console.print(f"{concurrency} in flight, turn {turn}: {line}", style="dim")
-            rows.append(compare(concurrency, inside[1:], outside[1:], cpu[1:]))
+            row = compare(concurrency, inside[1:], outside[1:], cpu[1:])
+            rows.append({**row, "engine_held_up": statistics.median(waited[1:]), "floor_ms": floor_ms})
     where = given.engine_cpus or "all"
     show(name, f"serving overhead, {name}", rows, rounds=given.rounds, slots=slots, engine_cpus=where)
     if not all(row["same_answers"] for row in rows):
@@ -92,7 +102,8 @@ def main() -> None:
 def compare(
     concurrency: int, inside: list[Measured], outside: list[Measured], cpu: list[dict[str, float]]
 ) -> dict[str, Any]:
-    """The figures of one concurrency; those of both sides are medians over rounds, overheads medians of differences.
+    """The figures of one concurrency; those of both sides are medians over rounds, overheads medians of differences,
+    with their intervals of 95 % confidence: the speed of a shared machine changes from round to round.
 
     Args:
         concurrency: of the loops.
@@ -107,11 +118,11 @@ def compare(
         "in_process_tokens_per_second": statistics.median(s.tokens_per_second for s in a),
         "triton_tokens_per_second": statistics.median(s.tokens_per_second for s in b),
         "throughput_lost": statistics.median(lost),
-        "throughput_lost_range": f"{min(lost):.3f} to {max(lost):.3f}",
+        "throughput_lost_interval": "{:.3f} to {:.3f}".format(*_interval(lost)),
         "in_process_first_block_ms_p50": 1000 * statistics.median(_first(s) for s in a),
         "triton_first_block_ms_p50": 1000 * statistics.median(_first(s) for s in b),
         "first_block_ms_added": statistics.median(late),
-        "first_block_ms_added_range": f"{min(late):.2f} to {max(late):.2f}",
+        "first_block_ms_added_interval": "{:.2f} to {:.2f}".format(*_interval(late)),
         "cpu_ms_a_request_in_process": 1000 * statistics.median(m.cpu_s / len(m.records) for m in inside),
         **{f"cpu_ms_a_request_{name}": 1000 * statistics.median(took[name] for took in cpu) for name in SHOWN},
         "cpu_ms_a_request_client": 1000 * statistics.median(m.cpu_s / len(m.records) for m in outside),
@@ -123,12 +134,19 @@ def compare(
 
 def _client(cpus: frozenset[int]) -> None:
     os.setsid()
+    wait_for_turn()  # it stands for clients on other machines
     os.sched_setaffinity(0, cpus)
 
 
 def _first(summary: Any) -> float:
     assert summary.first_block is not None, "a request was answered"
     return float(summary.first_block.p50)
+
+
+def _interval(values: list[float]) -> tuple[float, float]:
+    """Of the median."""
+    low, high = quantile_test(values, p=0.5).confidence_interval(0.95)
+    return float(low), float(high)
 
 
 def _line(measured: Measured) -> str:

@@ -6,10 +6,11 @@ import logging
 import queue
 import threading
 import time
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections import deque
+from collections.abc import Callable
+from contextlib import suppress
 from functools import partial
-from typing import TYPE_CHECKING, Literal, Protocol
+from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from nemo_diffgemma.errors import FieldError
@@ -24,8 +25,9 @@ from trtllm_build.runtime.scheduler import QueueFull
 if TYPE_CHECKING:
     from trtllm_build.runtime.process import RemoteTicket
 
-# A client that has gone is noticed after this long; each look costs a round trip to tritonserver a request.
+# A client that has gone is noticed after this long, or as soon as all have been looked at.
 LOOK_S = 0.02
+T = TypeVar("T")
 _LOG = logging.getLogger(__name__)
 
 
@@ -68,12 +70,17 @@ class Call:
 
 
 class Courier:
-    """Sends from a thread of its own, so that no client and no round trip to tritonserver delays the engine."""
+    """Sends from a thread of its own, so that no client and no round trip to tritonserver delays the engine.
+
+    Looking whether a client is still there, and each value of a histogram, are such round trips too. These are chores:
+    done one at a time, when nothing is to be sent, or at the latest every :data:`LOOK_S`.
+    """
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
         self.queue: queue.SimpleQueue[tuple[Call, Event | Exception | None] | None] = queue.SimpleQueue()
         self._calls: set[Call] = set()
+        self._chores: deque[Callable[[], None]] = deque()
         # Entries go when the last other reference to their call does.
         self._named: WeakValueDictionary[str, Call] = WeakValueDictionary()
         self._thread = threading.Thread(target=self._run, name="courier", daemon=True)
@@ -99,25 +106,32 @@ class Courier:
         self._thread.join()
 
     def _run(self) -> None:
-        looked = time.monotonic()
+        looked = done = time.monotonic()
         while True:
             try:
-                item = self.queue.get(timeout=LOOK_S if self._calls else REFRESH_S)
+                item = self.queue.get(timeout=0 if self._chores else LOOK_S if self._calls else REFRESH_S)
                 if item is None:
-                    return
-                call, event = item
-                if event is None:
-                    self._calls.add(call)
-                elif call in self._calls:
-                    self._guarded(call, partial(self._deliver, call, event))
+                    break
+                self._take(*item)
+                if time.monotonic() - done < LOOK_S:
+                    continue
             except queue.Empty:
                 pass
-            if time.monotonic() - looked >= LOOK_S:
-                for call in list(self._calls):
-                    self._guarded(call, partial(self._look, call))
-                looked = time.monotonic()
-                with self._observing():
-                    self._telemetry.refresh(looked)
+            done = time.monotonic()
+            if self._chores:
+                self._chores.popleft()()
+            elif done - looked >= LOOK_S:
+                looked = done
+                self._chores.extend(partial(self._look, call) for call in self._calls)
+                self._observe(self._telemetry.refresh, looked)
+        while self._chores:
+            self._chores.popleft()()
+
+    def _take(self, call: Call, event: Event | Exception | None) -> None:
+        if event is None:
+            self._calls.add(call)
+        elif call in self._calls:
+            self._guarded(call, partial(self._deliver, call, event))
 
     def _guarded(self, call: Call, action: Callable[[], None]) -> None:
         """What fails for one request ends that request, and never this thread."""
@@ -152,8 +166,7 @@ class Courier:
             # as the client was told: an answer before a suffix ends where that begins
             outcome = outputs["finish_reason"].item().decode() or None
         if isinstance(event, Block):
-            with self._observing():
-                self._telemetry.block(event)
+            self._observe(self._telemetry.block, event)
             if outcome is not None:
                 self._ended(call, outcome, event.stats, event.error if outcome == "error" else None)
 
@@ -163,17 +176,25 @@ class Courier:
             return
         call.outcome = outcome
         tokens = 0 if call.reply is None else call.reply.tokens
-        with self._observing():
-            self._telemetry.ended(Record(call.caller, outcome, call.opened, time.monotonic(), tokens, stats, error))
+        record = Record(call.caller, outcome, call.opened, time.monotonic(), tokens, stats, error)
+        self._observe(self._telemetry.ended, record)
 
-    @contextmanager
-    def _observing(self) -> Iterator[None]:
-        """What cannot be counted is still answered."""
-        try:
-            yield
-        except Exception:
-            _LOG.exception("telemetry failed")
+    def _observe(self, tell: Callable[[T], None], what: T) -> None:
+        """Have something counted, later; what cannot be counted is still answered."""
+
+        def chore() -> None:
+            try:
+                tell(what)
+            except Exception:
+                _LOG.exception("telemetry failed")
+
+        self._chores.append(chore)
 
     def _look(self, call: Call) -> None:
+        # Of one that has ended tritonserver knows nothing any more, and to ask would crash it.
+        if call in self._calls:
+            self._guarded(call, partial(self._cancel_if_gone, call))
+
+    def _cancel_if_gone(self, call: Call) -> None:
         if call.ticket is not None and call.channel.is_cancelled():
             call.ticket.cancel()

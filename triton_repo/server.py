@@ -25,7 +25,7 @@ from triton_repo.config import REPOSITORY, for_engine, render
 from triton_repo.scrape import running_requests
 from triton_repo.tensors import DRAIN_VARIABLE, ENGINE_CPUS_VARIABLE, ENGINE_VARIABLE, LOG_PROMPTS_VARIABLE, MODEL
 from triton_repo.tritonserver import LOOPBACK, Installation, Process, free_port
-from trtllm_build.cpus import available
+from trtllm_build.cpus import available, wait_for_turn
 
 _TAIL_LINES = 30
 # When it is told to end, nothing runs any more, or the time for it is over; a client with an open stream would hold
@@ -327,7 +327,8 @@ class Server:
         self._leave_to_engine(self._process.pid)
 
     def _leave_to_engine(self, pid: int) -> None:
-        """Keep a process that has just begun, and what it will start, off the engine's own CPUs."""
+        """Keep a process that has just begun, and what it will start, from holding the engine up, and off its CPUs."""
+        wait_for_turn(pid)
         if self._engine_cpus is not None:
             os.sched_setaffinity(pid, available() - self._engine_cpus)
 

@@ -1,4 +1,4 @@
-"""The CPUs that this process may run on."""
+"""The CPUs that this process may run on, and who goes first on them."""
 
 from __future__ import annotations
 
@@ -10,6 +10,20 @@ from nemo_diffgemma.errors import FieldError, require
 def available() -> frozenset[int]:
     """Their numbers: those of the machine, less what a container, ``taskset`` or a parent keeps for others."""
     return frozenset(os.sched_getaffinity(0))
+
+
+def wait_for_turn(thread: int = 0) -> None:
+    """From now on ``thread`` (0: this one), and what it starts, waits until a CPU is free or whoever has it has had
+    its turn: ``SCHED_BATCH``, see ``man 7 sched``.
+
+    Linux lets others in as soon as they have something to do, and the engine, which computes all the time, is held up.
+    """
+    os.sched_setscheduler(thread, os.SCHED_BATCH, os.sched_param(0))
+
+
+def interrupt() -> None:
+    """From now on this thread, and what it starts, does not: Linux's default, ``SCHED_OTHER``."""
+    os.sched_setscheduler(0, os.SCHED_OTHER, os.sched_param(0))
 
 
 def some_of_them(field: str, text: str) -> frozenset[int]:

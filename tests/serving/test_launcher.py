@@ -77,6 +77,8 @@ def test_it_serves_until_told_to_stop_and_leaves_nothing(demo_bundle: Path) -> N
         threads = [int(path.name) for path in Path(f"/proc/{engine}/task").iterdir()]
         assert any(os.sched_getaffinity(thread) == {own} for thread in threads)
         assert all(os.sched_getaffinity(pid) == set(rest or [own]) for pid in (tritonserver, *stubs))
+        assert all(os.sched_getscheduler(pid) == os.SCHED_BATCH for pid in (tritonserver, *stubs))  # the engine first
+        assert any(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in threads)
         assert shared_memory(process.pid)
         process.send_signal(signal.SIGTERM)
         out, errors = process.communicate(timeout=60)

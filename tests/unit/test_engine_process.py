@@ -124,6 +124,22 @@ sys.stdin.read()
     wait_until(lambda: not Path(f"/proc/{engine}").exists())
 
 
+def test_it_goes_before_who_started_it(demo_bundle: Path) -> None:
+    code = f"""
+import os
+from trtllm_build.cpus import wait_for_turn
+from trtllm_build.runtime.process import EngineProcess
+wait_for_turn()
+engine = EngineProcess({str(demo_bundle)!r}, died=lambda: None)
+threads = {{int(task) for task in os.listdir(f"/proc/{{engine.pid}}/task")}} - {{engine.pid}}
+assert any(os.sched_getscheduler(thread) == os.SCHED_OTHER for thread in threads)  # what computes
+assert os.sched_getscheduler(engine.pid) == os.sched_getscheduler(0) == os.SCHED_BATCH  # what speaks
+engine.close()
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert (done.returncode, done.stderr) == (0, "")
+
+
 def test_it_keeps_to_its_cpus(demo_bundle: Path) -> None:
     code = f"""
 import os, sys

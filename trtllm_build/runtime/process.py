@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nemo_diffgemma.errors import FieldError
-from trtllm_build.cpus import available
+from trtllm_build.cpus import available, interrupt, wait_for_turn
 from trtllm_build.runtime.limits import Limits
 from trtllm_build.runtime.request import Block, Event, Request, SamplerConfig
 from trtllm_build.runtime.scheduler import QueueFull
@@ -242,7 +242,9 @@ def main(arguments: list[str]) -> None:
     """The process."""
     descriptor, directory, cpus = arguments
     others = available()
-    if cpus:  # before torch counts them, and the engine's threads begin
+    # before torch counts its CPUs, and the engine's threads begin
+    interrupt()
+    if cpus:
         os.sched_setaffinity(0, map(int, cpus.split(",")))
     pipe = _Pipe(socket.socket(fileno=int(descriptor)))
     from trtllm_build.runtime.engine import load_engine
@@ -256,7 +258,8 @@ def main(arguments: list[str]) -> None:
     except Exception as error:
         pipe.send(_portable(error))
         return
-    # This thread would interrupt the engine's with every request.
+    # This thread would hold up the engine's with every request.
+    wait_for_turn()
     os.sched_setaffinity(0, others)
     pipe.send(loaded)
     _Service(pipe, engine).run()
