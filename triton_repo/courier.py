@@ -27,7 +27,7 @@ if TYPE_CHECKING:
 
 # A client that has gone is noticed after this long, or as soon as all have been looked at.
 LOOK_S = 0.02
-T = TypeVar("T")
+_T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 
 
@@ -73,7 +73,7 @@ class Courier:
     """Sends from a thread of its own, so that no client and no round trip to tritonserver delays the engine.
 
     Looking whether a client is still there, and each value of a histogram, are such round trips too. These are chores:
-    done one at a time, when nothing is to be sent, or at the latest every :data:`LOOK_S`.
+    done one at a time, when nothing is to be sent; if there always is, one every :data:`LOOK_S`.
     """
 
     def __init__(self, telemetry: Telemetry) -> None:
@@ -179,7 +179,7 @@ class Courier:
         record = Record(call.caller, outcome, call.opened, time.monotonic(), tokens, stats, error)
         self._observe(self._telemetry.ended, record)
 
-    def _observe(self, tell: Callable[[T], None], what: T) -> None:
+    def _observe(self, tell: Callable[[_T], None], what: _T) -> None:
         """Have something counted, later; what cannot be counted is still answered."""
 
         def chore() -> None:
