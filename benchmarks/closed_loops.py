@@ -146,7 +146,7 @@ async def _through_server(
 
 
 def refused(url: str, requests: int) -> float:
-    """Seconds, median, from sending a request that the served model refuses to its answer: without tokens and engine."""
+    """Seconds, median, from sending a request that the served model refuses to its answer: no tokens, no engine."""
     return asyncio.run(_refused(url, requests))
 
 
