@@ -1,9 +1,9 @@
 """What serving costs: tritonserver over gRPC beside the same engine in process, under the same closed loops, in turns.
 
 Each side has a process of its own for its loop; prompts, seeds and settings are the same, and so must the answers be.
-In process, loop and engine may use every CPU; so may all that is served, unless the engine gets CPUs of its own: then
-tritonserver and the load generator share the rest. `floor_ms` is what a request takes that is refused before it reaches
-the engine: client, tritonserver and the model's process alone.
+In process, loop and engine may use every CPU. The load generator, which stands for clients on other machines, keeps off
+the CPU that the service leaves to its engine; it shares the rest with tritonserver. `floor_ms` is what a request takes
+that is refused before it reaches the engine: client, tritonserver and the model's process alone.
 `make demo` first.
 """
 
@@ -27,7 +27,7 @@ from nemo_diffgemma.errors import require
 from triton_repo.load.statistics import summarize
 from triton_repo.server import Server
 from triton_repo.tensors import MODEL
-from trtllm_build.cpus import available, some_of_them, wait_for_turn
+from trtllm_build.cpus import beside_the_engine
 
 MOST_LOST = 0.05  # share of the throughput in process
 MOST_MS = 5.0  # p50 to first block, over in process
@@ -45,19 +45,17 @@ def main() -> None:
     parser.add_argument("--requests", type=int, help="a round (120; 4 a client of the random model)")
     loops = "may be repeated (default: 1, the engine's slots, twice as many)"
     parser.add_argument("--concurrency", type=int, action="append", help=loops)
-    parser.add_argument("--engine-cpus", metavar="LIST", help="as diffgemma-serve takes it (default: all share all)")
     given = parser.parse_args()
     require(given.rounds >= 6, "--rounds", given.rounds, "at least 6: of fewer there is no interval", "pass --rounds 7")
-    own = None if given.engine_cpus is None else some_of_them("--engine-cpus", given.engine_cpus)
     # As diffgemma-serve has it: threads that spin while they wait take the other side's core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     engine, work, name = _random() if given.random else _demo(given.engine, given.prompts)
     context = multiprocessing.get_context("spawn")
     with (
-        Server(engine, http_port=0, grpc_port=0, metrics_port=0, engine_cpus=own) as server,
+        Server(engine, http_port=0, grpc_port=0, metrics_port=0) as server,
         # Linux may share the CPU by session, and tritonserver has one of its own.
         ProcessPoolExecutor(1, context, os.setsid) as local,
-        ProcessPoolExecutor(1, context, _client, (available() - (own or frozenset()),)) as remote,
+        ProcessPoolExecutor(1, context, _client) as remote,
     ):
         slots = local.submit(load, engine).result()
         pids = tree(server.pid)
@@ -93,8 +91,7 @@ def main() -> None:
                 console.print(f"{concurrency} in flight, turn {turn}: {line}", style="dim")
             row = compare(concurrency, inside[1:], outside[1:], cpu[1:])
             rows.append({**row, "engine_held_up": statistics.median(waited[1:]), "floor_ms": floor_ms})
-    where = given.engine_cpus or "all"
-    show(name, f"serving overhead, {name}", rows, rounds=given.rounds, slots=slots, engine_cpus=where)
+    show(name, f"serving overhead, {name}", rows, rounds=given.rounds, slots=slots)
     if not all(row["same_answers"] for row in rows):
         raise SystemExit("error: tritonserver's answers are not the engine's")
 
@@ -132,10 +129,9 @@ def compare(
     }
 
 
-def _client(cpus: frozenset[int]) -> None:
+def _client() -> None:
     os.setsid()
-    wait_for_turn()  # it stands for clients on other machines
-    os.sched_setaffinity(0, cpus)
+    os.sched_setaffinity(0, beside_the_engine())
 
 
 def _first(summary: Any) -> float:

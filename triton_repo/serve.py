@@ -14,7 +14,6 @@ from triton_repo.health import Health
 from triton_repo.server import Server, ServerFailed, ServerTls
 from triton_repo.supervisor import Patience, Supervisor
 from triton_repo.tritonserver import LOOPBACK, free_port
-from trtllm_build.cpus import some_of_them
 
 _ABOUT = """\
 Serve an engine bundle with tritonserver: gRPC and HTTP under the model names diffgemma (streams), diffgemma_unary
@@ -40,8 +39,6 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     tls.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
     tls.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="clients must show a certificate signed by it")
     tls.add_argument("--tls-ca", type=Path, metavar="FILE", help="what signed --tls-cert; with --openai-port")
-    about = "CPUs that only the engine runs on, such as 1 or 2-5 (default: it shares them all with the rest)"
-    parser.add_argument("--engine-cpus", metavar="LIST", help=about)
     parser.add_argument("--log-file", metavar="FILE", help="append the log to it (default: standard error)")
     parser.add_argument("--log-prompts", action="store_true", help="write prompts to the log")
     for name, seconds, about in (
@@ -99,7 +96,6 @@ def _server(given: argparse.Namespace) -> Server:
         tls=tls,
         log_file=given.log_file or "-",
         log_prompts=given.log_prompts,
-        engine_cpus=some_of_them("--engine-cpus", given.engine_cpus) if given.engine_cpus is not None else None,
         start_timeout_s=given.start_timeout,
         progress=_say,
     )

@@ -25,7 +25,7 @@ from triton_repo.config import REPOSITORY, for_engine, render
 from triton_repo.scrape import running_requests
 from triton_repo.tensors import DRAIN_VARIABLE, ENGINE_CPUS_VARIABLE, ENGINE_VARIABLE, LOG_PROMPTS_VARIABLE, MODEL
 from triton_repo.tritonserver import LOOPBACK, Installation, Process, free_port
-from trtllm_build.cpus import available, wait_for_turn
+from trtllm_build.cpus import available, beside_the_engine
 
 _TAIL_LINES = 30
 # When it is told to end, nothing runs any more, or the time for it is over; a client with an open stream would hold
@@ -99,7 +99,6 @@ class Server:
         log_file: where the output of tritonserver and gateway goes; default: a file that lives as long as the server;
             ``-``: standard error.
         log_prompts: write prompts to the log.
-        engine_cpus: CPUs that only the engine runs on, and nothing else of the service; None: they share all.
         start_timeout_s: seconds that loading and warm-up may take.
         progress: called with a line of text at each stage.
 
@@ -120,7 +119,6 @@ class Server:
         tls: ServerTls | None = None,
         log_file: str | Path | None = None,
         log_prompts: bool = False,
-        engine_cpus: frozenset[int] | None = None,
         start_timeout_s: float = 600.0,
         progress: Callable[[str], None] = lambda _line: None,
     ):
@@ -136,7 +134,6 @@ class Server:
         self._tls = tls
         self._log_file = log_file
         self._log_prompts = log_prompts
-        self._engine_cpus = engine_cpus
         self._start_timeout_s = start_timeout_s
         self._progress = progress
         self._directory: Path | None = None
@@ -258,7 +255,7 @@ class Server:
             self._gateway = subprocess.Popen(
                 command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
             )
-        self._leave_to_engine(self._gateway.pid)
+        os.sched_setaffinity(self._gateway.pid, beside_the_engine())
         self._wait(time.monotonic() + 30, self._gateway_listens, "the gateway")
 
     def drain(self, budget_s: float) -> bool:
@@ -318,19 +315,13 @@ class Server:
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             ENGINE_VARIABLE: str(self.bundle),
             DRAIN_VARIABLE: str(directory / "drain"),
-            ENGINE_CPUS_VARIABLE: ",".join(map(str, sorted(self._engine_cpus or ()))),
+            ENGINE_CPUS_VARIABLE: ",".join(map(str, sorted(available()))),
             **({LOG_PROMPTS_VARIABLE: "1"} if self._log_prompts else {}),
         }
         listens = ", ".join(f"{name} {self._hosts[name]}:{port}" for name, port in self._ports.items())
         self._progress(f"starting tritonserver: {listens}")
         self._process = Process(installation, options, environment, directory, self.log_path, prefix)
-        self._leave_to_engine(self._process.pid)
-
-    def _leave_to_engine(self, pid: int) -> None:
-        """Keep a process that has just begun, and what it will start, from holding the engine up, and off its CPUs."""
-        wait_for_turn(pid)
-        if self._engine_cpus is not None:
-            os.sched_setaffinity(pid, available() - self._engine_cpus)
+        os.sched_setaffinity(self._process.pid, beside_the_engine())
 
     def _serves(self) -> bool:
         self.check()

@@ -17,7 +17,7 @@ TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-
 CANCELLATION_ID, CANCEL = "diffgemma_cancellation_id", "diffgemma_cancel"
 # Environment variable that tells the served model which engine bundle to load.
 ENGINE_VARIABLE = "DIFFGEMMA_ENGINE"
-# Environment variable with the numbers of the CPUs that the engine runs on; empty for all.
+# Environment variable with the numbers of the CPUs that the engine may run on; empty for those of the served model.
 ENGINE_CPUS_VARIABLE = "DIFFGEMMA_ENGINE_CPUS"
 # Environment variable that names a file; while it exists the served model takes no more requests.
 DRAIN_VARIABLE = "DIFFGEMMA_DRAIN"

@@ -18,7 +18,6 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nemo_diffgemma.errors import FieldError
-from trtllm_build.cpus import available, interrupt, wait_for_turn
 from trtllm_build.runtime.limits import Limits
 from trtllm_build.runtime.request import Block, Event, Request, SamplerConfig
 from trtllm_build.runtime.scheduler import QueueFull
@@ -49,7 +48,7 @@ class EngineProcess:
     Args:
         directory: the bundle.
         died: called, from a thread of its own, when that process ends unasked.
-        cpus: which the engine computes on; None for all that this process may run on.
+        cpus: which it may run on; None for those of this process.
 
     Raises:
         FieldError: as :func:`~trtllm_build.runtime.engine.load_engine` does.
@@ -241,10 +240,7 @@ class _Service:
 def main(arguments: list[str]) -> None:
     """The process."""
     descriptor, directory, cpus = arguments
-    others = available()
-    # before torch counts its CPUs, and the engine's threads begin
-    interrupt()
-    if cpus:
+    if cpus:  # before torch counts them
         os.sched_setaffinity(0, map(int, cpus.split(",")))
     pipe = _Pipe(socket.socket(fileno=int(descriptor)))
     from trtllm_build.runtime.engine import load_engine
@@ -258,9 +254,6 @@ def main(arguments: list[str]) -> None:
     except Exception as error:
         pipe.send(_portable(error))
         return
-    # This thread would hold up the engine's with every request.
-    wait_for_turn()
-    os.sched_setaffinity(0, others)
     pipe.send(loaded)
     _Service(pipe, engine).run()
     engine.close()
