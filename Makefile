@@ -86,8 +86,8 @@ serve: $(INSTALLED)  ## serve ENGINE with Triton and OpenAI's API on 127.0.0.1
 chat: $(INSTALLED)  ## send PROMPT to the server and watch the canvas
 	@$(BIN)/diffgemma "$(PROMPT)"
 
-test: $(INSTALLED)  ## run every test
-	@$(BIN)/python -m pytest
+test: $(INSTALLED)  ## run every test, two at a time
+	@$(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
 
 test-edge-llm: $(INSTALLED) $(EDGE_LLM)/.installed  ## export for Edge-LLM and check it (left out of make test)
 	@$(BIN)/python -m pytest -m edge_llm tests/edge_llm

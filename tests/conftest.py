@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 import torch
+from xdist.remote import Producer
+from xdist.scheduler import LoadScopeScheduling, Scheduling
 
 from nemo_diffgemma.quiet import quiet_start
 
@@ -22,6 +24,33 @@ from trtllm_build.plan import make_plan  # noqa: E402
 
 # tiny tensors: a second thread only waits for the first, and other processes of a test run need the core
 torch.set_num_threads(1)
+
+
+class _Sharing(LoadScopeScheduling):
+    """How `make test` shares tests out over its processes: all with servers to one, each other file to any."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = nodeid.partition("::")[0]
+        return "servers" if _serves(file) else file
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> Scheduling:
+    return _Sharing(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Those with servers take longest, and begin."""
+    items.sort(key=lambda item: _serves(item.nodeid), reverse=True)
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    """What only computes gives way to servers, whose tests tell time."""
+    if "PYTEST_XDIST_WORKER" in os.environ and not _serves(item.nodeid):
+        os.setpriority(os.PRIO_PROCESS, 0, 10)
+
+
+def _serves(nodeid: str) -> bool:
+    return nodeid.startswith(("tests/serving/", "tests/helm/test_commands.py"))
 
 
 @pytest.fixture(scope="session")

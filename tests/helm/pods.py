@@ -15,6 +15,7 @@ import json
 import os
 import re
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -90,6 +91,11 @@ class Running:
         (child,) = Path(f"/proc/{self.process.pid}/task/{self.process.pid}/children").read_text().split()
         return int(child)
 
+    def kill(self) -> int:
+        """End it, and with its process 1 all others of its namespace. Returns its exit status."""
+        os.kill(self.pid, signal.SIGKILL)
+        return self.process.wait()
+
     def text(self) -> str:
         """Everything written so far."""
         return self.log.read_text(errors="replace")
@@ -126,8 +132,7 @@ class Network:
     ) -> None:
         for running in self._running:
             if running.process.poll() is None:
-                running.process.kill()  # --kill-child: the namespace's processes go with it
-            running.process.wait()
+                running.kill()
         assert self._holder is not None
         self._holder.communicate(b"")
 
@@ -166,7 +171,7 @@ class Network:
         specification = self.directory / f"{name}.json"
         specification.write_text(json.dumps(given, indent=2))
         log = self.directory / f"{name}.log"
-        command = [*self._enter(), "unshare", "--mount", "--pid", "--fork", "--kill-child", "--", sys.executable, "-I"]
+        command = [*self._enter(), "unshare", "--mount", "--pid", "--fork", "--", sys.executable, "-I"]
         with log.open("wb") as output:
             process = subprocess.Popen(
                 [*command, str(_CONTAINER), str(specification)],
@@ -238,13 +243,12 @@ class Network:
             assert self.execute(running, hook["exec"]["command"]).returncode == 0, "the preStop hook fails"
         elif "sleep" in hook:
             time.sleep(hook["sleep"]["seconds"])
-        os.kill(running.pid, 15)
+        os.kill(running.pid, signal.SIGTERM)
         left = pod.get("terminationGracePeriodSeconds", 30) - (time.monotonic() - begun)
         try:
             status = running.process.wait(left)
         except subprocess.TimeoutExpired:
-            running.process.kill()
-            status = running.process.wait()
+            status = running.kill()
         return status, time.monotonic() - begun
 
     def _enter(self) -> list[str]:
