@@ -130,10 +130,13 @@ class Supervisor:
         try:
             while True:
                 time.sleep(_LOOK_S)
+                gateway_died = self._server.gateway_died()
+                if gateway_died:
+                    self._say("error: the gateway died; starting it again")
+                    self._count("the gateway died")
                 try:
                     self._server.check()
-                    if self._server.gateway_died():
-                        self._say("error: the gateway died; starting it again")
+                    if gateway_died:
                         self._server.start_gateway()
                 except ServerFailed as error:
                     return str(error)

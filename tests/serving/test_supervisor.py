@@ -10,12 +10,17 @@ import urllib.request
 from pathlib import Path
 from typing import Any
 
+import httpx
 import pytest
 
 from tests.serving.endless import ENDLESS
+from tests.serving.test_gateway_process import ENDLESS as ENDLESS_COMPLETION
+from tests.serving.test_gateway_process import TEXT
 from tests.serving.test_launcher import children, launched, shared_memory, wait_until
 from triton_repo.blocking import BlockingClient
 from triton_repo.client import GenerationError, Retry, Unavailable
+from triton_repo.scrape import running_requests
+from trtllm_build.cpus import beside_the_engine
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 
@@ -65,6 +70,41 @@ def test_a_model_process_killed_in_the_middle_of_a_stream(demo_bundle: Path, vic
         assert stubs(process.pid)[0] != tritonserver
         assert not Path(f"/proc/{engine}").exists()
         assert list(client.generate("red", max_tokens=3, ignore_eos=True))[-1].finish_reason == "length"
+
+
+def test_a_gateway_killed_in_the_middle_of_a_stream(demo_bundle: Path) -> None:
+    with launched(demo_bundle, "--openai-port=0") as (process, lines):
+        (api,) = (line.removeprefix("OpenAI's API: ") for line in lines if line.startswith("OpenAI"))
+        (serving,) = (line for line in lines if line.startswith("serving on "))
+        tritonserver, _ = stubs(process.pid)
+
+        def kill() -> None:
+            (gateway,) = set(children(process.pid)) - {tritonserver}
+            assert os.sched_getaffinity(gateway) == beside_the_engine()
+            os.kill(gateway, signal.SIGKILL)
+
+        def answers() -> bool:
+            try:
+                done = httpx.post(f"{api}/completions", json=TEXT, timeout=60)
+            except httpx.TransportError:
+                return False
+            return done.status_code == 200
+
+        with httpx.stream("POST", f"{api}/completions", json=ENDLESS_COMPLETION, timeout=60) as answer:
+            events = answer.iter_lines()
+            next(events)
+            kill()
+            with pytest.raises(httpx.TransportError):  # told, not left waiting
+                list(events)
+        wait_until(lambda: running_requests(serving.split()[-1]) == 0)  # the engine works for nobody
+        wait_until(answers)
+        assert (health(lines)[0], stubs(process.pid)[0]) == (200, tritonserver)
+        for _ in range(3):
+            wait_until(answers)
+            kill()
+        _, errors = process.communicate(timeout=60)
+    assert process.returncode == 1
+    assert errors == "error: it failed 4 times in 600 s: the gateway died\n"
 
 
 def test_an_engine_that_stands_still_is_started_again(demo_bundle: Path) -> None:
