@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import argparse
 import json
+import os
 import sys
 from collections.abc import Sequence
 from functools import partial
@@ -69,6 +70,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
         "--timeout", type=float, default=0.0, metavar="SECONDS", help="(default: %(default)s, look once)"
     )
     options = parser.parse_args(arguments)
+    # Before torch is imported: a build times on how many threads an engine runs best, and where it is served they wait
+    # like this. With threads that spin while they wait, which nothing else may disturb, it would choose too many.
+    os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quiet_start()
     try:
         if options.command == "build":
