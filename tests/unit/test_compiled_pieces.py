@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import os
+import subprocess
+import sys
 import tempfile
 from pathlib import Path
 
@@ -94,6 +96,21 @@ def test_more_threads_must_repay() -> None:
     assert choose([slow, two, one]) == one
     assert choose([slow, one, fast := timing("eager", 2, 1.4)]) == fast
     assert choose([slow]) == slow
+
+
+def test_threads_wait_while_a_build_times_them_as_they_do_when_served() -> None:
+    code = """
+import os, sys
+from trtllm_build.cli import main
+assert "torch" not in sys.modules  # which reads it once
+try:
+    main(["inspect", "/nowhere"])
+except SystemExit:
+    print(os.environ["OMP_WAIT_POLICY"])
+"""
+    clean = {name: value for name, value in os.environ.items() if name != "OMP_WAIT_POLICY"}
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True, env=clean)
+    assert done.stdout == "PASSIVE\n"
 
 
 def test_without_a_compiler_the_build_says_so_and_runs_eagerly(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
