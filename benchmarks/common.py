@@ -14,7 +14,8 @@ from rich.console import Console
 from rich.table import Table
 
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
-from nemo_diffgemma.checkpoint import HELD_OUT, text_tensors, write_checkpoint
+from nemo_diffgemma.checkpoint import HELD_OUT, text_tensors
+from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import Question, read_questions
 from trtllm_build import Engine, load_engine

@@ -56,7 +56,8 @@ def _serves(nodeid: str) -> bool:
 @pytest.fixture(scope="session")
 def text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint with a tokenizer and a chat template."""
-    from nemo_diffgemma.checkpoint import write_checkpoint
+
+    from nemo_diffgemma.checkpoint_writer import write_checkpoint
 
     folder = tmp_path_factory.mktemp("checkpoint")
     words = ["red", "green", "blue", "chair", "table", "lamp", "größe", "naïve", "日本", "12", "345"]

@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
-from nemo_diffgemma.checkpoint import text_tensors, write_checkpoint
+from nemo_diffgemma.checkpoint import text_tensors
+from nemo_diffgemma.checkpoint_writer import write_checkpoint
 
 GENERATION_CONFIG: dict[str, Any] = {
     "max_denoising_steps": 48,

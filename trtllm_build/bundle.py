@@ -25,8 +25,8 @@ from typing import Any, Self
 import torch
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import file_sha256
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.files import file_sha256
 from trtllm_build.runtime.limits import Limits
 from trtllm_build.runtime.request import SamplerConfig
 

@@ -20,8 +20,10 @@ from typing import Any
 import torch
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import Checkpoint, file_sha256, replace_directory, text_tensors
+from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
+from nemo_diffgemma.checkpoint_writer import replace_directory
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.files import file_sha256
 from nemo_diffgemma.questions import read_questions
 from trtllm_build.bundle import (
     CONTRACT,

@@ -20,9 +20,9 @@ from nemo_diffgemma.checkpoint import (
     TOKENIZER_FILES,
     Checkpoint,
     new_vision_tensors,
-    write_checkpoint,
 )
 from nemo_diffgemma.checkpoint import ENCODER_SCALAR as HF_ENCODER_SCALAR
+from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.network import DECODER_SCALAR, ENCODER_SCALAR
 

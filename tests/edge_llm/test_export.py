@@ -12,7 +12,8 @@ import torch
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import new_vision_tensors, write_checkpoint
+from nemo_diffgemma.checkpoint import new_vision_tensors
+from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.tokenizer import train_tokenizer
 from tests.parity.test_modelopt import VISION

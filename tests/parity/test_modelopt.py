@@ -13,7 +13,8 @@ from safetensors import safe_open
 from transformers import DiffusionGemmaForBlockDiffusion
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import DECODER, INDEX, Checkpoint, new_vision_tensors, write_checkpoint
+from nemo_diffgemma.checkpoint import DECODER, INDEX, Checkpoint, new_vision_tensors
+from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from tests.support import GENERATION_CONFIG, random_tensors, small_architecture
 from trtllm_build.quantization.unified import MODULES, write_unified
 

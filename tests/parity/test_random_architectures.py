@@ -16,7 +16,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
-from nemo_diffgemma.checkpoint import Checkpoint, write_checkpoint
+from nemo_diffgemma.checkpoint import Checkpoint
+from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from tests.support import GENERATION_CONFIG, random_tensors, small_architecture
 from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.torch_cpu import TorchCpu

@@ -12,7 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import Checkpoint, new_vision_tensors, write_checkpoint
+from nemo_diffgemma.checkpoint import Checkpoint, new_vision_tensors
+from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from nemo_diffgemma.training.batches import Batch, Collator
 from nemo_diffgemma.training.config import load_config
 from nemo_diffgemma.training.data import Example

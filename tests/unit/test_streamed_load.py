@@ -16,7 +16,8 @@ from pathlib import Path
 import pytest
 
 from nemo_diffgemma.architecture import GLOBAL, SLIDING
-from nemo_diffgemma.checkpoint import Checkpoint, write_checkpoint
+from nemo_diffgemma.checkpoint import Checkpoint
+from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from tests.support import GENERATION_CONFIG, random_tensors, small_architecture
 from trtllm_build.pipeline import quantize
 from trtllm_build.plan import make_plan

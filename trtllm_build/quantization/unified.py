@@ -21,7 +21,8 @@ import torch
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import DECODER, Checkpoint, Shape, replace_directory
+from nemo_diffgemma.checkpoint import DECODER, Checkpoint, Shape
+from nemo_diffgemma.checkpoint_writer import replace_directory
 from nemo_diffgemma.errors import require
 from trtllm_build.kernels.fp8 import DTYPE, quantize_rows_reference
 from trtllm_build.network.weights import layer_file
