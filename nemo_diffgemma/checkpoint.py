@@ -4,25 +4,23 @@ from __future__ import annotations
 
 import hashlib
 import json
-import os
-import struct
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import safe_open
 
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_sha256, some
+from nemo_diffgemma.weight_files import INDEX as INDEX
+from nemo_diffgemma.weight_files import REFETCH, Shape, Stored, find_weights
 
 DECODER = "model.decoder."
-ENCODER_SCALAR = "model.encoder.language_model.layers.{}.layer_scalar"
+ENCODER = "model.encoder.language_model."
+ENCODER_SCALAR = ENCODER + "layers.{}.layer_scalar"
 VISION_PREFIXES = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
-INDEX = "model.safetensors.index.json"
-SINGLE = "model.safetensors"
 # Everything beside the weights that belongs to a checkpoint and travels with it.
 TOKENIZER_FILES = (
     "tokenizer.json",
@@ -34,9 +32,7 @@ TOKENIZER_FILES = (
 # Conversations that travel with a checkpoint: those kept from training, to measure quality on; and some that it was
 # trained on, to find scales of activations with.
 HELD_OUT, CALIBRATION = "held_out.jsonl", "calibration.jsonl"
-_REFETCH = "download or export the checkpoint again"
-
-Shape = tuple[int, ...]
+_READ = ("F64", "F32", "F16", "BF16")  # dtypes that weights of the text model may be stored in
 
 
 def layer_tensors(arch: Architecture, layer: int) -> dict[str, Shape]:
@@ -86,6 +82,16 @@ def text_tensors(arch: Architecture) -> dict[str, Shape]:
     return shapes
 
 
+def tied_names(arch: Architecture) -> dict[str, str]:
+    """Other names of the text model's tensors: those that transformers ties to them, and may save beside them."""
+    tied = {"lm_head.weight": f"{DECODER}embed_tokens.weight"}
+    for name in text_tensors(arch):
+        own = name.removeprefix(DECODER)
+        if name.startswith(DECODER) and not own.startswith("self_conditioning.") and not own.endswith("layer_scalar"):
+            tied[ENCODER + own] = name
+    return tied
+
+
 def vision_tensors(arch: Architecture) -> dict[str, Shape]:
     """Names and shapes of the vision tower and its projection, as transformers builds them (on the meta device)."""
     if arch.vision_config is None:
@@ -107,69 +113,56 @@ def _vision_modules(arch: Architecture, device: str) -> dict[str, torch.Tensor]:
     from transformers import AutoModel, DiffusionGemmaConfig
     from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaMultimodalEmbedder
 
-    config = DiffusionGemmaConfig(**arch.to_hf())
-    with torch.device(device):
-        parts = {
-            VISION_PREFIXES[0]: AutoModel.from_config(config.vision_config),
-            VISION_PREFIXES[1]: DiffusionGemmaMultimodalEmbedder(config.vision_config, config.text_config),
-        }
+    try:
+        config = DiffusionGemmaConfig(**arch.to_hf())
+        with torch.device(device):
+            parts = {
+                VISION_PREFIXES[0]: AutoModel.from_config(config.vision_config),
+                VISION_PREFIXES[1]: DiffusionGemmaMultimodalEmbedder(config.vision_config, config.text_config),
+            }
+    except Exception as error:  # of whatever kind: the config is a user's, and transformers checks it in many places
+        found, fix = f"{type(error).__name__}: {' '.join(str(error).split())}", "correct config.json"
+        raise FieldError("config.json:vision_config", found, "a tower that transformers builds", fix) from None
     return {prefix + name: t for prefix, module in parts.items() for name, t in module.state_dict().items()}
 
 
 class Checkpoint:
     """A checkpoint directory whose names, shapes and file lengths have been checked before any weight is read.
 
+    A tensor that is saved a second time under a name that transformers ties to it is read once; both are compared.
+
+    Attributes:
+        passed_over: names of tensors that lie in its files and that its index does not have there: not read.
+
     Raises:
-        FieldError: when a file is missing, unreadable or truncated, or a tensor missing, extra or of the wrong shape.
+        FieldError: when a file is missing, unreadable or truncated, the index is broken, a tensor missing, extra or of
+            the wrong shape, one that is saved twice is not the same twice, or the weights are quantised.
     """
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
         self.arch = Architecture.load(self.directory)
-        self._file_of = {name: path for path in self._weight_files() for name in self._open(path)}
-        self._check_names_and_shapes()
+        quantised = json.loads((self.directory / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+        fix = "name the checkpoint that it was made from"
+        require(quantised is None, "config.json:quantization_config", quantised, "none: weights as trained", fix)
+        weights = find_weights(self.directory)
+        self.passed_over = weights.passed_over
+        self._stored = _without_copies(weights.tensors, tied_names(self.arch))
+        self._check()
 
-    def _weight_files(self) -> list[Path]:
-        index = self.directory / INDEX
-        if not index.is_file():
-            single = self.directory / SINGLE
-            require(single.is_file(), "checkpoint", str(self.directory), f"{SINGLE} or {INDEX} in it", _REFETCH)
-            return [single]
-        names = sorted(set(json.loads(index.read_text())["weight_map"].values()))
-        for name in names:
-            require((self.directory / name).is_file(), "checkpoint", name, f"every shard {INDEX} names", _REFETCH)
-        return [self.directory / name for name in names]
-
-    def _open(self, path: Path) -> dict[str, Any]:
-        """Header of one safetensors file, after comparing the file's length with what the header promises."""
-        field = f"checkpoint:{path.name}"
-        # safetensors writes files that their owner alone may read: another user's, as in a container, stops here
-        fix = f"chmod -R a+rX {self.directory}, or run as their owner"
-        require(os.access(path, os.R_OK), field, f"not readable for user {os.getuid()}", "a readable file", fix)
-        size = path.stat().st_size
-        with path.open("rb") as file:
-            prefix = file.read(8)
-            length = struct.unpack("<Q", prefix)[0] if len(prefix) == 8 else size
-            require(8 + length <= size, field, f"{size} bytes", "a whole safetensors file", _REFETCH)
-            try:
-                header: dict[str, Any] = json.loads(file.read(length))
-            except ValueError:
-                raise FieldError(field, "unreadable header", "a whole safetensors file", _REFETCH) from None
-        header.pop("__metadata__", None)
-        end = 8 + length + max((entry["data_offsets"][1] for entry in header.values()), default=0)
-        require(size == end, field, f"{size} bytes", f"{end} bytes, as its header says", _REFETCH)
-        self._headers = getattr(self, "_headers", {}) | header
-        return header
-
-    def _check_names_and_shapes(self) -> None:
+    def _check(self) -> None:
+        """Names, shapes and dtypes."""
         wanted = self.text_shapes | self.vision_shapes
-        missing = sorted(wanted.keys() - self._file_of.keys())
-        extra = sorted(self._file_of.keys() - wanted.keys())
-        require(not missing, "checkpoint:missing tensor", some(missing), "every tensor of its config.json", _REFETCH)
-        require(not extra, "checkpoint:extra tensor", some(extra), "no tensor beyond its config.json", _REFETCH)
+        missing = sorted(wanted.keys() - self._stored.keys())
+        extra = sorted(self._stored.keys() - wanted.keys())
+        require(not missing, "checkpoint:missing tensor", some(missing), "every tensor of its config.json", REFETCH)
+        require(not extra, "checkpoint:extra tensor", some(extra), "no tensor beyond its config.json", REFETCH)
         for name, shape in wanted.items():
-            found = tuple(self._headers[name]["shape"])
-            require(found == shape, f"checkpoint:shape of {name}", list(found), str(list(shape)), _REFETCH)
+            found = self._stored[name]
+            require(found.shape == shape, f"checkpoint:shape of {name}", list(found.shape), str(list(shape)), REFETCH)
+            good = found.dtype in _READ or name in self.vision_shapes
+            fix = "name the checkpoint that it was made from"
+            require(good, f"checkpoint:dtype of {name}", found.dtype, ", ".join(_READ), fix)
 
     @cached_property
     def text_shapes(self) -> dict[str, Shape]:
@@ -183,7 +176,7 @@ class Checkpoint:
 
     def stored_dtype(self, name: str) -> str:
         """Dtype a tensor is stored in, as safetensors spells it (``BF16``)."""
-        return str(self._headers[name]["dtype"])
+        return self._stored[name].dtype
 
     def tensor(self, name: str) -> torch.Tensor:
         """Read one tensor, in the dtype it is stored in.
@@ -191,11 +184,10 @@ class Checkpoint:
         Raises:
             FieldError: when the tensor holds NaN or infinity.
         """
-        with safe_open(self._file_of[name], "pt") as file:
-            tensor: torch.Tensor = file.get_tensor(name)
+        tensor = self._stored[name].read()
         low, high = tensor.aminmax()  # NaN shows in both; many times faster than isfinite over every number
         require(
-            bool(low.isfinite() & high.isfinite()), f"checkpoint:{name}", "NaN or infinity", "finite numbers", _REFETCH
+            bool(low.isfinite() & high.isfinite()), f"checkpoint:{name}", "NaN or infinity", "finite numbers", REFETCH
         )
         return tensor
 
@@ -206,9 +198,20 @@ class Checkpoint:
 
     @cached_property
     def generation_config(self) -> dict[str, Any]:
-        """Contents of ``generation_config.json``; empty when there is none."""
+        """Contents of ``generation_config.json``; empty when there is none.
+
+        Raises:
+            FieldError: when it is no JSON object.
+        """
         path = self.directory / "generation_config.json"
-        return dict(json.loads(path.read_text())) if path.is_file() else {}
+        if not path.is_file():
+            return {}
+        try:
+            found = json.loads(path.read_text(encoding="utf-8"))
+        except (ValueError, RecursionError) as error:
+            raise FieldError(path.name, f"{path}: {error}", "a JSON object", REFETCH) from None
+        require(isinstance(found, dict), path.name, f"{path}: {type(found).__name__}", "a JSON object", REFETCH)
+        return dict(found)
 
     @property
     def tokenizer_files(self) -> list[Path]:
@@ -217,10 +220,34 @@ class Checkpoint:
 
     @cached_property
     def sha256(self) -> str:
-        """One hash over config.json, generation_config.json, the tokenizer's files and all weights."""
+        """One hash over config.json, generation_config.json, the tokenizer's files, all weights and their index."""
         digest = hashlib.sha256()
-        fixed = [self.directory / "config.json", self.directory / "generation_config.json", *self.tokenizer_files]
-        for path in [*fixed, *sorted(set(self._file_of.values()))]:
+        fixed = [self.directory / name for name in ("config.json", "generation_config.json", INDEX)]
+        fixed += self.tokenizer_files
+        for path in [*fixed, *sorted({stored.file for stored in self._stored.values()})]:
             if path.is_file():
                 digest.update(path.name.encode() + file_sha256(path).encode())
         return digest.hexdigest()
+
+
+def _without_copies(tensors: Mapping[str, Stored], tied: Mapping[str, str]) -> dict[str, Stored]:
+    """The tensors without those that are others under a second name; one that is only there as such takes its own.
+
+    Raises:
+        FieldError: when two that are one in the model hold different numbers.
+    """
+    found = {name: stored for name, stored in tensors.items() if name not in tied}
+    for other, name in tied.items():
+        if other not in tensors:
+            continue
+        if name not in found:
+            found[name] = tensors[other]
+            continue
+        require(
+            found[name].equals(tensors[other]),
+            f"checkpoint:{other}",
+            f"other numbers than {found[name].name}",
+            "the same: they are one tensor of the model (tie_word_embeddings)",
+            "remove the wrong one, or export the checkpoint again",
+        )
+    return found

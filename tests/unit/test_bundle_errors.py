@@ -80,7 +80,7 @@ def test_checkpoint_with_a_tensor_of_the_wrong_shape(checkpoint: Path) -> None:
 def test_truncated_checkpoint(checkpoint: Path) -> None:
     data = (checkpoint / SHARD).read_bytes()
     (checkpoint / SHARD).write_bytes(data[:-100])
-    with pytest.raises(FieldError, match=rf"checkpoint:{SHARD}: '{len(data) - 100} bytes'.*allowed: {len(data)} bytes"):
+    with pytest.raises(FieldError, match=rf"checkpoint:{SHARD}: '{len(data) - 100} bytes: .*allowed: a whole"):
         Checkpoint(checkpoint)
     (checkpoint / SHARD).write_bytes(data[:5])
     with pytest.raises(FieldError, match="allowed: a whole safetensors file; fix: download or export"):

@@ -18,8 +18,9 @@ from typing import Any
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import TOKENIZER_FILES, Checkpoint, Shape
+from nemo_diffgemma.checkpoint import TOKENIZER_FILES, Checkpoint
 from nemo_diffgemma.errors import require
+from nemo_diffgemma.weight_files import Shape
 from trtllm_build.quantization.shards import Entry, write_json, write_shards
 
 NVFP4 = "NVFP4"

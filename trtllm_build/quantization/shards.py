@@ -15,7 +15,7 @@ from pathlib import Path
 
 import torch
 
-from nemo_diffgemma.checkpoint import INDEX, Shape
+from nemo_diffgemma.weight_files import INDEX, Shape
 
 # what safetensors calls a dtype, by torch's
 DTYPES = {

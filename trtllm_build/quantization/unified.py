@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import DECODER, Checkpoint, Shape
+from nemo_diffgemma.checkpoint import DECODER, Checkpoint
 from nemo_diffgemma.checkpoint_writer import replace_directory
 from nemo_diffgemma.errors import require
+from nemo_diffgemma.weight_files import Shape
 from trtllm_build.kernels.fp8 import DTYPE, quantize_rows_reference
 from trtllm_build.network.weights import layer_file
 from trtllm_build.quantization.nvfp4 import BLOCK, LARGEST, Nvfp4, quantize_nvfp4

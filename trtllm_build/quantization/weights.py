@@ -2,12 +2,9 @@
 
 from __future__ import annotations
 
-import json
-import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -17,6 +14,7 @@ from torch import Tensor
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.errors import require
+from nemo_diffgemma.weight_files import read_header
 from trtllm_build.kernels.fp8 import Fp8, quantize_rows_reference
 from trtllm_build.network.weights import SCALE, weight_files
 from trtllm_build.quantization.nvfp4 import BLOCK
@@ -116,12 +114,13 @@ def count_parameters(folder: Path) -> list[ClassCount]:
     """What the weight files hold, read from their headers."""
     counts: dict[tuple[str, str], list[int]] = {}
     for path in sorted(folder.glob("*.safetensors")):
-        for name, entry in _header(path).items():
-            key = "scales" if name.endswith(SCALE) else class_of(name), _HEADER_DTYPES[entry["dtype"]]
-            start, end = entry["data_offsets"]
+        for name, stored in read_header(path).items():
+            dtype = _HEADER_DTYPES[stored.dtype]
+            key = "scales" if name.endswith(SCALE) else class_of(name), dtype
             total = counts.setdefault(key, [0, 0])
-            total[0] += torch.Size(entry["shape"]).numel()
-            total[1] += end - start
+            parameters = torch.Size(stored.shape).numel()
+            total[0] += parameters
+            total[1] += parameters * BITS[dtype] // 8
     return [ClassCount(*key, *total) for key, total in sorted(counts.items())]
 
 
@@ -201,13 +200,5 @@ def _quantized(arch: Architecture, folder: Path, layers: list[int]) -> Iterator[
     for file, names in weight_files(arch).items():
         if not file.startswith("layer_") or int(file.removeprefix("layer_")) in layers:
             path = folder / f"{file}.safetensors"
-            header = _header(path)
+            header = read_header(path)
             yield from ((ours, theirs, path) for ours, theirs in names.items() if ours + SCALE in header)
-
-
-def _header(path: Path) -> dict[str, Any]:
-    with path.open("rb") as file:
-        (length,) = struct.unpack("<Q", file.read(8))
-        header: dict[str, Any] = json.loads(file.read(length))
-    header.pop("__metadata__", None)
-    return header

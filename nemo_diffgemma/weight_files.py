@@ -1,0 +1,142 @@
+"""Which safetensors file of a checkpoint holds which tensor: what its index says, checked before a number is read."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+
+import torch
+from safetensors import SafetensorError, safe_open
+
+from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.files import some
+
+INDEX = "model.safetensors.index.json"
+SINGLE = "model.safetensors"
+REFETCH = "download or export the checkpoint again"
+Shape = tuple[int, ...]
+_TOGETHER = 2**24  # numbers of two tensors that are compared at a time
+
+
+@dataclass(frozen=True)
+class Stored:
+    """A tensor in a file.
+
+    Args:
+        file: that it lies in.
+        name: that it has there.
+        dtype: as safetensors spells it (``BF16``).
+        shape: its shape.
+    """
+
+    file: Path
+    name: str
+    dtype: str
+    shape: Shape
+
+    def read(self) -> torch.Tensor:
+        """All of it."""
+        with safe_open(self.file, "pt") as file:
+            tensor: torch.Tensor = file.get_tensor(self.name)
+        return tensor
+
+    def parts(self) -> Iterator[torch.Tensor]:
+        """Some rows after another, so that little of it is held at a time."""
+        with safe_open(self.file, "pt") as file:
+            rows = file.get_slice(self.name)
+            step = max(1, _TOGETHER // max(1, torch.Size(self.shape[1:]).numel()))
+            yield from (rows[start : start + step] for start in range(0, self.shape[0], step))
+
+    def equals(self, other: Stored) -> bool:
+        """Whether both hold the same numbers, whatever dtype they are stored in."""
+        if self.shape != other.shape:
+            return False
+        if not self.shape:
+            return bool(self.read().double() == other.read().double())
+        both = zip(self.parts(), other.parts(), strict=True)
+        return all(torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.double(), b.double()) for a, b in both)
+
+
+@dataclass(frozen=True)
+class Weights:
+    """A checkpoint's tensors.
+
+    Args:
+        tensors: by name.
+        passed_over: names of what lies in its files and is in no entry of its index, or in another file's.
+    """
+
+    tensors: Mapping[str, Stored]
+    passed_over: tuple[str, ...]
+
+
+def find_weights(directory: Path) -> Weights:
+    """Look for a checkpoint's tensors where its index says, or in its only file.
+
+    Raises:
+        FieldError: when a file is missing, unreadable or truncated, the index is broken or names what is not there, or
+            there are both an index and another file of weights.
+    """
+    where = _index(directory)
+    single = directory / SINGLE
+    if where is None:
+        require(single.is_file(), "checkpoint", str(directory), f"{SINGLE} or {INDEX} in it", REFETCH)
+        return Weights(read_header(single), ())
+    if single.is_file() and SINGLE not in where.values():
+        found, fix = f"{SINGLE} and {INDEX}, which does not name it", "remove the one that is out of date"
+        raise FieldError("checkpoint", f"{directory}: {found}", "one of them", fix)
+    tensors: dict[str, Stored] = {}
+    passed_over: list[str] = []
+    for file in sorted(set(where.values())):
+        require((directory / file).is_file(), "checkpoint", file, f"every shard {INDEX} names", REFETCH)
+        held = read_header(directory / file)
+        promised = [name for name, place in where.items() if place == file]
+        lost = sorted(set(promised) - held.keys())
+        require(not lost, "checkpoint:missing tensor", some(lost), f"in {file}, where {INDEX} has it", REFETCH)
+        tensors |= {name: held[name] for name in promised}
+        passed_over += sorted(held.keys() - set(promised))
+    return Weights(tensors, tuple(passed_over))
+
+
+def read_header(path: Path) -> dict[str, Stored]:
+    """What a safetensors file holds.
+
+    Raises:
+        FieldError: when it is not readable or not whole.
+    """
+    field = f"checkpoint:{path.name}"
+    # safetensors writes files that their owner alone may read: another user's, as in a container, stops here
+    fix = f"chmod -R a+rX {path.parent}, or run as their owner"
+    require(os.access(path, os.R_OK), field, f"not readable for user {os.getuid()}", "a readable file", fix)
+    try:
+        with safe_open(path, "pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no dict
+            return {n: Stored(path, n, str(s.get_dtype()), tuple(s.get_shape())) for n, s in slices.items()}
+    except SafetensorError as error:
+        found = f"{path.stat().st_size} bytes: {str(error).rpartition('header: ')[2]}"
+        raise FieldError(field, found, "a whole safetensors file", REFETCH) from None
+
+
+def _index(directory: Path) -> dict[str, str] | None:
+    """Tensor to the file that it is in, below ``directory``; None where there is no index."""
+    path = directory / INDEX
+    if not path.is_file():
+        return None
+    allowed = 'a JSON object with "weight_map": {tensor: file}'
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FieldError(f"checkpoint:{INDEX}", f"{type(error).__name__}: {error}", allowed, REFETCH) from None
+    where = found.get("weight_map") if isinstance(found, dict) else None
+    require(isinstance(where, dict) and bool(where), f"checkpoint:{INDEX}", where, allowed, REFETCH)
+    assert isinstance(where, dict)
+    for name, file in where.items():
+        # by its spelling: a file may be a link to another folder, as in Hugging Face's cache
+        inside = (
+            isinstance(file, str) and file and not Path(file).is_absolute() and ".." not in PurePosixPath(file).parts
+        )
+        require(bool(inside), f"checkpoint:{INDEX}:{name}", file, "a file in the checkpoint's directory", REFETCH)
+    return where
