@@ -173,10 +173,10 @@ def _layer_shapes(text: Any) -> dict[str, int]:
     for kind, found in layers.items():
         shown = " and ".join(f"{heads} x {size}" for heads, size in sorted(found, key=str))
         require(len(found) <= 1, field, shown, f"one shape for all {kind} layers (key-value heads x head_dim)", _REMEDY)
-    text.allow_global_per_layer_attribute_access = True  # of no layer, where there are no sliding ones
-    own = text.num_key_value_heads, text.head_dim
-    heads, size = next(iter(layers[SLIDING]), own)
-    global_heads, global_size = layers[GLOBAL].pop()
+    if not layers[SLIDING]:  # the config's own are then those of no layer
+        text.allow_global_per_layer_attribute_access = True
+        layers[SLIDING].add((text.num_key_value_heads, text.head_dim))
+    (heads, size), (global_heads, global_size) = layers[SLIDING].pop(), layers[GLOBAL].pop()
     return {
         "num_key_value_heads": heads,
         "head_dim": size,

@@ -122,9 +122,8 @@ def import_checkpoint(directory: Path, note: Report) -> Checkpoint:
     count = sum(torch.Size(s).numel() for s in checkpoint.text_shapes.values())
     note(f"import   {directory}: {len(checkpoint.text_shapes)} text tensors, {count:,} parameters")
     if checkpoint.passed_over:
-        note(
-            f"import   {len(checkpoint.passed_over)} tensors of its files are not read: the index does not have them there"
-        )
+        count = len(checkpoint.passed_over)
+        note(f"import   {count} tensors of its files stay behind: its index does not have them there")
     if checkpoint.vision_shapes:
         note(f"import   {len(checkpoint.vision_shapes)} vision tensors stay behind: this engine reads text")
     return checkpoint

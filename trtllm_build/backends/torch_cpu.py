@@ -39,9 +39,19 @@ class TorchCpu(SlotBackend):
         pieces = eager_pieces(bundle.arch) if folder is None else load_pieces(bundle.arch, folder)
         return cls(bundle.arch, cls.weights(bundle), pieces)
 
+    @classmethod
+    def widened(cls, bundle: Bundle) -> TorchCpu:
+        """The bundle's weights and its network in float32, nothing compiled."""
+        return cls(bundle.arch, cls.weights(bundle, torch.float32), eager_pieces(bundle.arch))
+
     @staticmethod
-    def weights(bundle: Bundle) -> NetworkWeights:
-        """The bundle's weights, mapped into memory."""
+    def weights(bundle: Bundle, dtype: torch.dtype | None = None) -> NetworkWeights:
+        """The bundle's weights, mapped into memory.
+
+        Args:
+            bundle: whose.
+            dtype: to convert them to; None leaves them as they are stored.
+        """
 
         @cache
         def opened(file: str) -> Any:
@@ -49,7 +59,7 @@ class TorchCpu(SlotBackend):
 
         def read(file: str, name: str) -> Tensor:
             tensor: Tensor = opened(file).get_tensor(name)
-            return tensor
+            return tensor if dtype is None else tensor.to(dtype)
 
         return NetworkWeights.read(bundle.arch, read)
 

@@ -13,6 +13,8 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+import torch
+
 from nemo_diffgemma.checkpoint import HELD_OUT, Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import read_questions
@@ -20,11 +22,14 @@ from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.bundle import Bundle, input_scales, on_cpu
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.network.pieces import eager_pieces
+from trtllm_build.network.weights import HEAD
 from trtllm_build.plan import Plan
 from trtllm_build.quality import QUESTIONS, answer, checked_loss
+from trtllm_build.quantization.activations import rounding_by_product
 from trtllm_build.quantization.recipe import named_recipe
+from trtllm_build.reference import Precision
 from trtllm_build.runtime.engine import Engine
-from trtllm_build.verify import fits_in_memory
+from trtllm_build.verify import fits_in_memory, verify
 
 GRAPH = "graph"  # folder below the build's, gone when the plan is written
 _PACKAGES = {"onnx": "export", "onnxruntime": "export", "tensorrt_rtx": "tensorrt-rtx"}
@@ -42,6 +47,7 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
     from trtllm_build.backends.tensorrt_rtx.plan import compile_plan
 
     graph, agreement = _graph(plan, checkpoint, work, note)
+    parity = _parity(plan, checkpoint, graph, work, note)
     longest = plan.limits.context + plan.limits.canvas
     compiled = compile_plan(graph, plan.arch, plan.sm, longest, work / PLAN, lambda line: note(f"compile  {line}"))
     quality = _quality(plan, checkpoint, work, note)
@@ -52,7 +58,7 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
         hardware,
         {"tensorrt_rtx": compiled.tensorrt_rtx},
         "compiled",
-        {"graph": agreement, "plan": asdict(compiled), "quality": quality, "on": "CPU"},
+        {"graph": agreement, "parity": parity, "plan": asdict(compiled), "quality": quality, "on": "CPU"},
         [f"run it on the device: `diffgemma-serve --engine {plan.out}`"],
         io=_ports(plan),
     )
@@ -88,6 +94,28 @@ def _graph(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> tuple[
     return path, found
 
 
+def _parity(plan: Plan, checkpoint: Checkpoint, graph: Path, work: Path, note: Note) -> dict[str, float] | None:
+    """What the graph computes, rounding as its GPU will, against transformers."""
+    from trtllm_build.lowering.check import simulated
+    from trtllm_build.lowering.weights import PRODUCT_OF, reader, widened
+
+    if not fits_in_memory(checkpoint):
+        return None
+    arch, recipe = plan.arch, plan.recipe
+    weight = widened(arch, reader(checkpoint), recipe)
+    rounding = rounding_by_product(recipe, input_scales(work), PRODUCT_OF)
+    precision = Precision(getattr(torch, recipe.dtype), weight, rounding)
+    table = weight(HEAD, "embedding")
+    parity = verify(
+        checkpoint,
+        simulated(graph, arch, table),
+        precision,
+        lambda: simulated(graph, arch, table, rounding=False),
+    )
+    note(f"verify   {parity.cases} cases against transformers, {recipe.name} computed on the CPU: {parity}")
+    return parity.as_dict()
+
+
 def _quality(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict[str, Any] | None:
     """Exact match with the plan's weights, and float32's; activations are not rounded in this."""
     from trtllm_build.lowering.weights import reader, widened_weights
@@ -114,8 +142,6 @@ def _quality(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict
 
 def _ports(plan: Plan) -> dict[str, Any]:
     """Inputs and outputs of the graph, as the manifest has them."""
-    import torch
-
     from trtllm_build.lowering.lower import inputs, outputs
 
     dtype = getattr(torch, plan.recipe.dtype)

@@ -13,6 +13,7 @@ from trtllm_build.bundle import PIECES, Bundle, this_machine
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.measure import choose, measure
 from trtllm_build.plan import Plan
+from trtllm_build.reference import Precision
 from trtllm_build.verify import fits_in_memory, verify
 
 
@@ -24,7 +25,9 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
     if not fits_in_memory(checkpoint):
         note("verify   not run: transformers' float32 copy does not fit into this machine's memory")
         return Outcome(this_machine(), runtime, "none", {"parity": None, **measured})
-    parity = verify(checkpoint, TorchCpu.load(Bundle.unfinished(work, plan.limits, runtime)), plan.recipe.name)
+    bundle = Bundle.unfinished(work, plan.limits, runtime)
+    precision = None if plan.recipe.dtype == "float32" else Precision.of_recipe(checkpoint, plan.recipe, {})
+    parity = verify(checkpoint, TorchCpu.load(bundle), precision, lambda: TorchCpu.widened(bundle))
     note(f"verify   {parity.cases} cases against transformers: {parity}")
     return Outcome(this_machine(), runtime, "executed", {"parity": parity.as_dict(), **measured})
 

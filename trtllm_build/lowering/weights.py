@@ -27,7 +27,7 @@ PRODUCTS = {
     "experts_gate_up": ("experts_gate_up",),
     "experts_down": ("experts_down",),
 }
-_QUANTIZED = {name: product for product, names in PRODUCTS.items() for name in names}
+PRODUCT_OF = {name: product for product, names in PRODUCTS.items() for name in names}
 
 
 @dataclass(frozen=True)
@@ -59,7 +59,7 @@ def lower_layer(arch: Architecture, index: int, read: Read, recipe: Recipe) -> L
         for product, parts in PRODUCTS.items()
     }
     dtype = getattr(torch, recipe.dtype)
-    rest = {n: read(file, n).to(dtype) for n in names if n not in _QUANTIZED}
+    rest = {n: read(file, n).to(dtype) for n in names if n not in PRODUCT_OF}
     return LoweredLayer(products, rest)
 
 
@@ -110,11 +110,16 @@ def widen(weight: Weight) -> Tensor:
 
 def widened_weights(arch: Architecture, read: Read, recipe: Recipe) -> NetworkWeights:
     """What the graph multiplies with, quantised and widened again, as the torch engine reads it: float32."""
+    return NetworkWeights.read(arch, widened(arch, read, recipe))
+
+
+def widened(arch: Architecture, read: Read, recipe: Recipe) -> Read:
+    """A tensor at a time of :func:`widened_weights`."""
     files = weight_files(arch)
 
     def wide(file: str, name: str) -> Tensor:
         tensor = read(file, name)
-        product = _QUANTIZED.get(name)
+        product = PRODUCT_OF.get(name)
         if product is None:
             return tensor.to(getattr(torch, recipe.dtype)).float()
         names = [n for n in PRODUCTS[product] if n in files[file]]
@@ -126,4 +131,4 @@ def widened_weights(arch: Architecture, read: Read, recipe: Recipe) -> NetworkWe
         rows = [p.shape[:-1].numel() for p in parts]
         return torch.split(matrix, rows)[names.index(name)].reshape(tensor.shape).contiguous()
 
-    return NetworkWeights.read(arch, wide)
+    return wide

@@ -74,6 +74,20 @@ def dequantize(weight: Nvfp4) -> Tensor:
     return (numbers.view(*scales.shape[:-1], BLOCK) * scales).flatten(-2)
 
 
+def round_rows(rows: Tensor, scale: float) -> Tensor:
+    """Numbers that a product reads of ``rows [..., width]``: each block of 16 scaled by its largest, float32.
+
+    Args:
+        rows: of any dtype.
+        scale: that the blocks' e4m3 scales are relative to.
+    """
+    blocks = rows.float().view(*rows.shape[:-1], -1, BLOCK)
+    found = (blocks.abs().amax(-1, keepdim=True) / (LARGEST * scale)).clamp(_SMALLEST_SCALE, _LARGEST_SCALE)
+    step = found.to(torch.float8_e4m3fn).float() * scale
+    numbers = torch.cat([_VALUES, -_VALUES])[_encode(blocks / step).int()]
+    return (numbers * step).flatten(-2)
+
+
 def _encode(numbers: Tensor) -> Tensor:
     """Nearest e2m1 codes, uint8, a tie to the even one: sign in bit 3.
 

@@ -15,7 +15,7 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.weight_files import read_header
-from trtllm_build.kernels.fp8 import Fp8, quantize_rows_reference
+from trtllm_build.kernels.fp8 import Fp8, Rows, quantize_rows_reference
 from trtllm_build.network.weights import SCALE, weight_files
 from trtllm_build.quantization.nvfp4 import BLOCK
 from trtllm_build.quantization.recipe import FORMATS, Recipe, class_of
@@ -95,7 +95,8 @@ def write_weights(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress
             continue
         tensors: dict[str, Tensor] = {}
         for ours, theirs in names.items():
-            tensors |= _stored(ours, checkpoint.tensor(theirs), recipe)
+            rows = stored_rows(ours, checkpoint.tensor(theirs), recipe)
+            tensors |= {ours: rows.values, ours + SCALE: rows.scale} if isinstance(rows, Fp8) else {ours: rows}
         partial = target.with_suffix(".partial")
         save_file(tensors, partial)
         del tensors
@@ -103,11 +104,11 @@ def write_weights(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress
         progress(f"{number}/{len(files)} {file}")
 
 
-def _stored(name: str, tensor: Tensor, recipe: Recipe) -> dict[str, Tensor]:
+def stored_rows(name: str, tensor: Tensor, recipe: Recipe) -> Rows:
+    """A weight as the recipe has it stored, by the network's name for it."""
     if class_of(name) not in recipe.quantize:
-        return {name: tensor.to(getattr(torch, recipe.dtype)).contiguous()}
-    quantized = quantize_weight(tensor, recipe.static and class_of(name) == "experts")
-    return {name: quantized.values, name + SCALE: quantized.scale}
+        return tensor.to(getattr(torch, recipe.dtype)).contiguous()
+    return quantize_weight(tensor, recipe.static and class_of(name) == "experts")
 
 
 def count_parameters(folder: Path) -> list[ClassCount]:

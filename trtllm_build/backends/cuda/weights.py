@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, fields
 from functools import cache
 from typing import Any, Self
 
@@ -14,10 +14,10 @@ from torch import Tensor
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from trtllm_build.bundle import Bundle
-from trtllm_build.kernels.fp8 import Fp8, Rows
+from trtllm_build.kernels.fp8 import Fp8, Rows, widen
 from trtllm_build.network.weights import HEAD, SCALE, layer_file, weight_files
-from trtllm_build.quantization.recipe import Recipe, class_of, named_recipe
-from trtllm_build.quantization.weights import quantize_weight
+from trtllm_build.quantization.recipe import Recipe, named_recipe
+from trtllm_build.quantization.weights import stored_rows
 
 _SEED = 20260611  # of random weights: the same bundle always means the same ones
 Read = Callable[[str, str], Rows]
@@ -143,6 +143,17 @@ def from_bundle(bundle: Bundle, device: torch.device) -> DeviceWeights:
     return DeviceWeights.read(bundle.arch, read)
 
 
+def widened(weights: DeviceWeights) -> DeviceWeights:
+    """The same numbers in float32, none of them quantised."""
+
+    def layer(w: DeviceLayer) -> DeviceLayer:
+        products = {f.name: widen(getattr(w, f.name)) for f in fields(w) if f.name != "rest"}
+        return DeviceLayer(**products, rest={name: tensor.float() for name, tensor in w.rest.items()})
+
+    head = {f.name: getattr(weights, f.name).float() for f in fields(weights) if f.name != "layers"}
+    return DeviceWeights(**head, layers=tuple(layer(w) for w in weights.layers))
+
+
 def load_weights(bundle: Bundle, device: torch.device) -> DeviceWeights:
     """A bundle's weights on a device: read, or made where they are random."""
     if bundle.random_precision is None:
@@ -155,7 +166,7 @@ def from_checkpoint(checkpoint: Checkpoint, recipe: Recipe, device: torch.device
     files = weight_files(checkpoint.arch)
 
     def read(file: str, name: str) -> Rows:
-        return _prepared(name, checkpoint.tensor(files[file][name]).to(device), recipe)
+        return stored_rows(name, checkpoint.tensor(files[file][name]).to(device), recipe)
 
     return DeviceWeights.read(checkpoint.arch, read)
 
@@ -178,12 +189,6 @@ def random_weights(arch: Architecture, recipe: Recipe, device: torch.device, see
             return torch.ones(shape, dtype=dtype, device=device)
         tensor = torch.empty(shape, dtype=dtype, device=device)
         tensor.normal_(0.0, float(shape[-1]) ** -0.5, generator=generator)
-        return _prepared(name, tensor, recipe)
+        return stored_rows(name, tensor, recipe)
 
     return DeviceWeights.read(arch, read)
-
-
-def _prepared(name: str, tensor: Tensor, recipe: Recipe) -> Rows:
-    if class_of(name) in recipe.quantize:
-        return quantize_weight(tensor, recipe.static and class_of(name) == "experts")
-    return tensor.to(getattr(torch, recipe.dtype)).contiguous()
