@@ -13,6 +13,7 @@ BACKEND ?=
 PRECISION ?=
 WEIGHTS ?=
 CALIBRATION ?=
+HELD_OUT ?=
 CHECKPOINT ?= build/demo/checkpoint
 ENGINE ?= build/demo/engine
 IMAGE ?= diffgemma:$(shell sed -n 's/^version = "\(.*\)"/\1/p' pyproject.toml)$(if $(filter cpu,$(TARGET)),-cpu)
@@ -70,7 +71,7 @@ train: $(INSTALLED)  ## train the demo model and write its checkpoint
 	@$(BIN)/diffgemma-train output=$(CHECKPOINT)
 
 engine: $(INSTALLED)  ## compile CHECKPOINT for GPU
-	@$(BIN)/diffgemma-engine build gpu=$(GPU) $(if $(BACKEND),backend=$(BACKEND)) $(if $(WEIGHTS),weights=$(WEIGHTS),checkpoint=$(CHECKPOINT)) $(if $(filter cpu,$(GPU)),out=$(ENGINE)) $(if $(PRECISION),precision=$(PRECISION)) $(if $(CALIBRATION),calibration=$(CALIBRATION))
+	@$(BIN)/diffgemma-engine build gpu=$(GPU) $(if $(BACKEND),backend=$(BACKEND)) $(if $(WEIGHTS),weights=$(WEIGHTS),checkpoint=$(CHECKPOINT)) $(if $(filter cpu,$(GPU)),out=$(ENGINE)) $(if $(PRECISION),precision=$(PRECISION)) $(if $(CALIBRATION),calibration=$(CALIBRATION)) $(if $(HELD_OUT),held_out=$(HELD_OUT))
 
 bench: $(INSTALLED)  ## measure GPU's engine beside transformers (cpu: a 184M model; else the 26B with random weights)
 ifeq ($(GPU),cpu)

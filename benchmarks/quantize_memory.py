@@ -18,9 +18,11 @@ import torch
 
 from benchmarks.common import OUT, console, show
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
-from nemo_diffgemma.checkpoint import INDEX, text_tensors
+from nemo_diffgemma.checkpoint import text_tensors
+from nemo_diffgemma.files import write_json
 from nemo_diffgemma.models import RELEASED, configured
-from trtllm_build.quantization.shards import Entry, write_json, write_shards
+from nemo_diffgemma.weight_files import INDEX
+from trtllm_build.quantization.shards import Entry, write_shards
 
 LAYERS = (SLIDING, SLIDING, GLOBAL)
 SHARD = 2**30

@@ -11,6 +11,7 @@ import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
@@ -167,12 +168,13 @@ def _foreign(directory: Path, marker: str) -> list[str]:
         name = path.relative_to(directory).as_posix()
         if path.is_dir() and not path.is_symlink():
             continue
-        if name != marker and not _as_listed(path, listed.get(name)):
+        if name != marker and not as_listed(path, listed.get(name)):
             found.append(name)
     return sorted(found)
 
 
-def _as_listed(path: Path, entry: Any) -> bool:
+def as_listed(path: Path, entry: Any) -> bool:
+    """Whether a file is what a marker's entry for it says; a large one is judged by its length."""
     if not isinstance(entry, dict) or not path.is_file() or path.stat().st_size != entry.get("bytes"):
         return False
     return path.stat().st_size > _COMPARED or file_sha256(path) == entry.get("sha256")
@@ -181,7 +183,7 @@ def _as_listed(path: Path, entry: Any) -> bool:
 def _put_back(place: Path, marker: str) -> None:
     if place.exists() or not place.parent.is_dir():
         return
-    for old in sorted(place.parent.glob(f".{place.name}.*.old")):
+    for old in sorted(place.parent.glob(f".{escape(place.name)}.*.old")):
         if listed_files(old, marker) is not None:
             old.rename(place)
             return

@@ -9,6 +9,7 @@
         weights/*.safetensors
         pieces/*.pt2         compiled parts of the network; absent when there was no compiler
         tokenizer/           absent when the checkpoint has none
+        inputs.json          what it was built from; a stopped build is known by it
         build.log
 """
 
@@ -18,6 +19,7 @@ import hashlib
 import json
 import platform
 from dataclasses import asdict, replace
+from fnmatch import fnmatch
 from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
@@ -25,18 +27,31 @@ from typing import Any, Self
 import torch
 
 from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.checkpoint import TOKENIZER_FILES
 from nemo_diffgemma.errors import FieldError, require
-from nemo_diffgemma.files import file_sha256
+from nemo_diffgemma.files import file_entries, file_sha256, write_json
 from trtllm_build.runtime.limits import Limits
 from trtllm_build.runtime.request import SamplerConfig
 
 CONTRACT = 3
 MANIFEST = "manifest.json"
 LOG = "build.log"
+INPUTS = "inputs.json"
 # Parts of the manifest that differ from one build of the same inputs to the next.
 _VOLATILE = ("manifest_hash", "measured", "runtime", "verified", "remaining", "log")
 PIECES = "pieces"
 INPUT_SCALES = "input_scales.json"
+# What bundles are made of, beside their manifest: by name, and by folder and the names in it.
+_FILES = {"architecture.json", "sampler.json", INPUTS, INPUT_SCALES, LOG, "plan", "plan.log"}
+_FOLDERS = {"weights": "*.safetensors", PIECES: "*.pt2"}
+
+
+def is_bundle_file(name: str) -> bool:
+    """Whether a file of this name, relative to a folder, is one that bundles have there."""
+    folder, _, rest = name.rpartition("/")
+    if folder == "tokenizer":
+        return rest in TOKENIZER_FILES
+    return name in _FILES or (folder in _FOLDERS and fnmatch(rest, _FOLDERS[folder]))
 
 
 def input_scales(directory: Path) -> dict[str, float]:
@@ -224,27 +239,21 @@ def describe(hardware: dict[str, Any]) -> str:
     return f"{article} {hardware['name']} GPU (SM {hardware['sm']})"
 
 
-def file_entries(directory: Path) -> dict[str, dict[str, Any]]:
-    """``{relative path: {bytes, sha256}}`` of every file below ``directory`` but the manifest and the log."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p.name not in (MANIFEST, LOG))
-    return {p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
-
-
 def manifest_hash(manifest: dict[str, Any]) -> str:
     """SHA-256 of what the same inputs always give: the manifest without measurements, log and compiled code."""
     stable = {key: value for key, value in manifest.items() if key not in _VOLATILE}
-    # a C++ compiler need not write the same bytes twice
-    stable["files"] = {n: e for n, e in manifest.get("files", {}).items() if not n.startswith(f"{PIECES}/")}
+    # a C++ compiler need not write the same bytes twice, and the log holds times
+    files = manifest.get("files", {})
+    stable["files"] = {n: e for n, e in files.items() if n != LOG and not n.startswith(f"{PIECES}/")}
     return hashlib.sha256(json.dumps(stable, sort_keys=True).encode()).hexdigest()
 
 
 def write_manifest(directory: Path, manifest: dict[str, Any]) -> dict[str, Any]:
     """Complete ``manifest`` with the hashes of the files in ``directory`` and write it there; returns it."""
-    manifest = {"contract": CONTRACT, **manifest, "files": file_entries(directory)}
+    manifest = {"contract": CONTRACT, **manifest, "files": file_entries(directory, MANIFEST)}
     manifest["manifest_hash"] = manifest_hash(manifest)
-    text = json.dumps(manifest, indent=2, sort_keys=True) + "\n"
-    (directory / MANIFEST).write_text(text)
-    return dict(json.loads(text))
+    write_json(directory / MANIFEST, manifest)
+    return dict(json.loads((directory / MANIFEST).read_text(encoding="utf-8")))
 
 
 def _rebuild(manifest: dict[str, Any]) -> str:

@@ -5,10 +5,13 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
+from types import FrameType
+from typing import NoReturn
 
 from rich.console import Console
 
@@ -30,6 +33,8 @@ keys of build (Hydra overrides):
   precision=NAME        what the GPU allows; its first where not given
   weights=random        instead of a checkpoint: made on the GPU, to measure speed (model=NAME: whose shapes)
   calibration=FILE      conversations (JSONL) to find scales of activations with; the checkpoint's own where not given
+  held_out=FILE         conversations (JSONL), the last message of each the one right answer, to measure quality on; the
+                        checkpoint's own where not given; for GPUs
   largest_loss=X        most exact match that may be lost on held-out questions against float32
   out=DIR               bundle directory; engines/<checkpoint>/<gpu>-<precision> where not given
   gpu.limits.slots=N    canvases denoised at the same time
@@ -42,7 +47,11 @@ keys of build (Hydra overrides):
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    """Entry point of the console script; exits 2 on a user's mistake, 1 when what it waits for does not come."""
+    """Entry point of the console script.
+
+    Exits 2 on a user's mistake, 1 when a file cannot be read or written or what it waits for does not come, 130 and 143
+    when it is interrupted or told to end.
+    """
     parser = argparse.ArgumentParser(
         prog="diffgemma-engine",
         description=__doc__,
@@ -74,21 +83,56 @@ def main(arguments: Sequence[str] | None = None) -> None:
     # like this. With threads that spin while they wait, which nothing else may disturb, it would choose too many.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quiet_start()
+    again = "; run the same command again: it goes on where it stopped" if options.command == "build" else ""
+    before = signal.signal(signal.SIGTERM, _told_to_end)
     try:
-        if options.command == "build":
-            _build(options.overrides, options.json)
-        elif options.command == "sizes":
-            _sizes(options.model, options.json)
-        elif options.command == "wait":
-            _wait(options.directory, options.gpu, options.timeout)
-        else:
-            _inspect(options.directory)
+        _run(options)
+        sys.stdout.flush()
     except FieldError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        _end(f"error: {error}", 2)
+    except BrokenPipeError:  # who reads the output has seen enough
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        _end("", 1)
     except TimeoutError as error:
-        print(f"error: {error}", file=sys.stderr)
-        raise SystemExit(1) from None
+        _end(f"error: {error}", 1)
+    except OSError as error:
+        _end(f"error: {error}{again}", 1)
+    except _Told as told:
+        _end(f"stopped: told to end{again}", 128 + told.number)
+    except KeyboardInterrupt:
+        _end(f"stopped: interrupted{again}", 128 + signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGTERM, before)
+
+
+class _Told(BaseException):
+    """A signal that asks the process to end."""
+
+    def __init__(self, number: int):
+        super().__init__(number)
+        self.number = number
+
+
+def _told_to_end(number: int, _frame: FrameType | None) -> NoReturn:
+    raise _Told(number)
+
+
+def _end(line: str, status: int) -> NoReturn:
+    """Say why, on one line, and exit."""
+    if line:
+        print(line, file=sys.stderr)
+    raise SystemExit(status) from None
+
+
+def _run(options: argparse.Namespace) -> None:
+    if options.command == "build":
+        _build(options.overrides, options.json)
+    elif options.command == "sizes":
+        _sizes(options.model, options.json)
+    elif options.command == "wait":
+        _wait(options.directory, options.gpu, options.timeout)
+    else:
+        _inspect(options.directory)
 
 
 def _build(overrides: Sequence[str], as_json: bool) -> None:

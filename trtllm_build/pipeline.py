@@ -1,7 +1,7 @@
 """Checkpoint in, bundle out: import -> quantize -> compile -> verify -> bundle, one function a stage.
 
-Work goes on in ``<out>.partial``; a build that was stopped takes up the files it finished, and
-``<out>`` changes only by the last rename.
+Work goes on in a hidden folder beside ``<out>`` (:mod:`trtllm_build.out`); a build that was stopped takes up the files
+it finished, and ``<out>`` changes only by the last rename.
 """
 
 from __future__ import annotations
@@ -21,9 +21,8 @@ import torch
 
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
-from nemo_diffgemma.checkpoint_writer import replace_directory
 from nemo_diffgemma.errors import FieldError, require
-from nemo_diffgemma.files import file_sha256
+from nemo_diffgemma.files import file_sha256, write_json, write_text
 from nemo_diffgemma.questions import read_questions
 from trtllm_build.bundle import (
     CONTRACT,
@@ -37,10 +36,10 @@ from trtllm_build.bundle import (
     write_manifest,
 )
 from trtllm_build.compilers import Outcome, compiler
-from trtllm_build.lock import locked
 from trtllm_build.network.cache import cache_bytes
+from trtllm_build.out import check_place, check_space, one_build_at_a_time, put, work_directory
 from trtllm_build.plan import Plan
-from trtllm_build.quantization.unified import write_unified
+from trtllm_build.quantization.unified import unified_bytes, write_unified
 from trtllm_build.quantization.weights import (
     ClassCount,
     check_quantized,
@@ -52,9 +51,10 @@ from trtllm_build.quantization.weights import (
 from trtllm_build.runtime.request import SamplerConfig
 
 Report = Callable[[str], None]
-_INPUTS = "inputs.json"
+UNIFIED = "unified"  # folder below the build's
 Manifest = dict[str, Any]
 _CALIBRATION = 64  # conversations
+_LITTLE = 2**26  # bytes of compiled pieces, descriptions, logs
 _FEW = 2**30  # parameters of a model whose layers are all read back
 
 
@@ -66,9 +66,14 @@ def build(plan: Plan, report: Report) -> Manifest:
         report: called with a line for every step done.
 
     Raises:
-        FieldError: when the checkpoint is not whole, or the engine is not at parity with transformers.
+        FieldError: when the checkpoint is not whole, ``out`` is not this product's to replace or has no room, or the
+            engine is not at parity with transformers.
+        OSError: when a file cannot be read or written; what is finished is taken up by the next build.
     """
-    with locked(plan.out, report):
+    sources = [p for p in (plan.checkpoint, plan.calibration, plan.held_out) if p is not None]
+    for folder in (plan.out, *([plan.unified_out] if plan.unified else [])):
+        check_place(folder, sources)
+    with one_build_at_a_time(plan.out, report):
         return _build(plan, report)
 
 
@@ -81,11 +86,21 @@ def _build(plan: Plan, report: Report) -> Manifest:
         report(line)
 
     checkpoint = None if plan.checkpoint is None else import_checkpoint(plan.checkpoint, note)
+    for field, path in (("calibration", plan.calibration), ("held_out", plan.held_out)):
+        if path is not None:
+            read = len(read_questions(path))
+            require(read > 0, field, str(path), "at least one conversation in it", f"pass {field}=FILE with some")
+    generation(plan, checkpoint)
     inputs = build_inputs(plan, checkpoint)
-    if (done := _already_built(plan, inputs)) is not None:
+    there = _same_bundle(plan, inputs)
+    # built where its GPU is not, and now it is here: what remained is to be run
+    if there is not None and not (there["remaining"] and plan.sm and has_gpu(plan.sm)):
         note(f"bundle   {plan.out} is up to date: nothing to do")
-        return done
-    work = _work_directory(plan, inputs, note)
+        return there
+    work = work_directory(plan.out, json.dumps(inputs, sort_keys=True), note)
+    check_space(plan.out, needed_bytes(plan, checkpoint) - folder_bytes(work))
+    if there is not None and (plan.out / "weights").is_dir() and not (work / "weights").exists():
+        shutil.copytree(plan.out / "weights", work / "weights", copy_function=os.link)
     # the others' files hold weights of their own making
     own = plan.backend in ("torch_cpu", "cuda") and checkpoint is not None
     weights = quantize(plan, checkpoint, work, note) if own and checkpoint else describe_shapes(plan, note)
@@ -98,22 +113,33 @@ def _build(plan: Plan, report: Report) -> Manifest:
         )
     describe_model(plan, checkpoint, work)
     if plan.calibration is not None and checkpoint is not None and not (work / INPUT_SCALES).is_file():
-        _write_json(work / INPUT_SCALES, find_scales(plan, checkpoint, work, note))
-    unified = work / "unified"
+        write_json(work / INPUT_SCALES, find_scales(plan, checkpoint, work, note))
+    unified = work / UNIFIED
     if plan.unified and checkpoint is not None and not unified.is_dir():
         scales = input_scales(work) if plan.recipe.format == "nvfp4" else None
         write_unified(checkpoint, unified, lambda line: note(f"unified  {line}"), plan.recipe.quantize, scales)
     outcome = compiler(plan.backend)(plan, checkpoint, work, note)
     if unified.is_dir():
-        replace_directory(unified, plan.unified_out)
-        size = _size(work_bytes(plan.unified_out))
+        put(unified, plan.unified_out, note)
+        size = _size(folder_bytes(plan.unified_out))
         note(f"unified  {plan.unified_out}: Hugging Face layout with hf_quant_config.json, {size}")
-    (work / _INPUTS).unlink()
-    (work / LOG).write_text("\n".join(log) + "\n")
+    write_text(work / LOG, "\n".join(log) + "\n")
     seconds = round(time.perf_counter() - start, 1)
-    manifest = write_bundle(plan, inputs, outcome, {"weights": weights, "build_seconds": seconds}, work)
-    note(f"bundle   {plan.out}: {_size(work_bytes(plan.out))}, manifest {manifest['manifest_hash'][:12]}")
+    measured = {"weights": weights, "build_seconds": seconds}
+    manifest = write_manifest(work, describe_build(plan, inputs, outcome, measured))
+    put(work, plan.out, note)
+    note(f"bundle   {plan.out}: {_size(folder_bytes(plan.out))}, manifest {manifest['manifest_hash'][:12]}")
     return manifest
+
+
+def needed_bytes(plan: Plan, checkpoint: Checkpoint | None) -> int:
+    """What a build writes, by shapes: weights, graphs that hold them, the quantised checkpoint; and a little more."""
+    if checkpoint is None:
+        return _LITTLE
+    weights = sum(c.bytes for c in count_shapes(plan.arch, plan.recipe))
+    copies = {"tensorrt_rtx": 2, "edge_llm": 2}.get(plan.backend, 1)  # a graph, and what is compiled of it
+    unified = unified_bytes(checkpoint, plan.recipe.quantize, plan.recipe.format) if plan.unified else 0
+    return copies * weights + unified + sum(p.stat().st_size for p in checkpoint.tokenizer_files) + _LITTLE
 
 
 def import_checkpoint(directory: Path, note: Report) -> Checkpoint:
@@ -179,37 +205,51 @@ def find_scales(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) ->
     return scales
 
 
+def generation(plan: Plan, checkpoint: Checkpoint | None) -> tuple[tuple[int, ...], SamplerConfig]:
+    """Ends of sequence and sampler defaults, of ``generation_config.json`` where it says any.
+
+    Raises:
+        FieldError: when it says something else.
+    """
+    values = {} if checkpoint is None else checkpoint.generation_config
+    end = values.get("eos_token_id")
+    ends = plan.arch.eos_token_ids if end is None else tuple(end) if isinstance(end, list) else (end,)
+    last, fix = plan.arch.vocab_size - 1, "correct generation_config.json"
+    good = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= last for i in ends)
+    require(good, "generation_config.json:eos_token_id", end, f"a token id from 0 to {last}, or a list of them", fix)
+    try:
+        return ends, SamplerConfig.from_generation_config(values)
+    except FieldError as error:
+        raise FieldError(f"generation_config.json:{error.field}", error.value, error.allowed, fix) from None
+
+
 def describe_model(plan: Plan, checkpoint: Checkpoint | None, work: Path) -> None:
     """Write what the runtime needs beside the weights: shapes, sampler defaults, tokenizer."""
-    generation_config = {} if checkpoint is None else checkpoint.generation_config
-    end = generation_config.get("eos_token_id")
-    ends = plan.arch.eos_token_ids if end is None else tuple(end) if isinstance(end, list) else (end,)
-    sampler = SamplerConfig.from_generation_config(generation_config)
-    _write_json(work / "architecture.json", plan.arch.with_changes(eos_token_ids=ends, vision_config=None).as_dict())
-    _write_json(work / "sampler.json", asdict(sampler))
+    ends, sampler = generation(plan, checkpoint)
+    write_json(work / "architecture.json", plan.arch.with_changes(eos_token_ids=ends, vision_config=None).as_dict())
+    write_json(work / "sampler.json", asdict(sampler))
     if checkpoint is not None and checkpoint.tokenizer_files:
         (work / "tokenizer").mkdir(exist_ok=True)
         for path in checkpoint.tokenizer_files:
             shutil.copyfile(path, work / "tokenizer" / path.name)
 
 
-def write_bundle(
-    plan: Plan, inputs: dict[str, Any], outcome: Outcome, measured: dict[str, Any], work: Path
-) -> Manifest:
-    """Write the manifest and put the bundle in place."""
-    manifest = {
+def describe_build(plan: Plan, inputs: dict[str, Any], outcome: Outcome, measured: dict[str, Any]) -> Manifest:
+    """What the manifest says beside its files and hashes."""
+    return {
         **inputs,
         "hardware": outcome.hardware,
         "runtime": outcome.runtime,
         "verified": outcome.verified,
         "remaining": outcome.remaining,
-        "measured": {**outcome.measured, **measured},
+        "measured": {**outcome.measured, **measured, "calibration": _named(plan.calibration)},
         "io": outcome.io or _engine_contract(plan),
         "log": LOG,
     }
-    written = write_manifest(work, manifest)
-    replace_directory(work, plan.out)
-    return written
+
+
+def _named(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _engine_contract(plan: Plan) -> dict[str, Any]:
@@ -241,46 +281,22 @@ def build_inputs(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:
         "limits": asdict(plan.limits),
         "compile": plan.compile,
         "calibration": None if plan.calibration is None else file_sha256(plan.calibration),
+        "held_out": None if plan.held_out is None else file_sha256(plan.held_out),
         "largest_loss": plan.largest_loss,
         "checkpoint": source,
         "toolchain": {"python": platform.python_version(), **{p: importlib.metadata.version(p) for p in packages}},
     }
 
 
-def _already_built(plan: Plan, inputs: dict[str, Any]) -> dict[str, Any] | None:
-    """The manifest in place, when it is whole and of the same inputs."""
-    if not (plan.out / MANIFEST).is_file():
-        return None
+def _same_bundle(plan: Plan, inputs: dict[str, Any]) -> Manifest | None:
+    """The manifest of a bundle in place that is of the same inputs, and whole."""
     try:
-        manifest = Bundle.open(plan.out, elsewhere=True).manifest
-    except FieldError:  # damaged: it is built again
+        stated = json.loads((plan.out / MANIFEST).read_text(encoding="utf-8"))
+        if any(stated.get(k) != v for k, v in inputs.items()):
+            return None
+        return Bundle.open(plan.out, elsewhere=True).manifest
+    except (OSError, ValueError, AttributeError):  # none, or a damaged one (a FieldError): it is built again
         return None
-    same = all(manifest.get(k) == v for k, v in inputs.items())
-    # built where its GPU is not, and now it is here: what remained is to be run
-    return manifest if same and not (manifest["remaining"] and plan.sm and has_gpu(plan.sm)) else None
-
-
-def _work_directory(plan: Plan, inputs: dict[str, Any], note: Report) -> Path:
-    """``<out>.partial``, kept from a stopped build of the same inputs, else empty."""
-    work = plan.out.with_name(plan.out.name + ".partial")
-    stamp = json.dumps(inputs, sort_keys=True)
-    if (work / _INPUTS).is_file() and (work / _INPUTS).read_text() == stamp:
-        note(f"resume   {work}")
-    else:
-        shutil.rmtree(work, ignore_errors=True)
-        work.mkdir(parents=True)
-        _reuse_weights(plan, inputs, work)
-        (work / _INPUTS).write_text(stamp)
-    return work
-
-
-def _reuse_weights(plan: Plan, inputs: dict[str, Any], work: Path) -> None:
-    """Take the weights of a bundle of the same inputs, which is built again for what remained to be run."""
-    old = plan.out / MANIFEST
-    if old.is_file():
-        manifest = json.loads(old.read_text())
-        if all(manifest.get(k) == v for k, v in inputs.items()) and (plan.out / "weights").is_dir():
-            shutil.copytree(plan.out / "weights", work / "weights", copy_function=os.link)
 
 
 def sampled_layers(arch: Architecture) -> list[int]:
@@ -297,14 +313,10 @@ def _listed(layers: list[int]) -> str:
     return f"{layers[0]} to {layers[-1]}" if together else ", ".join(map(str, layers))
 
 
-def work_bytes(directory: Path) -> int:
+def folder_bytes(directory: Path) -> int:
     """Bytes of all files below a directory."""
     return sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
 
 
 def _size(count: int) -> str:
     return f"{count / 1e9:.2f} GB" if count >= 1e9 else f"{count / 1e6:.1f} MB"
-
-
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")

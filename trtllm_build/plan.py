@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import CALIBRATION
+from nemo_diffgemma.checkpoint import CALIBRATION, HELD_OUT
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.hydra_config import check_choice, compose_config
 from nemo_diffgemma.models import configured
@@ -17,6 +17,7 @@ from trtllm_build.quantization.recipe import Recipe
 from trtllm_build.runtime.limits import Limits
 
 CONF = Path(__file__).parent / "conf"
+_MEASURE_QUALITY = ("cuda", "tensorrt_rtx")  # backends: they quantise, and answer questions on the CPU
 
 
 @dataclass(frozen=True)
@@ -35,6 +36,7 @@ class Plan:
         limits: what the engine will admit.
         compile: whether to compile the network's pieces ahead of time.
         calibration: conversations (JSONL) to find scales of activations with; None where none are wanted.
+        held_out: conversations (JSONL) with one right answer each, to measure quality on; None where none is.
         largest_loss: of exact match on held-out questions, against float32; a build that loses more fails.
         unified: whether a quantised checkpoint is also written in the unified Hugging Face layout.
         arch: the checkpoint's architecture.
@@ -51,6 +53,7 @@ class Plan:
     limits: Limits
     compile: bool
     calibration: Path | None
+    held_out: Path | None
     largest_loss: float
     unified: bool
     arch: Architecture
@@ -71,6 +74,10 @@ def make_plan(overrides: Sequence[str]) -> Plan:
     for override in overrides:
         check_choice(CONF, override)
     given = dict(o.partition("=")[::2] for o in overrides)
+    for key, value in given.items():
+        fixed = key.startswith("gpu.") and not key.startswith("gpu.limits.")
+        allowed = f"what gpu={given.get('gpu', 'cpu')} says, but for gpu.limits.*"
+        require(not fixed, key, value, allowed, "leave it out, or name another gpu")
     gpu = _gpu_config(given.get("gpu", "cpu"))
     backend = given.get("backend", gpu.backend)
     backends = {gpu.backend: list(gpu.precisions), **gpu.get("others", {})}
@@ -83,9 +90,12 @@ def make_plan(overrides: Sequence[str]) -> Plan:
     config = compose_config(
         CONF, "build", [*(o for o in overrides if not o.startswith("precision=")), f"precision={precision}"]
     )
-    checkpoint, name, arch = _source(config, gpu)
+    paths = {key: _path(config, given, key) for key in ("checkpoint", "out", "calibration", "held_out")}
+    checkpoint, name, arch = _source(config, gpu, paths["checkpoint"])
     usual = config.gpu.get("usual_context") or arch.max_position_embeddings
-    context = config.gpu.limits.context or min(usual, arch.max_position_embeddings)
+    context = config.gpu.limits.context
+    if context is None:
+        context = min(usual, arch.max_position_embeddings)
     limits = Limits(
         context,
         config.gpu.limits.slots,
@@ -125,7 +135,7 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         f"pass gpu.limits.context={arch.max_position_embeddings}",
     )
     built_for = gpu.name if backend == gpu.backend else f"{gpu.name}-{backend}"
-    out = Path(config.out) if config.out else Path("engines") / name / f"{built_for}-{precision}"
+    out = paths["out"] or Path("engines") / name / f"{built_for}-{precision}"
     return Plan(
         checkpoint=checkpoint,
         name=name,
@@ -137,45 +147,76 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         recipe=recipe,
         limits=limits,
         compile=config.compile,
-        calibration=_calibration(config, recipe, backend),
+        calibration=_calibration(paths["calibration"], checkpoint, recipe, backend),
+        held_out=_held_out(paths["held_out"], checkpoint, backend),
         largest_loss=config.largest_loss,
         unified=config.unified and recipe.format is not None and not recipe.static,
         arch=arch,
     )
 
 
-def _source(config: DictConfig, gpu: DictConfig) -> tuple[Path | None, str, Architecture]:
+def _path(config: DictConfig, given: Mapping[str, str], key: str) -> Path | None:
+    """A path as the user wrote it (Hydra takes ``2024`` for a number); None where none was given.
+
+    Raises:
+        FieldError: when it is empty.
+    """
+    if OmegaConf.is_missing(config, key) or config[key] is None:
+        return None
+    value = config[key] if isinstance(config[key], str) else given.get(key, str(config[key]))
+    require(bool(value.strip()), key, value, "a path, or nothing at all", f"pass {key}=PATH, or leave it out")
+    return Path(value)
+
+
+def _source(config: DictConfig, gpu: DictConfig, checkpoint: Path | None) -> tuple[Path | None, str, Architecture]:
     """The checkpoint directory or None, the model's name, its shapes."""
-    missing = OmegaConf.is_missing(config, "checkpoint")
     weights = config.weights
     require(weights in (None, "random"), "weights", weights, "random, or nothing", "pass weights=random")
     if weights is None:
-        if missing:
+        if checkpoint is None:
             fix = "pass checkpoint=DIR; `make train` writes one"
             raise FieldError("checkpoint", None, "a checkpoint directory", fix)
-        checkpoint = Path(config.checkpoint)
         return checkpoint, checkpoint.resolve().name, Architecture.load(checkpoint)
-    require(missing, "checkpoint", config.get("checkpoint"), "none with weights=random", "leave one of them out")
+    fix = "leave one of them out"
+    require(checkpoint is None, "checkpoint", str(checkpoint), "none with weights=random", fix)
     allowed = "a GPU of the cuda backend (h100, h200): random weights are made on it"
     require(gpu.backend == "cuda", "weights", weights, allowed, f"leave weights out, or pass gpu=h100 for {gpu.name}")
     return None, f"random_{config.model}", configured(config.model)
 
 
-def _calibration(config: DictConfig, recipe: Recipe, backend: str) -> Path | None:
+def _calibration(given: Path | None, checkpoint: Path | None, recipe: Recipe, backend: str) -> Path | None:
     """The file that static scales of activations are found with; only where there are any."""
-    given = config.calibration
-    carried = None if config.weights is not None else Path(config.checkpoint) / CALIBRATION
     static = recipe.static or (recipe.format is not None and backend != "cuda")
     if not static:
         allowed = f"nothing: precision={recipe.name} calibrates nothing"
-        require(given is None, "calibration", given, allowed, "leave it out")
+        require(given is None, "calibration", _shown(given), allowed, "leave it out")
         return None
-    if given is None and carried is not None and carried.is_file():
-        return carried
-    good = given is not None and Path(given).is_file() and config.weights is None
+    found = given or _carried(checkpoint, CALIBRATION)
     allowed = f"a JSONL file of conversations, here or as {CALIBRATION} of the checkpoint"
-    require(good, "calibration", given, allowed, "pass calibration=FILE and a checkpoint, or precision=fp8")
-    return Path(given)
+    good = found is not None and found.is_file() and checkpoint is not None
+    require(good, "calibration", _shown(given), allowed, "pass calibration=FILE and a checkpoint, or precision=fp8")
+    return found
+
+
+def _held_out(given: Path | None, checkpoint: Path | None, backend: str) -> Path | None:
+    """The file that quality is measured on; only where it is."""
+    if checkpoint is None or backend not in _MEASURE_QUALITY:
+        what = "random weights have" if checkpoint is None else f"a build for {backend} measures"
+        require(given is None, "held_out", _shown(given), f"nothing: {what} no quality", "leave it out")
+        return None
+    allowed = f"a JSONL file of conversations, here or as {HELD_OUT} of the checkpoint"
+    require(given is None or given.is_file(), "held_out", _shown(given), allowed, "pass held_out=FILE, or leave it out")
+    return given or _carried(checkpoint, HELD_OUT)
+
+
+def _carried(checkpoint: Path | None, name: str) -> Path | None:
+    """A file that lies in the checkpoint's directory."""
+    path = None if checkpoint is None else checkpoint / name
+    return path if path is not None and path.is_file() else None
+
+
+def _shown(path: Path | None) -> str | None:
+    return None if path is None else str(path)
 
 
 def _normal(override: str) -> str:

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
+from nemo_diffgemma.checkpoint import HELD_OUT
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import Question
 from trtllm_build.runtime.engine import Engine
@@ -29,6 +31,13 @@ class Quality:
     def as_dict(self) -> dict[str, Any]:
         """JSON-ready."""
         return {name: round(value, 4) for name, value in asdict(self).items()}
+
+
+def not_measured(held_out: Path | None) -> str:
+    """Why a build measures no quality, as it tells: it has no questions, or no tokenizer to ask them with."""
+    if held_out is None:
+        return f"quality  not measured: no held_out=FILE, and no {HELD_OUT} in the checkpoint"
+    return "quality  not measured: the checkpoint has no tokenizer"
 
 
 def checked_loss(exact: Quality, found: Quality, largest: float) -> float:

@@ -5,10 +5,11 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import Callable
+from glob import escape
 from pathlib import Path
 
 from nemo_diffgemma.errors import FieldError, require
-from trtllm_build.bundle import CONTRACT, MANIFEST, describe
+from trtllm_build.bundle import CONTRACT, INPUTS, MANIFEST, describe
 
 _POLL_S = 2.0
 _REPORT_S = 30.0
@@ -39,6 +40,8 @@ def wait_for_bundle(
         FieldError: when the bundle is for another target, of another contract, or not whole; waiting would not help.
         TimeoutError: when it has not come.
     """
+    good = timeout_s >= 0  # and no NaN, which would never pass
+    require(good, "--timeout", timeout_s, "seconds, 0 or more", "pass --timeout 3600, or leave it out to look once")
     path = directory / MANIFEST
     start = clock()
     said = None
@@ -59,22 +62,25 @@ def wait_for_bundle(
 
 def _seen(directory: Path) -> str:
     """What there is instead of the bundle."""
-    partial = directory.with_name(directory.name + ".partial")
-    if partial.is_dir():
-        files = [p for p in partial.rglob("*") if p.is_file()]
-        return f"a build is under way ({len(files)} files so far)"
-    return "no build has begun" if directory.parent.is_dir() else f"{directory.parent} does not exist"
+    place = directory.resolve()
+    if not place.parent.is_dir():
+        return f"{directory.parent} does not exist"
+    works = [path for path in place.parent.glob(f".{escape(place.name)}.*.partial") if (path / INPUTS).is_file()]
+    if works:
+        files = [p for work in works for p in work.rglob("*") if p.is_file()]
+        return f"a build is under way, or was stopped ({len(files)} files so far)"
+    return "no build has begun"
 
 
 def _check(path: Path, gpu: str) -> None:
     rebuild = f"build it again with `diffgemma-engine build gpu={gpu} checkpoint=DIR out={path.parent}`"
     try:
-        manifest = json.loads(path.read_text())
-        contract, built_for, hardware = manifest["contract"], manifest["gpu"], manifest["hardware"]
-    except (ValueError, KeyError, TypeError) as error:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+        contract, built_for, hardware = manifest["contract"], manifest["gpu"], describe(manifest["hardware"])
+    except (ValueError, KeyError, TypeError, IndexError) as error:
         raise FieldError(
             "engine:manifest.json", f"{type(error).__name__}: {error}", "a whole manifest", rebuild
         ) from None
     require(contract == CONTRACT, "engine:contract", contract, f"contract version {CONTRACT}", rebuild)
-    found = f"{built_for}, for {describe(hardware)}"
+    found = f"{built_for}, for {hardware}"
     require(built_for == gpu, "engine:gpu", found, f"{gpu}, which this pod or machine is meant for", rebuild)

@@ -14,7 +14,8 @@ import pytest
 from nemo_diffgemma.errors import FieldError
 from trtllm_build.bundle import CONTRACT
 from trtllm_build.cli import main
-from trtllm_build.lock import locked
+from trtllm_build.out import one_build_at_a_time as locked
+from trtllm_build.out import work_directory
 from trtllm_build.wait import wait_for_bundle
 
 
@@ -68,15 +69,15 @@ def test_it_ends_when_the_manifest_is_there(out: Path) -> None:
 def test_it_says_what_there_is_instead(out: Path) -> None:
     clock = Clock()
     clock.events[10] = lambda: out.parent.mkdir()
-    clock.events[50] = lambda: (out.parent / f"{out.name}.partial" / "weights").mkdir(parents=True)
-    clock.events[70] = lambda: (out.parent / f"{out.name}.partial" / "weights" / "head.safetensors").touch()
+    clock.events[50] = lambda: work_directory(out, '{"gpu": "h100"}', print)
+    clock.events[70] = lambda: (work_directory(out, '{"gpu": "h100"}', print) / "architecture.json").touch()
     clock.events[95] = lambda: write(out)
     said = wait(out, 3600, clock)
-    assert [line.rpartition(", ")[2] for line in said[:-1]] == [
+    assert [line.partition(" s, ")[2] for line in said[:-1]] == [
         f"{out.parent} does not exist",
         "no build has begun",
-        "a build is under way (0 files so far)",
-        "a build is under way (1 files so far)",
+        "a build is under way, or was stopped (1 files so far)",
+        "a build is under way, or was stopped (2 files so far)",
     ]
 
 
@@ -119,6 +120,16 @@ def test_an_older_contract_or_half_a_manifest_is_refused(out: Path) -> None:
     (out / "manifest.json").write_text("{}")
     with pytest.raises(FieldError, match=r"engine:manifest\.json: \"KeyError: 'contract'\""):
         wait(out, 3600, Clock())
+    for hardware in ({}, {"kind": "cuda"}, {"kind": "cuda", "name": "", "sm": 90}, None, []):
+        (out / "manifest.json").write_text(json.dumps({"contract": CONTRACT, "gpu": "h100", "hardware": hardware}))
+        with pytest.raises(FieldError, match=r"engine:manifest\.json: .* a whole manifest"):
+            wait(out, 3600, Clock())
+
+
+@pytest.mark.parametrize("seconds", [-1.0, float("nan")])
+def test_no_time_to_wait(out: Path, seconds: float) -> None:
+    with pytest.raises(FieldError, match="--timeout: .* seconds, 0 or more"):
+        wait(out, seconds, Clock())
 
 
 def test_the_command(out: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -157,7 +168,7 @@ def test_a_second_build_of_the_same_bundle_waits(out: Path) -> None:
         order.append("first")
     thread.join(10)
     assert order == ["another bundle", "first", "second"]
-    assert said == [f"wait     {out}.lock: another build of this bundle is under way"]
+    assert said == [f"wait     {out}: another build of this bundle is under way"]
 
 
 def test_a_file_system_without_locks_is_no_obstacle(out: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -169,4 +180,5 @@ def test_a_file_system_without_locks_is_no_obstacle(out: Path, monkeypatch: pyte
     monkeypatch.setattr(fcntl, "flock", refuse)
     with locked(out, said.append):
         pass
-    assert said == [f"warning  {out}.lock: this file system has no locks; nothing else may build this bundle now"]
+    lock = out.with_name(f".{out.name}.diffgemma.lock")
+    assert said == [f"warning  {lock}: this file system has no locks; nothing else may build this bundle now"]

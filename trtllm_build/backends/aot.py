@@ -17,6 +17,7 @@ from torch import Tensor, nn
 from torch.export import Dim
 
 from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.files import follow_umask
 from trtllm_build.network.linear import is_large
 from trtllm_build.network.pieces import (
     PIECES,
@@ -63,6 +64,7 @@ def compile_pieces(arch: Architecture, weights: NetworkWeights, folder: Path, pr
             progress(example.name)
             partial = folder / f"partial_{target.name}"
             _compile(getattr(eager, example.name), example, partial)
+            follow_umask(partial)
             partial.rename(target)
 
 

@@ -10,7 +10,7 @@ from typing import Any
 
 import torch
 
-from nemo_diffgemma.checkpoint import HELD_OUT, Checkpoint
+from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import read_questions
 from trtllm_build.backends.cuda.backend import Cuda
@@ -24,7 +24,7 @@ from trtllm_build.bundle import Bundle, has_gpu, input_scales, on_cpu
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.plan import Plan
 from trtllm_build.providers.tensorrt_llm.build import LIBRARY
-from trtllm_build.quality import QUESTIONS, Quality, answer, checked_loss
+from trtllm_build.quality import QUESTIONS, Quality, answer, checked_loss, not_measured
 from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.reference import Precision
 from trtllm_build.runtime.engine import Engine
@@ -44,8 +44,9 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
     measured = {} if checkpoint is None else simulate(plan, checkpoint, work, note)
     if not has_gpu(plan.sm):
         source = "WEIGHTS=random" if checkpoint is None else f"CHECKPOINT={plan.checkpoint}"
-        calibration = "" if plan.calibration is None else f" CALIBRATION={plan.calibration}"
-        command = f"make engine GPU={plan.gpu} {source} PRECISION={plan.recipe.name}{calibration}"
+        files = {"CALIBRATION": plan.calibration, "HELD_OUT": plan.held_out}
+        named = "".join(f" {name}={path}" for name, path in files.items() if path is not None)
+        command = f"make engine GPU={plan.gpu} {source} PRECISION={plan.recipe.name}{named}"
         note(f"compile  no {hardware['name']} (SM {plan.sm}) here: kernels are not measured, nothing ran on the device")
         note(f"compile  what remains: on a machine with that GPU run `{command}` (tunes, captures, verifies)")
         remaining = ["choose kernel providers", "capture CUDA graphs", "compare with the reference on the device"]
@@ -81,11 +82,10 @@ def simulate(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict
 def _quality(
     plan: Plan, checkpoint: Checkpoint, bundle: Bundle, weights: DeviceWeights, note: Note
 ) -> dict[str, Any] | None:
-    path = checkpoint.directory / HELD_OUT
-    if not path.is_file() or bundle.tokenizer_directory is None:
-        note(f"quality  not measured: the checkpoint has no {HELD_OUT} (conversations kept from training)")
+    if plan.held_out is None or bundle.tokenizer_directory is None:
+        note(not_measured(plan.held_out))
         return None
-    questions = read_questions(path)[:QUESTIONS]
+    questions = read_questions(plan.held_out)[:QUESTIONS]
     found: dict[str, Quality] = {}
     for name in dict.fromkeys(("fp32", "bf16", plan.recipe.name)):
         own = name == plan.recipe.name
@@ -99,7 +99,8 @@ def _quality(
         )
     loss = checked_loss(found["fp32"], found[plan.recipe.name], plan.largest_loss)
     figures = {name: quality.as_dict() for name, quality in found.items()}
-    return {"questions": len(questions), **figures, "loss": loss, "largest_loss": plan.largest_loss}
+    asked = {"held_out": str(plan.held_out), "questions": len(questions)}
+    return {**asked, **figures, "loss": loss, "largest_loss": plan.largest_loss}
 
 
 def _simulated(bundle: Bundle, weights: DeviceWeights) -> Cuda:

@@ -20,8 +20,9 @@ from torch import Tensor
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import TOKENIZER_FILES, Checkpoint
 from nemo_diffgemma.errors import require
+from nemo_diffgemma.files import write_json
 from nemo_diffgemma.weight_files import Shape
-from trtllm_build.quantization.shards import Entry, write_json, write_shards
+from trtllm_build.quantization.shards import Entry, write_shards
 
 NVFP4 = "NVFP4"
 QUANT_CONFIG = "hf_quant_config.json"

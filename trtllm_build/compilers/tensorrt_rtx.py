@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from nemo_diffgemma.checkpoint import HELD_OUT, Checkpoint
+from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import read_questions
 from trtllm_build.backends.torch_cpu import TorchCpu
@@ -24,7 +24,7 @@ from trtllm_build.compilers import Note, Outcome
 from trtllm_build.network.pieces import eager_pieces
 from trtllm_build.network.weights import HEAD
 from trtllm_build.plan import Plan
-from trtllm_build.quality import QUESTIONS, answer, checked_loss
+from trtllm_build.quality import QUESTIONS, answer, checked_loss, not_measured
 from trtllm_build.quantization.activations import rounding_by_product
 from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.reference import Precision
@@ -120,12 +120,14 @@ def _quality(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict
     """Exact match with the plan's weights, and float32's; activations are not rounded in this."""
     from trtllm_build.lowering.weights import reader, widened_weights
 
-    path = checkpoint.directory / HELD_OUT
     bundle = Bundle.unfinished(work, on_cpu(plan.limits), {})
-    if not path.is_file() or bundle.tokenizer_directory is None or not fits_in_memory(checkpoint):
-        note(f"quality  not measured: no {HELD_OUT} or tokenizer in the checkpoint, or no memory for it")
+    if plan.held_out is None or bundle.tokenizer_directory is None:
+        note(not_measured(plan.held_out))
         return None
-    questions = read_questions(path)[:QUESTIONS]
+    if not fits_in_memory(checkpoint):
+        note("quality  not measured: the model in float32 does not fit into this machine's memory")
+        return None
+    questions = read_questions(plan.held_out)[:QUESTIONS]
     found = {}
     for recipe in (named_recipe("fp32"), plan.recipe):
         weights = widened_weights(plan.arch, reader(checkpoint), recipe)
@@ -137,7 +139,12 @@ def _quality(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict
             f"exact, {found[recipe.name].steps_per_canvas:.2f} steps a canvas"
         )
     loss = checked_loss(found["fp32"], found[plan.recipe.name], plan.largest_loss)
-    return {"questions": len(questions), "loss": loss, **{name: q.as_dict() for name, q in found.items()}}
+    return {
+        "held_out": str(plan.held_out),
+        "questions": len(questions),
+        "loss": loss,
+        **{name: q.as_dict() for name, q in found.items()},
+    }
 
 
 def _ports(plan: Plan) -> dict[str, Any]:

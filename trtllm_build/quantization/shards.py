@@ -9,12 +9,13 @@ from __future__ import annotations
 import json
 import math
 import struct
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
 
+from nemo_diffgemma.files import new_file, write_json
 from nemo_diffgemma.weight_files import INDEX, Shape
 
 # what safetensors calls a dtype, by torch's
@@ -77,9 +78,10 @@ def write_shards(
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def write_json(path: Path, value: object) -> None:
-    """Write a JSON file, indented, keys in order."""
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+def write_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
+    """Write one file, whole or not at all; its mode is that of any new file, which safetensors' own would not be."""
+    entries = [Entry(name, DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()]
+    _write(path, entries, iter(tensors.items()))
 
 
 def _split(entries: Sequence[Entry], max_bytes: int) -> Iterator[list[Entry]]:
@@ -110,7 +112,7 @@ def _write(path: Path, shard: list[Entry], stream: Iterator[tuple[str, torch.Ten
         }
     text = json.dumps(header, separators=(",", ":")).encode()
     text += b" " * (-len(text) % _ALIGNMENT)
-    with path.open("wb") as file:
+    with new_file(path) as file:
         file.write(struct.pack("<Q", len(text)) + text)
         begin = file.tell()
         for entry in shard:

@@ -12,6 +12,7 @@ from __future__ import annotations
 import json
 import re
 import shutil
+import uuid
 from collections.abc import Callable, Collection, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,13 +23,13 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import DECODER, Checkpoint
-from nemo_diffgemma.checkpoint_writer import replace_directory
 from nemo_diffgemma.errors import require
+from nemo_diffgemma.files import check_replaceable, file_entries, partial_directory, put_in_place, write_json
 from nemo_diffgemma.weight_files import Shape
 from trtllm_build.kernels.fp8 import DTYPE, quantize_rows_reference
 from trtllm_build.network.weights import layer_file
 from trtllm_build.quantization.nvfp4 import BLOCK, LARGEST, Nvfp4, quantize_nvfp4
-from trtllm_build.quantization.shards import DTYPES, Entry, write_json, write_shards
+from trtllm_build.quantization.shards import DTYPES, Entry, write_shards
 
 # class of tensors, as in conf/precision -> the module of a layer that holds it
 MODULES = {"attention": "self_attn", "mlp": "mlp", "experts": "experts"}
@@ -41,6 +42,7 @@ _MATRIX = re.compile(re.escape(DECODER) + r"layers\.\d+\.(\w+)\.\w+_proj(\.weigh
 _HALVES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 # a reader that builds the encoder's modules of their own looks the exclusions up under their names
 _STACKS = (f"{DECODER}layers", "model.encoder.language_model.layers")
+MANIFEST = "manifest.json"
 _COPIED = ("generation_config.json", "processor_config.json", "preprocessor_config.json")
 
 
@@ -52,7 +54,7 @@ def write_unified(
     nvfp4_scales: Mapping[str, float] | None = None,
     max_shard_bytes: int = 5 * 2**30,
 ) -> Path:
-    """Write ``checkpoint`` quantised beside ``directory`` and put it in place with one rename.
+    """Write ``checkpoint`` quantised beside ``directory``, with a manifest of its files, and put it in place at once.
 
     Every matrix of a quantised class becomes in fp8 ``weight [out, in]`` in float8_e4m3fn and ``weight_scale [out]`` in
     float32, without an ``input_scale``: activations are scaled per token at run time. In nvfp4 ``weight [out, in / 2]``
@@ -63,7 +65,7 @@ def write_unified(
 
     Args:
         checkpoint: what to quantise.
-        directory: where to; replaced when it exists.
+        directory: where to; one that was written here before is replaced.
         report: called with a line for every shard written.
         quantized: classes to quantise, of ``MODULES``; of nvfp4 only experts.
         nvfp4_scales: of what products read, their largest magnitude over 448: quantise to nvfp4; None for fp8.
@@ -73,27 +75,49 @@ def write_unified(
         ``directory``.
 
     Raises:
-        FieldError: when no class or an unknown one is named, ``directory`` is the checkpoint's own, a tensor is
-            stored in an integer or a wider dtype, or one holds NaN or infinity.
+        FieldError: when no class or an unknown one is named, ``directory`` holds anything else than what was written
+            here, a tensor is stored in an integer or a wider dtype, or one holds NaN or infinity.
     """
     known = bool(quantized) and set(quantized) <= set(MODULES)
     require(known, "quantized", list(quantized), f"one or more of {', '.join(MODULES)}", "name the classes to quantise")
     directory = Path(directory)
     other = directory.resolve() != checkpoint.directory.resolve()
     require(other, "directory", str(directory), "any but the checkpoint's own", "name another directory")
-    partial = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(partial, ignore_errors=True)
+    check_replaceable(directory, MANIFEST, "directory")
+    partial = partial_directory(directory, uuid.uuid4().hex)
     partial.mkdir(parents=True)
+    try:
+        _fill(partial, checkpoint, report, quantized, nvfp4_scales, max_shard_bytes)
+        put_in_place(partial, directory, MANIFEST, "directory")
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)
+        raise
+    return directory
+
+
+def unified_bytes(checkpoint: Checkpoint, quantized: Collection[str], format_: str | None) -> int:
+    """Bytes of the tensors that :func:`write_unified` writes."""
+    return sum(e.nbytes for e in _entries(checkpoint, {MODULES[name] for name in quantized}, format_ == "nvfp4"))
+
+
+def _fill(
+    folder: Path,
+    checkpoint: Checkpoint,
+    report: Callable[[str], None],
+    quantized: Collection[str],
+    nvfp4_scales: Mapping[str, float] | None,
+    max_shard_bytes: int,
+) -> None:
     modules = {MODULES[name] for name in quantized}
     entries = list(_entries(checkpoint, modules, nvfp4_scales is not None))
-    write_shards(partial, entries, _tensors(checkpoint, modules, nvfp4_scales), max_shard_bytes, report)
+    write_shards(folder, entries, _tensors(checkpoint, modules, nvfp4_scales), max_shard_bytes, report)
     exclusions = excluded_modules(checkpoint.arch, quantized)
-    _write_configs(checkpoint.directory, partial, exclusions, "fp8" if nvfp4_scales is None else "nvfp4")
+    _write_configs(checkpoint.directory, folder, exclusions, "fp8" if nvfp4_scales is None else "nvfp4")
     for path in [*(checkpoint.directory / name for name in _COPIED), *checkpoint.tokenizer_files]:
         if path.is_file():
-            shutil.copyfile(path, partial / path.name)
-    replace_directory(partial, directory)
-    return directory
+            shutil.copyfile(path, folder / path.name)
+    made_of = {"sha256": checkpoint.sha256}
+    write_json(folder / MANIFEST, {"checkpoint": made_of, "files": file_entries(folder, MANIFEST)})
 
 
 def excluded_modules(arch: Architecture, quantized: Collection[str]) -> list[str]:

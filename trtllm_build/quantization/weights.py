@@ -8,7 +8,6 @@ from pathlib import Path
 
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
@@ -19,6 +18,7 @@ from trtllm_build.kernels.fp8 import Fp8, Rows, quantize_rows_reference
 from trtllm_build.network.weights import SCALE, weight_files
 from trtllm_build.quantization.nvfp4 import BLOCK
 from trtllm_build.quantization.recipe import FORMATS, Recipe, class_of
+from trtllm_build.quantization.shards import write_file
 
 _FP8 = FORMATS["fp8"]
 BITS = {"float32": 32, "bfloat16": 16, _FP8: 8, FORMATS["nvfp4"]: 4}
@@ -97,10 +97,8 @@ def write_weights(checkpoint: Checkpoint, recipe: Recipe, folder: Path, progress
         for ours, theirs in names.items():
             rows = stored_rows(ours, checkpoint.tensor(theirs), recipe)
             tensors |= {ours: rows.values, ours + SCALE: rows.scale} if isinstance(rows, Fp8) else {ours: rows}
-        partial = target.with_suffix(".partial")
-        save_file(tensors, partial)
+        write_file(target, tensors)
         del tensors
-        partial.rename(target)
         progress(f"{number}/{len(files)} {file}")
 
 

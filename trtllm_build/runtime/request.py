@@ -52,9 +52,14 @@ class SamplerConfig:
 
     @classmethod
     def from_generation_config(cls, values: Mapping[str, Any]) -> Self:
-        """Read what a checkpoint's ``generation_config.json`` sets; the rest keeps the released defaults."""
+        """Read what a checkpoint's ``generation_config.json`` sets; the rest keeps the released defaults.
+
+        Raises:
+            FieldError: on a value out of range, or of another kind.
+        """
         known = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
         sampler = values.get("sampler_config") or {}
+        require(isinstance(sampler, dict), "sampler_config", sampler, "an object", "remove it")
         if sampler.get("entropy_bound") is not None:
             known["entropy_bound"] = sampler["entropy_bound"]
         return cls(**known)
