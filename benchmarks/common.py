@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import json
 import platform
+import sys
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from rich.console import Console
@@ -16,7 +17,7 @@ from rich.table import Table
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
 from nemo_diffgemma.checkpoint import HELD_OUT, text_tensors
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
-from nemo_diffgemma.errors import require
+from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.questions import Question, read_questions
 from trtllm_build import Engine, load_engine
 from trtllm_build.pipeline import build
@@ -57,6 +58,22 @@ def built_engine(checkpoint: Path, name: str, *overrides: str) -> Path:
     out = OUT / name
     build(make_plan(["gpu=cpu", f"checkpoint={checkpoint}", f"out={out}", *overrides]), _say)
     return out
+
+
+def run(main: Callable[[], None]) -> NoReturn:
+    """Run a benchmark as a command: a user's mistake is one line and status 2, a file's failure one line and 1."""
+    try:
+        main()
+    except FieldError as error:
+        status, said = 2, f"error: {error}"
+    except OSError as error:
+        status, said = 1, f"error: {error}"
+    except KeyboardInterrupt:
+        status, said = 130, "stopped: interrupted"
+    else:
+        raise SystemExit(0)
+    print(said, file=sys.stderr)
+    raise SystemExit(status)
 
 
 def demo() -> tuple[Engine, list[Question]]:

@@ -20,7 +20,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from benchmarks.common import console, show
+from benchmarks.common import console, run, show
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import text_tensors
 from nemo_diffgemma.models import RELEASED, configured
@@ -106,4 +106,4 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

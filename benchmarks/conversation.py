@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import built_engine, random_checkpoint, show
+from benchmarks.common import built_engine, random_checkpoint, run, show
 from benchmarks.long_prompt import shapes
 from trtllm_build import Engine, load_engine
 from trtllm_build.runtime.engine import Generation
@@ -59,4 +59,4 @@ def row(what: str, result: Generation) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

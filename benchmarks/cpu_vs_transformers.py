@@ -16,7 +16,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import architecture, built_engine, console, memory, random_checkpoint, reset_peak, show
+from benchmarks.common import architecture, built_engine, console, memory, random_checkpoint, reset_peak, run, show
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint
 from trtllm_build import Engine, load_engine
@@ -217,4 +217,4 @@ def best_ms(run: Callable[[], object]) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

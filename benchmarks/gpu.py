@@ -19,10 +19,9 @@ from typing import Any
 import torch
 
 from benchmarks import gpu_transformers
-from benchmarks.common import OUT, architecture, console, show
+from benchmarks.common import OUT, architecture, console, run, show
 from benchmarks.gpu_picture import write_picture
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.errors import FieldError
 from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.cuda.backend import Cuda
 from trtllm_build.backends.cuda.ops import reference_ops
@@ -250,7 +249,4 @@ def rehearsal_engine() -> Engine:
 
 
 if __name__ == "__main__":
-    try:
-        main()
-    except FieldError as error:
-        raise SystemExit(f"error: {error}") from None
+    run(main)

@@ -10,7 +10,7 @@ import random
 import time
 from collections import Counter
 
-from benchmarks.common import demo, show
+from benchmarks.common import demo, run, show
 from trtllm_build.runtime.request import Request
 from trtllm_build.runtime.scheduler import Job, QueueFull, Scheduler
 
@@ -104,4 +104,4 @@ def real(count: int) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

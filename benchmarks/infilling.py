@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import Any
 
-from benchmarks.common import built_engine, demo, random_checkpoint, show
+from benchmarks.common import built_engine, demo, random_checkpoint, run, show
 from benchmarks.cpu_vs_transformers import shapes
 from trtllm_build import Engine, load_engine
 from trtllm_build.runtime.engine import Generation
@@ -83,4 +83,4 @@ def step_seconds(engine: Engine, prompt: list[int], width: int) -> float:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.common import architecture, built_engine, console, memory, random_checkpoint, reset_peak, show
+from benchmarks.common import architecture, built_engine, console, memory, random_checkpoint, reset_peak, run, show
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build import load_engine
 
@@ -82,4 +82,4 @@ def measure(directory: str, length: int) -> dict[str, Any]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -16,7 +16,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks.common import OUT, console, show
+from benchmarks.common import OUT, console, run, show
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
 from nemo_diffgemma.checkpoint import text_tensors
 from nemo_diffgemma.files import write_json
@@ -106,4 +106,4 @@ def write(directory: Path, arch: Architecture) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

@@ -20,7 +20,7 @@ from typing import Any
 from scipy.stats import quantile_test
 
 from benchmarks.closed_loops import Measured, Work, in_process, load, refused, through_server
-from benchmarks.common import built_engine, console, random_checkpoint, show
+from benchmarks.common import built_engine, console, random_checkpoint, run, show
 from benchmarks.processes import ENGINE, cpu_s, held_up, tree, turns
 from nemo_diffgemma.checkpoint import HELD_OUT
 from nemo_diffgemma.errors import require
@@ -167,4 +167,4 @@ def _random() -> tuple[Path, Work, str]:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

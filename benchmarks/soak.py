@@ -20,7 +20,7 @@ from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
 
-from benchmarks.common import OUT, show
+from benchmarks.common import OUT, run, show
 from benchmarks.processes import Watch, resident, tree
 from benchmarks.soak_picture import write_picture
 from benchmarks.soak_requests import Known, known
@@ -228,4 +228,4 @@ async def _fill(url: str, slots: int, request: Known) -> bool:
 
 
 if __name__ == "__main__":
-    main()
+    run(main)

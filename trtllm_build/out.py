@@ -49,9 +49,12 @@ def check_place(folder: Path, sources: list[Path]) -> None:
 
 
 def check_space(folder: Path, needed: int) -> None:
-    """Refuse a folder whose volume has fewer than ``needed`` bytes left."""
+    """Refuse a folder whose volume has fewer than ``needed`` bytes left.
+
+    What stopped builds of the bundle left there counts as free: it is taken up, or removed.
+    """
     above = existing(folder.resolve())
-    free = shutil.disk_usage(above).free
+    free = shutil.disk_usage(above).free + sum(folder_bytes(left) for left in _left_behind(folder))
     require(
         needed <= free,
         "out",
@@ -59,6 +62,11 @@ def check_space(folder: Path, needed: int) -> None:
         f"a volume with {needed / 1e9:.1f} GB left, which the bundle takes",
         "free some, or pass out=DIR on a larger volume",
     )
+
+
+def folder_bytes(directory: Path) -> int:
+    """Bytes of all files below a directory."""
+    return sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
 
 
 def existing(path: Path) -> Path:

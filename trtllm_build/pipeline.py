@@ -37,7 +37,7 @@ from trtllm_build.bundle import (
 )
 from trtllm_build.compilers import Outcome, compiler
 from trtllm_build.network.cache import cache_bytes
-from trtllm_build.out import check_place, check_space, one_build_at_a_time, put, work_directory
+from trtllm_build.out import check_place, check_space, folder_bytes, one_build_at_a_time, put, work_directory
 from trtllm_build.plan import Plan
 from trtllm_build.quantization.unified import unified_bytes, write_unified
 from trtllm_build.quantization.weights import (
@@ -91,14 +91,16 @@ def _build(plan: Plan, report: Report) -> Manifest:
             read = len(read_questions(path))
             require(read > 0, field, str(path), "at least one conversation in it", f"pass {field}=FILE with some")
     generation(plan, checkpoint)
+    if not (plan.out / MANIFEST).is_file():  # before the checkpoint is hashed, unless there may be nothing to do
+        check_space(plan.out, needed_bytes(plan, checkpoint))
     inputs = build_inputs(plan, checkpoint)
     there = _same_bundle(plan, inputs)
     # built where its GPU is not, and now it is here: what remained is to be run
     if there is not None and not (there["remaining"] and plan.sm and has_gpu(plan.sm)):
         note(f"bundle   {plan.out} is up to date: nothing to do")
         return there
+    check_space(plan.out, needed_bytes(plan, checkpoint))
     work = work_directory(plan.out, json.dumps(inputs, sort_keys=True), note)
-    check_space(plan.out, needed_bytes(plan, checkpoint) - folder_bytes(work))
     if there is not None and (plan.out / "weights").is_dir() and not (work / "weights").exists():
         shutil.copytree(plan.out / "weights", work / "weights", copy_function=os.link)
     # the others' files hold weights of their own making
@@ -311,11 +313,6 @@ def _listed(layers: list[int]) -> str:
     """``0 to 5`` or ``0, 5, 29``."""
     together = layers == list(range(layers[0], layers[-1] + 1)) and len(layers) > 1
     return f"{layers[0]} to {layers[-1]}" if together else ", ".join(map(str, layers))
-
-
-def folder_bytes(directory: Path) -> int:
-    """Bytes of all files below a directory."""
-    return sum(p.stat().st_size for p in directory.rglob("*") if p.is_file())
 
 
 def _size(count: int) -> str:

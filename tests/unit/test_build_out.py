@@ -7,22 +7,26 @@ import os
 import resource
 import shutil
 import signal
+import struct
 import subprocess
 import sys
 import time
 from collections.abc import Iterator
+from math import prod
 from pathlib import Path
 
 import pytest
 from safetensors.torch import load_file
 
+from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.files import partial_directory
+from nemo_diffgemma.models import RELEASED, configured
 from tests.support import random_checkpoint, small_architecture
 from trtllm_build.bundle import INPUTS, MANIFEST, Bundle
 from trtllm_build.cli import main
 from trtllm_build.out import check_space, work_directory
-from trtllm_build.pipeline import build
+from trtllm_build.pipeline import build, needed_bytes
 from trtllm_build.plan import make_plan
 
 
@@ -169,6 +173,29 @@ def test_a_volume_that_is_too_small(tmp_path: Path) -> None:
         FieldError, match=r"out: '.*/a/b, with .* GB left on its volume' .* which the bundle takes; fix"
     ):
         check_space(tmp_path / "a" / "b", 2 * free + 2**30)
+
+
+def test_what_the_released_model_takes_is_known_beforehand(tmp_path: Path) -> None:
+    """From a checkpoint of its shapes: a file of 50 GB with nothing in it."""
+    arch, header, end = configured(RELEASED), {}, 0
+    for name, shape in text_tensors(arch).items():
+        start, end = end, end + 2 * prod(shape)
+        header[name] = {"dtype": "BF16", "shape": list(shape), "data_offsets": [start, end]}
+    text = json.dumps(header).encode()
+    with (tmp_path / "model.safetensors").open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + end)
+    (tmp_path / "config.json").write_text(json.dumps(arch.with_changes(vision_config=None).to_hf("bfloat16")))
+    checkpoint = Checkpoint(tmp_path)
+
+    def needed(*given: str) -> float:
+        return needed_bytes(make_plan([*given, f"checkpoint={tmp_path}"]), checkpoint) / 1e9
+
+    assert needed("gpu=cpu", "precision=fp32") == pytest.approx(101, abs=0.5)
+    assert needed("gpu=cpu", "precision=bf16") == pytest.approx(50.6, abs=0.5)
+    assert needed("gpu=h100") == pytest.approx(26.1 + 26.1, abs=0.5)  # with the unified layout
+    assert needed("gpu=h100", "unified=false") == pytest.approx(26.1, abs=0.5)
+    assert needed("gpu=dgx-spark", "precision=bf16") == pytest.approx(2 * 50.6, abs=0.5)
 
 
 # -- what is built again ---------------------------------------------------------------------------------------------
