@@ -64,7 +64,7 @@ def text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     files = train_tokenizer([" ".join(words)] * 3, 300, folder / "tokenizer")
     arch = small_architecture(vocab_size=300, canvas_length=16, eos_token_ids=(1, SPECIAL_TOKENS.index("<turn|>")))
     config = GENERATION_CONFIG | {"eos_token_id": list(arch.eos_token_ids)}
-    return write_checkpoint(folder / "model", arch, random_tensors(arch, 7), config, files)
+    return write_checkpoint(folder / "model", arch, random_tensors(arch, 7), config, {p.name: p for p in files})
 
 
 @pytest.fixture(scope="session")
@@ -77,6 +77,7 @@ def exported_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         "data.generate.examples=3000",
         "data.generate.held_out=40",
         "parallel.accelerator=cpu",
+        "output_conversations=true",
     ]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stdout + done.stderr

@@ -23,6 +23,19 @@ GENERATION_CONFIG: dict[str, Any] = {
     "bos_token_id": 2,
     "eos_token_id": [1],
 }
+# The smallest vision tower that transformers accepts with a DiffusionGemma.
+SMALL_VISION: dict[str, Any] = {
+    "model_type": "gemma4_vision",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "patch_size": 4,
+    "position_embedding_size": 16,
+    "pooling_kernel_size": 1,
+}
 
 
 def small_architecture(**changes: Any) -> Architecture:
@@ -93,4 +106,5 @@ def random_tensors(arch: Architecture, seed: int) -> dict[str, torch.Tensor]:
 
 def random_checkpoint(directory: Path, arch: Architecture, seed: int = 0, tokenizer_files: Iterable[Path] = ()) -> Path:
     """A whole checkpoint of random weights."""
-    return write_checkpoint(directory, arch, random_tensors(arch, seed), GENERATION_CONFIG, tokenizer_files)
+    files = {path.name: path for path in tokenizer_files}
+    return write_checkpoint(directory, arch, random_tensors(arch, seed), GENERATION_CONFIG, files)

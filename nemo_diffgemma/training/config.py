@@ -13,6 +13,7 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.hydra_config import compose_config
+from nemo_diffgemma.training.processes import processes_started
 
 CONF = Path(__file__).parent.parent / "conf"
 DTYPES = ("float32", "bfloat16")
@@ -92,9 +93,11 @@ class TrainConfig:
     optim: Optim
     run: Path
     output: Path
-    output_dtype: str
+    output_dtype: str | None
+    output_conversations: bool
     init_from: Path | None
-    resume: bool
+    resume: str
+    log_git: bool
     seed: int
     log_every: int
     validate_every: int
@@ -127,16 +130,19 @@ def parse_config(config: DictConfig) -> TrainConfig:
     init_from = _path(values["init_from"])
     # a checkpoint knows its own shapes, so the model group is only for models that start from nothing
     arch = Architecture.load(init_from) if init_from else Architecture.from_dict(values["model"])
+    dtype = values["output_dtype"]
     parsed = TrainConfig(
         arch=arch,
         data=_data(values["data"], init_from),
         parallel=_parallel(values["parallel"], arch),
         optim=_optim(values["optim"]),
-        run=Path(values["run"]),
-        output=Path(values["output"]),
-        output_dtype=_one_of("output_dtype", values["output_dtype"], DTYPES),
+        run=_folder("run", values["run"]),
+        output=_folder("output", values["output"]),
+        output_dtype=None if dtype is None else _one_of("output_dtype", dtype, DTYPES),
+        output_conversations=_flag("output_conversations", values["output_conversations"]),
         init_from=init_from,
-        resume=_flag("resume", values["resume"]),
+        resume=_one_of("resume", str(values["resume"]).lower(), ("false", "true", "auto")),
+        log_git=_flag("log_git", values["log_git"]),
         seed=_count("seed", values["seed"], 0),
         **{name: _count(name, values[name]) for name in ("log_every", "validate_every", "checkpoint_every")},
         threads=None if values["threads"] is None else _count("threads", values["threads"]),
@@ -151,6 +157,20 @@ def _check_together(config: TrainConfig) -> None:
     require(batch % world == 0, "data.batch", batch, f"a multiple of the {world} processes", f"pass data.batch={world}")
     limit = arch.max_position_embeddings
     require(longest <= limit, "data.max_tokens", longest, f"at most {limit} (model)", f"pass data.max_tokens={limit}")
+    run, output = config.run.resolve(), config.output.resolve()
+    apart = output != run and output not in run.parents
+    allowed = f"a folder that run={config.run} does not lie in"
+    require(apart, "output", str(config.output), allowed, f"pass output={config.run / 'checkpoint'}, or leave it out")
+    if config.init_from is not None:
+        base = config.init_from.resolve()
+        apart = base not in (run, output) and base not in run.parents
+        allowed = f"folders apart from init_from={config.init_from}, which stays as it is"
+        require(apart, "output", f"run={config.run} output={config.output}", allowed, "pass run=DIR output=DIR")
+    started = processes_started()
+    if started is not None:
+        allowed = f"{started} in all, which torchrun or Slurm started"
+        fix = f"pass parallel=fsdp2 parallel.devices=N parallel.nodes=M with N x M = {started}"
+        require(world == started, "parallel.devices", f"{world} processes", allowed, fix)
 
 
 def _data(values: Mapping[str, Any], init_from: Path | None) -> Data:
@@ -188,6 +208,9 @@ def _parallel(values: Mapping[str, Any], arch: Architecture) -> Parallel:
     world, experts = parallel.world_size, parallel.expert_parallel
     if parallel.name == "single":
         require(world == 1, "parallel.devices", world, "1 with parallel=single", "pass parallel=fsdp2")
+    else:
+        allowed = f"2 processes or more with parallel={parallel.name}"
+        require(world > 1, "parallel.devices", world, allowed, "pass parallel=single for one")
     divides = world % experts == 0 and arch.num_experts % experts == 0
     allowed = f"a common divisor of {world} processes and {arch.num_experts} experts"
     require(divides, "parallel.expert_parallel", experts, allowed, "pass parallel.expert_parallel=N")
@@ -217,6 +240,12 @@ def _optim(values: Mapping[str, Any]) -> Optim:
     require(probability <= 1, "optim.self_conditioning_probability", probability, "0 to 1", "pass 0.5")
     require(optim.min_lr <= optim.lr, "optim.min_lr", optim.min_lr, f"at most optim.lr {optim.lr}", "lower it")
     return optim
+
+
+def _folder(field: str, value: Any) -> Path:
+    good = value is not None and str(value).strip() != ""
+    require(good, field, value, "a folder's name", f"pass {field}=DIR (is a shell variable unset?)")
+    return Path(str(value))
 
 
 def _path(value: Any) -> Path | None:

@@ -52,7 +52,7 @@ def test_every_choice_composes(model: str, parallel: str) -> None:
         (["optim.self_conditioning_probability=2"], r"^optim.self_conditioning_probability: 2.0.*0 to 1"),
         (["optim.min_lr=1"], r"^optim.min_lr: 1.0.*at most optim.lr 0.003"),
         (["output_dtype=int8"], r"^output_dtype: 'int8'.*float32, bfloat16"),
-        (["resume=maybe"], r"^resume: 'maybe'.*true or false"),
+        (["resume=maybe"], r"^resume: 'maybe'.*false, true, auto"),
         (["init_from=nowhere"], r"^checkpoint: 'nowhere'.*a directory with a config.json"),
         (["threads=0"], r"^threads: 0.*an integer >= 1"),
     ],
