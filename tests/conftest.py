@@ -17,8 +17,7 @@ from nemo_diffgemma.quiet import quiet_start
 quiet_start()
 os.environ["TRITON_INTERPRET"] = "1"  # kernels run on the CPU; has to be said before any is defined
 
-from nemo_diffgemma.tokenizer import SPECIAL_TOKENS, train_tokenizer  # noqa: E402
-from tests.support import GENERATION_CONFIG, random_tensors, small_architecture  # noqa: E402
+from tests.support import text_checkpoint  # noqa: E402
 from trtllm_build.pipeline import build  # noqa: E402
 from trtllm_build.plan import make_plan  # noqa: E402
 
@@ -53,18 +52,10 @@ def _serves(nodeid: str) -> bool:
     return nodeid.startswith(("tests/serving/", "tests/helm/test_commands.py"))
 
 
-@pytest.fixture(scope="session")
-def text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+@pytest.fixture(scope="session", name="text_checkpoint")
+def _text_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A random checkpoint with a tokenizer and a chat template."""
-
-    from nemo_diffgemma.checkpoint_writer import write_checkpoint
-
-    folder = tmp_path_factory.mktemp("checkpoint")
-    words = ["red", "green", "blue", "chair", "table", "lamp", "größe", "naïve", "日本", "12", "345"]
-    files = train_tokenizer([" ".join(words)] * 3, 300, folder / "tokenizer")
-    arch = small_architecture(vocab_size=300, canvas_length=16, eos_token_ids=(1, SPECIAL_TOKENS.index("<turn|>")))
-    config = GENERATION_CONFIG | {"eos_token_id": list(arch.eos_token_ids)}
-    return write_checkpoint(folder / "model", arch, random_tensors(arch, 7), config, {p.name: p for p in files})
+    return text_checkpoint(tmp_path_factory.mktemp("checkpoint"))
 
 
 @pytest.fixture(scope="session")

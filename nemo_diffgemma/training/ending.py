@@ -53,7 +53,8 @@ def status_of(task: Callable[[], None], run: Path) -> int:
     except OSError as error:
         if error.errno not in _MACHINE:
             raise
-        place = f"{error.filename}: " if error.filename else ""
+        name = error.filename2 or error.filename  # of a copy, where it goes to
+        place = f"{name}: " if name else ""
         return _end(f"error: {place}{error.strerror}; {_kept(run)}; fix: mend that, then pass resume=auto", 1)
     except Stopped as stopped:
         line = f"stopped by {stopped}: {_kept(run)}; the same command with resume=auto goes on"

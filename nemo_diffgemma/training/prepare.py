@@ -38,6 +38,7 @@ def prepare(config: TrainConfig) -> Data:
     check_replaceable(config.output, MARKER, "output")
     step = _step_to_go_on_from(config)
     if config.data.generate is not None:
+        run_folder.claim(config.run)
         _write_demo_data(config)
     data = load_data(config)
     _check_space(config, step)
@@ -93,7 +94,7 @@ def _model_bytes(config: TrainConfig, total: int) -> int:
 
 def _begin(config: TrainConfig, about: dict[str, object], step: int | None) -> None:
     run, before = config.run, run_folder.read(config.run)
-    if step is None or before is None:
+    if step is None or not before:
         run_folder.begin(run, about)
         return
     changed = changes(before, about, run)

@@ -57,19 +57,25 @@ def _check_ours(run: Path) -> None:
     require(ours, "run", f"{run} holds {some(found)}", allowed, f"pass run={run / 'run'}; nothing was changed")
 
 
-def read(run: Path) -> dict[str, Any] | None:
-    """What an earlier run wrote of itself; None when there was none, or it was killed before it began.
+def read(run: Path) -> dict[str, Any]:
+    """What an earlier run wrote of itself; nothing when there was none, or it was killed before it began.
 
     Raises:
         FieldError: when it cannot be read.
     """
     path = run / MARKER
     if not path.is_file():
-        return None
+        return {}
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
         raise FieldError(str(path), str(error), "what a run wrote of itself", "pass run=DIR") from None
+
+
+def claim(run: Path) -> None:
+    """Mark the folder as ours before anything else is written into it."""
+    if not (run / MARKER).exists():
+        write_json(run / MARKER, {})
 
 
 def begin(run: Path, about: dict[str, Any]) -> None:
