@@ -36,11 +36,8 @@ def _curve_is_json(folder: Path) -> None:
 
 
 def _repository(folder: Path) -> None:
-    for command in (
-        ["init", "-q"],
-        ["add", "README.md"],
-        ["-c", "user.name=a", "-c", "user.email=b", "commit", "-qm", "x"],
-    ):
+    author = ["-c", "user.name=a", "-c", "user.email=b"]
+    for command in (["init", "-q"], ["add", "README.md"], [*author, "commit", "-qm", "x"]):
         subprocess.run(["git", *command], cwd=folder, check=True)
     (folder / "README.md").write_text("a secret")
 
@@ -52,7 +49,7 @@ def _stopped(number: signal.Signals) -> Case:
         files=_NOTES,
         stop=(number, r"^step 3/"),
         status=128 + number,
-        said=rf"^stopped by {number.name}: the training checkpoint of step \d+ is in run; the same command with resume=auto",
+        said=rf"^stopped by {number.name}: the training checkpoint of step \d+ is in run; the same command",
     )
 
 
@@ -67,11 +64,11 @@ def _other(name: str, arguments: str, said: str) -> Case:
 CASES = (
     _refused("output is a folder of mine", "output=notes", f"^error: output: 'notes holds ideas.txt' {_FOREIGN}"),
     _refused("output is where I am", "output=.", "^error: output: "),
-    _refused("output is a file of mine", "output=README.md", "^error: output: 'README.md' cannot be used; allowed: a folder"),
+    _refused("output is a file of mine", "output=README.md", "^error: output: 'README.md' .*allowed: a folder"),
     _refused("output is empty", "output=", "^error: output: '' .*a folder's name.*is a shell variable unset"),
-    _refused("run is where I am", "run=.", f"^error: run: '. holds README.md, notes, train.jsonl' {_FOREIGN}.*fix: pass run=run"),
+    _refused("run is where I am", "run=.", f"^error: run: '. holds README.md, notes, train.jsonl' {_FOREIGN}"),
     _refused("run is empty", "run=", "^error: run: '' .*a folder's name.*is a shell variable unset"),
-    _refused("run is a folder of mine", "run=notes", f"^error: run: 'notes holds ideas.txt' {_FOREIGN}.*pass run=notes/run"),
+    _refused("run is a folder of mine", "run=notes", f"^error: run: 'notes holds ideas.txt' {_FOREIGN}"),
     _refused("output would hold the run", "output=out run=out/run", "^error: output: 'out' .*does not lie in"),
     _refused("output cannot be written", "output=/proc/model", "^error: output: '/proc.*No such file or directory"),
     _refused("resume=true and nothing there", "resume=true", "^error: resume: True .*resume=auto"),
@@ -81,7 +78,7 @@ CASES = (
         files={"model.old/a": "mine", "model.partial/b": "mine", ".model.old/c": "mine"},
         said="^model    model",
     ),
-    Case("run inside a folder of mine", f"{_TRAIN} optim.steps=2 run=notes/run", _NOTES, "^model    notes/run/checkpoint"),
+    Case("run inside a folder of mine", f"{_TRAIN} optim.steps=2 run=notes/run", _NOTES, "^model    notes/run"),
     Case("trained again in the same folder", _SIX, _NOTES, "^model    run/checkpoint", first=(_SIX,)),
     _stopped(signal.SIGTERM),
     _stopped(signal.SIGINT),
@@ -91,14 +88,14 @@ CASES = (
     _other("resumed with another seed", "seed=1 resume=auto", "^error: seed: 1 .*allowed: 0, as when run began"),
     _other("resumed with other data", "data.generate.seed=9 resume=auto", "^error: data.train: .*as when run began"),
     _other("resumed with another model", "model.num_experts=4 resume=true", "^error: model: .*as when run began"),
-    _other("one process goes on as two", "parallel=fsdp2 parallel.devices=2 resume=true", "^error: parallel.name: 'fsdp2'"),
+    _other("one process goes on as two", "parallel=fsdp2 parallel.devices=2 resume=true", "^error: parallel.name:"),
     _other("resumed beyond its end", "optim.steps=3 resume=auto", "^error: optim.steps: 3 .*6 or more"),
     Case("resumed with another rate", f"{_SIX} optim.steps=8 optim.lr=1e-3 resume=true", first=(_SIX,),
          said="^resume   optim.lr: 0.003 -> 0.001"),
     Case("two runs in one folder", f"{_SIX}", beside=f"{_TRAIN} optim.steps=3000 run=run", status=2,
          said="^error: run: 'run' .*no other run is using now"),
-    Case("a loss that is not finite", f"{_TRAIN} run=run optim.steps=40 optim.lr=1e30 optim.warmup_steps=0 checkpoint_every=1",
-         status=1, said=r"^error: the .* at step \d+, first in .*; the training checkpoint of step", check=_curve_is_json),
+    Case("a loss that is not finite", f"{_TRAIN} run=run optim.lr=1e30 optim.warmup_steps=0 checkpoint_every=1",
+         status=1, said=r"^error: the .* at step \d+, first in .*; the training checkpoint", check=_curve_is_json),
     Case("others may read what was written", f"{_TRAIN} optim.steps=2 run=run", said="^model", check=_modes),
     Case("a repository with changes of mine", f"{_TRAIN} optim.steps=2 run=run", {"README.md": "public"},
          setup=_repository, said="^model", check=_nothing_private),
