@@ -6,10 +6,12 @@ import json
 import os
 import sys
 
+from nemo_diffgemma.conversations.forms import FORMS
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.hydra_config import choices
 from nemo_diffgemma.quiet import quiet_start
 from nemo_diffgemma.training.config import CONF, load_config
+from nemo_diffgemma.training.launcher import exit_with
 
 GROUPS = ("model", "data", "parallel", "optim")
 
@@ -26,8 +28,10 @@ common keys (all of them: nemo_diffgemma/conf/)
   output=DIR              the trained model                                [RUN/checkpoint]
   init_from=DIR           fine-tune this Hugging Face-layout checkpoint
   resume=true             go on from the newest training checkpoint in run
-  data.train=FILE         conversations, one JSON object a line            (data=chat)
+  data.train=FILE         conversations: JSON lines (may be gzipped) or Parquet; 'DIR/*.jsonl', [FILE,FILE] (data=chat)
   data.validation=FILE    held-out conversations
+  data.format=NAME        {forms}; recognised where not given
+  data.too_long=refuse    or skip, or cut (drops older messages): conversations over data.max_tokens
   data.batch=N            examples a step, over all processes
   optim.steps=N  optim.lr=X  seed=N
   parallel.devices=N      processes a node                                 (parallel=fsdp2, fsdp2_ep)
@@ -49,7 +53,7 @@ def main() -> None:
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         groups = [f"  {group + '=':<24}{', '.join(choices(CONF, group))}" for group in GROUPS]
-        print(HELP.format(groups="\n".join(groups)))
+        print(HELP.format(groups="\n".join(groups), forms=", ".join(FORMS)))
         return
     # before torch is imported: threads that wait by spinning make a step ten times slower as soon as anything else runs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
@@ -59,8 +63,7 @@ def main() -> None:
     try:
         _run(arguments)
     except FieldError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        exit_with(error)
 
 
 def _run(arguments: list[str]) -> None:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -14,9 +13,7 @@ from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_
 
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import (
-    CALIBRATION,
     DECODER,
-    HELD_OUT,
     TOKENIZER_FILES,
     Checkpoint,
     new_vision_tensors,
@@ -26,8 +23,6 @@ from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.network import DECODER_SCALAR, ENCODER_SCALAR
 
-CALIBRATION_LINES = 64
-
 
 def export(net: Any, config: TrainConfig, said: Mapping[str, Iterable[str]]) -> Path:
     """Gather the network and write ``config.output``; every process must call it, process 0 writes.
@@ -35,7 +30,7 @@ def export(net: Any, config: TrainConfig, said: Mapping[str, Iterable[str]]) -> 
     Args:
         net: the trained network.
         config: of the run.
-        said: as :func:`conversations` gave them.
+        said: conversations that travel with the checkpoint: file name to lines of JSON.
 
     Returns:
         ``config.output``.
@@ -87,15 +82,6 @@ def generation_config(arch: Architecture) -> dict[str, Any]:
         "eos_token_id": list(arch.eos_token_ids),
         "pad_token_id": arch.pad_token_id,
     }
-
-
-def conversations(config: TrainConfig) -> dict[str, list[str]]:
-    """Conversations that travel with the checkpoint: all of the held-out ones, and the first of the training ones."""
-    with config.data.train.open(encoding="utf-8") as file:
-        found = {CALIBRATION: [line.rstrip("\n") for line in islice(file, CALIBRATION_LINES)]}
-    if config.data.validation is not None:
-        found[HELD_OUT] = config.data.validation.read_text(encoding="utf-8").splitlines()
-    return found
 
 
 def tokenizer_files(config: TrainConfig) -> list[Path]:

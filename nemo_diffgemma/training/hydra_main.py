@@ -11,7 +11,9 @@ from nemo.utils import logging as nemo_logging
 from omegaconf import DictConfig
 
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.hydra_paths import quote_paths
 from nemo_diffgemma.training.config import CONF, parse_config
+from nemo_diffgemma.training.launcher import exit_with
 from nemo_diffgemma.training.run import train
 
 
@@ -24,8 +26,13 @@ def _main(config: DictConfig) -> None:
         train(parse_config(config))
     except FieldError as error:
         # inside Hydra, which would make a traceback of it
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
+        exit_with(error)
 
 
-hydra_main: Callable[[], None] = hydra_runner(config_path=str(CONF), config_name="train")(_main)
+_runner: Callable[[], None] = hydra_runner(config_path=str(CONF), config_name="train")(_main)
+
+
+def hydra_main() -> None:
+    """Run with the command line's overrides, which Hydra reads from ``sys.argv``; so do processes started from here."""
+    sys.argv[1:] = quote_paths(sys.argv[1:])
+    _runner()

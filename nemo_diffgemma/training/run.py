@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import os
+from functools import partial
 from typing import Any
 
 import lightning.pytorch as lightning
@@ -10,13 +10,12 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 from nemo.utils.exp_manager import exp_manager
 
-from nemo_diffgemma.demo_task import write_demo_data
-from nemo_diffgemma.errors import require
-from nemo_diffgemma.tokenizer import Tokenizer
+from nemo_diffgemma.checkpoint import CALIBRATION, HELD_OUT
 from nemo_diffgemma.training.config import TrainConfig
-from nemo_diffgemma.training.data import Example, load_examples
-from nemo_diffgemma.training.export import conversations, export
+from nemo_diffgemma.training.export import export
+from nemo_diffgemma.training.launcher import check_launcher, first_process
 from nemo_diffgemma.training.module import DiffusionGemmaModel
+from nemo_diffgemma.training.prepare import prepare_data
 from nemo_diffgemma.training.progress import Report
 from nemo_diffgemma.training.resume import DIRECTORY, FILE_NAME, latest_checkpoint
 from nemo_diffgemma.training.strategy import AtomicCheckpointIO, AutoModelStrategy, compute_dtype
@@ -28,42 +27,22 @@ def train(config: TrainConfig) -> None:
     Raises:
         FieldError: when a file is not what it should be, or there is nothing to resume from.
     """
+    check_launcher(config.parallel)
     if config.threads is not None:
         torch.set_num_threads(config.threads)
     resume_from = latest_checkpoint(config.run) if config.resume else None
-    examples, validation = prepare_data(config)
-    said = conversations(config)  # now: exp_manager moves files that lie in the run's folder
+    learnt, validation = prepare_data(config, say=partial(print, flush=True) if first_process() else None)
+    said = {CALIBRATION: learnt.lines} | ({HELD_OUT: validation.lines} if validation else {})
     lightning.seed_everything(config.seed, verbose=False)
     report = Report(config.optim.steps, config.log_every)
-    trainer = build_trainer(config, report, validated=bool(validation))
+    trainer = build_trainer(config, report, validated=validation is not None)
     exp_manager(trainer, experiment(config, None if resume_from is None else str(resume_from)))
-    model = DiffusionGemmaModel(config, examples, validation, trainer)
+    model = DiffusionGemmaModel(config, learnt.examples, validation.examples if validation else [], trainer)
     trainer.fit(model, ckpt_path=trainer.ckpt_path)
     export(model.net, config, said)
     if trainer.is_global_zero:
         parameters = sum(p.numel() for p in model.net.parameters())
         report.write(config.output.parent, parameters)
-
-
-def prepare_data(config: TrainConfig) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples; writes the demo task's files first where ``data.generate`` asks for them.
-
-    Raises:
-        FieldError: when a file is not what it should be; see :mod:`nemo_diffgemma.training.data`.
-    """
-    data, arch = config.data, config.arch
-    assert data.tokenizer is not None
-    if data.generate is not None and os.environ.get("LOCAL_RANK", "0") == "0":
-        assert data.validation is not None
-        write_demo_data(data.train, data.validation, data.tokenizer, arch.vocab_size, **vars(data.generate))
-    tokenizer = Tokenizer(data.tokenizer)
-    shape = (tokenizer, arch.canvas_length, arch.eos_token_ids[0], data.max_tokens)
-    examples = load_examples(data.train, *shape)
-    validation = [] if data.validation is None else load_examples(data.validation, *shape)
-    largest = max(max(e.prompt + e.response) for e in [*examples, *validation])
-    allowed = f"token ids below model.vocab_size {arch.vocab_size}"
-    require(largest < arch.vocab_size, "data.tokenizer", f"token id {largest}", allowed, "pass the model's tokenizer")
-    return examples, validation
 
 
 def build_trainer(config: TrainConfig, report: Report, validated: bool) -> Any:

@@ -39,7 +39,8 @@ def fine_tuned(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) 
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
-    lines = done.stdout.splitlines()
+    said, *lines = done.stdout.splitlines()
+    assert said == "data.train: 10 conversations, messages form"
     assert [line.split()[:2] for line in lines] == [["step", "2/6"], ["step", "4/6"], ["step", "6/6"]]
     return run
 
