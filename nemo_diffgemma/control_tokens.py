@@ -171,7 +171,22 @@ def _is_free(key: Any) -> bool:
 
 
 def _any_of(texts: Iterable[str]) -> re.Pattern[str]:
-    return re.compile("|".join(map(re.escape, texts)) or r"(?!)")
+    """A pattern of any of these texts, the longest where several begin alike: a tree, since there may be thousands."""
+    tree: dict[str, Any] = {}
+    for text in texts:
+        node = tree
+        for character in text:
+            node = node.setdefault(character, {})
+        node[""] = {}
+    return re.compile(_branches(tree) if tree else r"(?!)")
+
+
+def _branches(node: dict[str, Any]) -> str:
+    """The expression of what may follow; the key "" says that a text may end here."""
+    following = [re.escape(character) + _branches(node[character]) for character in sorted(node) if character]
+    if not following:
+        return ""
+    return f"(?:{'|'.join(following)})" + ("?" if "" in node else "")
 
 
 def _collect(value: Any, texts: list[str]) -> None:

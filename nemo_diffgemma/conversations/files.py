@@ -98,7 +98,11 @@ def records(path: Path, field: str, faults: Faults, tick: Tick = lambda _done: N
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
         raise FieldError(field, str(path), f"a whole gzip file ({error})", "fetch it again") from None
     except OSError as error:
-        raise FieldError(field, str(path), f"a file that can be read ({error.strerror})", "see to it") from None
+        allowed, fix = (
+            f"a file that can be read ({error.strerror})",
+            "make it readable for this user; ls -l says whose it is",
+        )
+        raise FieldError(field, str(path), allowed, fix) from None
 
 
 def _head(file: IO[bytes]) -> bytes:

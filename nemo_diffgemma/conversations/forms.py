@@ -221,7 +221,9 @@ def _object(field: str, text: str) -> Any:
 
 
 def _tools(record: Record, where: str) -> list[Record]:
-    tools = record.get("tools") or []
+    tools = record.get("tools")
+    if not tools:
+        return []
     tools = _object(f"{where}: tools", tools) if isinstance(tools, str) else tools
     require(isinstance(tools, list), f"{where}: tools", tools, "a list", "correct it")
     for index, tool in enumerate(tools):
