@@ -99,11 +99,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("parallel", ["fsdp2", "fsdp2_ep"])
 def test_two_processes_compute_what_one_does(parallel: str, uninterrupted: Path, tmp_path: Path) -> None:
-    report = train(tmp_path, *PARALLEL[parallel])
+    run = tmp_path / "a=b, c#[1] it's"  # which every process reads from a command line
+    report = train(run, *PARALLEL[parallel])
     wanted = json.loads((uninterrupted / "training.json").read_text())
     assert (losses(report) - losses(wanted)).abs().max() <= 1e-4
     assert report["validation"][-1]["loss"] == pytest.approx(wanted["validation"][-1]["loss"], abs=1e-4)
-    assert_same_weights(tmp_path, uninterrupted, 1e-3)
+    assert_same_weights(run, uninterrupted, 1e-3)
 
 
 @pytest.mark.parametrize("parallel", ["single", "fsdp2_ep"])
