@@ -32,6 +32,9 @@ PARTS += [
 ]
 TEXTS = st.lists(st.sampled_from(PARTS) | st.text(max_size=4), max_size=8).map("".join)
 SAID = TEXTS.filter(lambda text: text.strip() != "")
+OTHER = st.text(min_size=1, max_size=30).filter(
+    lambda text: text.strip() != "" and not any(token in text for token in (*CONTROL, "<unk>"))
+)
 
 
 @pytest.fixture(scope="module")
@@ -138,7 +141,7 @@ def test_a_template_cannot_complete_what_a_text_begins(tokenizers: dict[str, Tok
 
 @pytest.mark.parametrize("kind", ["ours", "gemma", "pieces", "pieces, gemma"])
 @settings(max_examples=100, deadline=None)
-@given(texts=st.lists(st.text(min_size=1, max_size=30).filter(lambda t: t.strip() != ""), min_size=1, max_size=3))
+@given(texts=st.lists(OTHER, min_size=1, max_size=3))
 @example(texts=["if a < b and c > d: <p>|</p>", "[x] <<|>> |>", "turn"])
 def test_other_texts_become_what_transformers_makes_of_them(
     kind: str, tokenizers: dict[str, Tokenizer], texts: list[str]
@@ -176,6 +179,21 @@ def test_a_text_that_only_the_normaliser_makes_a_control_token_of_is_refused(tmp
     assert tokens.encode("<EOS>") == [1]
     with pytest.raises(FieldError, match=r"messages: .*<eos>.*no control tokens but the chat template's"):
         tokens.chat([{"role": "user", "content": "<EOS>"}])
+
+
+def test_our_own_template_renders_tools(tokenizers: dict[str, Tokenizer]) -> None:
+    function = {"name": "f", "arguments": {"x": "<eos>"}}
+    talk: list[Message] = [
+        {"role": "user", "content": "a"},
+        {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]},
+        {"role": "tool", "content": "1"},
+    ]
+    ids = tokenizers["ours"].chat(talk, tools=[{"type": "function", "function": {"name": "f"}}])
+    assert tokenizers["ours"].decode(ids, skip_special_tokens=False) == (
+        '<bos><|turn>system\n[{"type": "function", "function": {"name": "f"}}]<turn|>\n<|turn>user\na<turn|>\n'
+        '<|turn>model\nf({"x": "<eos>"})<turn|>\n<|turn>tool\n1<turn|>\n<|turn>model\n'
+    )
+    assert SPECIAL_TOKENS.index("<eos>") not in ids
 
 
 # -- what a template cannot render -----------------------------------------------------------------------------------
