@@ -66,11 +66,14 @@ $(EDGE_LLM)/.installed:
 demo: $(INSTALLED)  ## train, build, serve and answer 200 held-out prompts, end to end
 	@$(BIN)/python -m triton_repo.demo
 
+# a variable's text, as it was given, as one word for the shell: it may have spaces, quotes and dollar signs
+quoted = '$(subst ','\'',$(value $(1)))'
+
 train: $(INSTALLED)  ## train the demo model and write its checkpoint
-	@$(BIN)/diffgemma-train output=$(CHECKPOINT)
+	@$(BIN)/diffgemma-train output=$(call quoted,CHECKPOINT)
 
 engine: $(INSTALLED)  ## compile CHECKPOINT for GPU
-	@$(BIN)/diffgemma-engine build gpu=$(GPU) $(if $(BACKEND),backend=$(BACKEND)) $(if $(WEIGHTS),weights=$(WEIGHTS),checkpoint=$(CHECKPOINT)) $(if $(filter cpu,$(GPU)),out=$(ENGINE)) $(if $(PRECISION),precision=$(PRECISION)) $(if $(CALIBRATION),calibration=$(CALIBRATION))
+	@$(BIN)/diffgemma-engine build gpu=$(GPU) $(if $(BACKEND),backend=$(BACKEND)) $(if $(WEIGHTS),weights=$(WEIGHTS),checkpoint=$(call quoted,CHECKPOINT)) $(if $(filter cpu,$(GPU)),out=$(call quoted,ENGINE)) $(if $(PRECISION),precision=$(PRECISION)) $(if $(value CALIBRATION),calibration=$(call quoted,CALIBRATION))
 
 bench: $(INSTALLED)  ## measure GPU's engine beside transformers (cpu: a 184M model; else the 26B with random weights)
 ifeq ($(GPU),cpu)
@@ -81,10 +84,10 @@ else
 endif
 
 serve: $(INSTALLED)  ## serve ENGINE with Triton and OpenAI's API on 127.0.0.1
-	@$(BIN)/diffgemma-serve --engine $(ENGINE) --openai-port 9000
+	@$(BIN)/diffgemma-serve --engine $(call quoted,ENGINE) --openai-port 9000
 
 chat: $(INSTALLED)  ## send PROMPT to the server and watch the canvas
-	@$(BIN)/diffgemma "$(PROMPT)"
+	@$(BIN)/diffgemma -- $(call quoted,PROMPT)
 
 test: $(INSTALLED)  ## run every test, two at a time
 	@$(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder

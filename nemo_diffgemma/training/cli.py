@@ -7,12 +7,13 @@ import os
 import sys
 from contextlib import nullcontext
 
+from nemo_diffgemma.conversations.forms import FORMS
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.hydra_config import choices
 from nemo_diffgemma.quiet import quiet_start
 from nemo_diffgemma.training.config import CONF, TrainConfig, load_config
-from nemo_diffgemma.training.ending import status_of
-from nemo_diffgemma.training.processes import end_with_parent, is_first, launched_by_run
+from nemo_diffgemma.training.ending import Ending
+from nemo_diffgemma.training.launcher import check_launcher, end_with_parent, is_first, launched_by_run
 from nemo_diffgemma.training.run_folder import held
 from nemo_diffgemma.training.signals import StopSignals
 
@@ -33,8 +34,10 @@ common keys (all of them: nemo_diffgemma/conf/)
   init_from=DIR           fine-tune this Hugging Face-layout checkpoint
   resume=auto             go on from the newest training checkpoint in run, or begin where there is none:
                           the one command for a job that is restarted (true: refuse to begin; false: begin anew)
-  data.train=FILE         conversations, one JSON object a line            (data=chat)
+  data.train=FILE         conversations: JSON lines (may be gzipped) or Parquet; 'DIR/*.jsonl', [FILE,FILE] (data=chat)
   data.validation=FILE    held-out conversations
+  data.format=NAME        {forms}; recognised where not given
+  data.too_long=refuse    or skip, or cut (drops older messages): conversations over data.max_tokens
   data.batch=N            examples a step, over all processes
   optim.steps=N  optim.lr=X  seed=N
   parallel.devices=N      processes per node                               (parallel=fsdp2, fsdp2_ep)
@@ -66,24 +69,18 @@ def main() -> None:
     arguments = sys.argv[1:]
     if "--help" in arguments or "-h" in arguments:
         groups = [f"  {group + '=':<24}{', '.join(choices(CONF, group))}" for group in GROUPS]
-        print(HELP.format(groups="\n".join(groups)))
+        print(HELP.format(groups="\n".join(groups), forms=", ".join(FORMS)))
         return
     # before torch is imported: threads that wait by spinning make a step ten times slower as soon as anything else runs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # AutoModel compiles a few functions; on a CPU that costs more than it gives
     os.environ.setdefault("TORCH_COMPILE_DISABLE", "1")
     quiet_start()
-    try:
-        config = _configured(arguments)
-    except FieldError as error:
-        print(f"error: {error}", file=sys.stderr)
-        sys.exit(2)
-    if config is not None:
-        sys.exit(status_of(lambda: _run(config), config.run))
+    ending = Ending()
+    sys.exit(ending.status_of(lambda: _main(arguments, ending)))
 
 
-def _configured(arguments: list[str]) -> TrainConfig | None:
-    """The run that was asked for; None after a dry run."""
+def _main(arguments: list[str], ending: Ending) -> None:
     flags = [a for a in arguments if a.startswith("-")]
     overrides = [a for a in arguments if not a.startswith("-")]
     for flag in flags:
@@ -91,12 +88,14 @@ def _configured(arguments: list[str]) -> TrainConfig | None:
             raise FieldError("command line", flag, "--dry-run, --dry-run --json, --help", "see diffgemma-train --help")
     config = load_config(overrides)
     if not flags:
-        return config
+        check_launcher(config.parallel)
+        ending.run = config.run
+        _run(config)
+        return
     from nemo_diffgemma.training.dry_run import show, summary
 
     values = summary(config)
     print(json.dumps(values, indent=2)) if "--json" in flags else show(values)
-    return None
 
 
 def _run(config: TrainConfig) -> None:
@@ -108,10 +107,10 @@ def _run(config: TrainConfig) -> None:
         # NeMo takes seconds to import, and torch: only once everything that can be wrong has been looked at
         from nemo_diffgemma.training.prepare import prepare
 
-        data = prepare(config) if is_first() else None
+        corpus = prepare(config) if is_first() else None
         from nemo_diffgemma.training.run import train
 
-        train(config, data, signals)
+        train(config, corpus, signals)
 
 
 if __name__ == "__main__":

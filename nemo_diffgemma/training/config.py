@@ -11,12 +11,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.conversations.files import find_files
+from nemo_diffgemma.conversations.forms import FORMS
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.hydra_config import compose_config
-from nemo_diffgemma.training.processes import processes_started
 
 CONF = Path(__file__).parent.parent / "conf"
 DTYPES = ("float32", "bfloat16")
+# What happens to a conversation that does not fit data.max_tokens; see nemo_diffgemma.training.data.Encoder.
+TOO_LONG = ("refuse", "skip", "cut")
 
 
 @dataclass(frozen=True)
@@ -30,14 +33,27 @@ class Generate:
 
 @dataclass(frozen=True)
 class Data:
-    """Where conversations and tokenizer lie; ``batch`` counts examples a step over all processes."""
+    """Where conversations and tokenizer lie, and what is made of them.
 
-    train: Path
-    validation: Path | None
+    Args:
+        train: files to learn from, in this order.
+        validation: files to validate on; none where nothing is.
+        form: of all records; None recognises each file's.
+        tokenizer: directory with a tokenizer.json.
+        generate: how to write the demo task's files, which ``train``, ``validation`` and ``tokenizer`` then are.
+        batch: examples of a step, over all processes.
+        max_tokens: of prompt and answer together.
+        too_long: what happens to a longer conversation, one of :data:`TOO_LONG`.
+    """
+
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
+    form: str | None
     tokenizer: Path | None
     generate: Generate | None
     batch: int
     max_tokens: int
+    too_long: str
 
 
 @dataclass(frozen=True)
@@ -111,8 +127,6 @@ def load_config(overrides: Sequence[str]) -> TrainConfig:
     Raises:
         FieldError: on an unknown key or choice, or a value that cannot be used.
     """
-    for override in overrides:
-        require(override[:1] not in ("+", "~"), "command line", override, "key=value", f"pass {override[1:]}")
     config = compose_config(CONF, "train", [*overrides, "hydra/job_logging=none"])
     return parse_config(config)
 
@@ -166,35 +180,41 @@ def _check_together(config: TrainConfig) -> None:
         apart = base not in (run, output) and base not in run.parents
         allowed = f"folders apart from init_from={config.init_from}, which stays as it is"
         require(apart, "output", f"run={config.run} output={config.output}", allowed, "pass run=DIR output=DIR")
-    started = processes_started()
-    if started is not None:
-        allowed = f"{started} in all, which torchrun or Slurm started"
-        fix = f"pass parallel=fsdp2 parallel.devices=N parallel.nodes=M with N x M = {started}"
-        require(world == started, "parallel.devices", f"{world} processes", allowed, fix)
 
 
 def _data(values: Mapping[str, Any], init_from: Path | None) -> Data:
-    generate = values["generate"]
-    if generate is not None:
-        generate = Generate(**{f.name: _count(f"data.generate.{f.name}", generate[f.name]) for f in fields(Generate)})
-    train, validation = Path(values["train"]), _path(values["validation"])
     tokenizer = _path(values["tokenizer"]) or init_from
-    if generate is None:
-        for field, path in (("data.train", train), ("data.validation", validation)):
-            if path is not None:
-                require(path.is_file(), field, str(path), "a JSONL file that exists", f"pass {field}=FILE")
+    if values["generate"] is None:
+        generate = None
+        train, validation = _files("data.train", values["train"]), _files("data.validation", values["validation"])
         wanted = "a directory with a tokenizer.json"
         remedy = "pass data.tokenizer=DIR, or init_from=CHECKPOINT, whose tokenizer is then used"
         found = tokenizer is not None and (tokenizer / "tokenizer.json").is_file()
         require(found, "data.tokenizer", None if tokenizer is None else str(tokenizer), wanted, remedy)
+    else:
+        sizes = values["generate"]
+        generate = Generate(**{f.name: _count(f"data.generate.{f.name}", sizes[f.name]) for f in fields(Generate)})
+        for name in ("train", "validation", "tokenizer"):
+            good, allowed = isinstance(values[name], str), "one path, where the demo task is written"
+            require(good, f"data.{name}", values[name], allowed, "pass data.generate=null to use your own files")
+        train, validation = (Path(values["train"]),), (Path(values["validation"]),)
+    form = values.get("format")
     return Data(
         train=train,
         validation=validation,
+        form=None if form is None else _one_of("data.format", form, tuple(FORMS)),
         tokenizer=tokenizer,
         generate=generate,
         batch=_count("data.batch", values["batch"]),
         max_tokens=_count("data.max_tokens", values["max_tokens"]),
+        too_long=_one_of("data.too_long", values.get("too_long", TOO_LONG[0]), TOO_LONG),
     )
+
+
+def _files(field: str, value: Any) -> tuple[Path, ...]:
+    if value is None:
+        return ()
+    return find_files(field, [str(item) for item in value] if isinstance(value, list) else [str(value)])
 
 
 def _parallel(values: Mapping[str, Any], arch: Architecture) -> Parallel:
@@ -244,7 +264,7 @@ def _optim(values: Mapping[str, Any]) -> Optim:
 
 def _folder(field: str, value: Any) -> Path:
     good = value is not None and str(value).strip() != ""
-    require(good, field, value, "a folder's name", f"pass {field}=DIR (is a shell variable unset?)")
+    require(good, field, value, "a path", f"pass {field}=PATH")
     return Path(str(value))
 
 

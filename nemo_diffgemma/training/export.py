@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -24,17 +24,17 @@ from nemo_diffgemma.checkpoint import (
 from nemo_diffgemma.checkpoint import ENCODER_SCALAR as HF_ENCODER_SCALAR
 from nemo_diffgemma.checkpoint_writer import MARKER, write_checkpoint
 from nemo_diffgemma.training.config import TrainConfig
-from nemo_diffgemma.training.data import read_conversations
 from nemo_diffgemma.training.network import DECODER_SCALAR, ENCODER_SCALAR
 
-_CALIBRATION_LINES = 64
 # Dtypes of a base, as safetensors spells them.
 _STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 # Of a base checkpoint: weights in any form, and what this project writes itself.
 _NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.index.json", MARKER, CALIBRATION, HELD_OUT)
 
 
-def export(net: Any, config: TrainConfig, texts: Mapping[str, str], training: Mapping[str, Any]) -> Path:
+def export(
+    net: Any, config: TrainConfig, conversations: Mapping[str, Iterable[str]], training: Mapping[str, Any]
+) -> Path:
     """Gather the network and write ``config.output``; every process must call it, process 0 writes.
 
     Of a base checkpoint (``init_from``) everything that training does not change is kept: every key of its
@@ -43,7 +43,7 @@ def export(net: Any, config: TrainConfig, texts: Mapping[str, str], training: Ma
     Args:
         net: the trained network.
         config: of the run.
-        texts: as :func:`conversations` gave them.
+        conversations: that travel with the checkpoint: file name to JSON lines.
         training: contents of ``training.json``.
 
     Returns:
@@ -66,7 +66,7 @@ def export(net: Any, config: TrainConfig, texts: Mapping[str, str], training: Ma
             (base.generation_config if base else {}) or generation_config(config.arch),
             _files(config),
             config=None if base is None else _config(base, config.output_dtype),
-            texts=texts,
+            texts={name: "".join(f"{line}\n" for line in lines) for name, lines in conversations.items()},
             training=training,
             writer=str(config.run.resolve()),
         )
@@ -140,22 +140,4 @@ def generation_config(arch: Architecture) -> dict[str, Any]:
         "bos_token_id": arch.bos_token_id,
         "eos_token_id": list(arch.eos_token_ids),
         "pad_token_id": arch.pad_token_id,
-    }
-
-
-def conversations(config: TrainConfig) -> dict[str, str]:
-    """Conversations that travel with the checkpoint when asked: all held-out ones, and the first training ones.
-
-    Returns:
-        Contents of files, JSON lines, by name.
-    """
-    data = config.data
-    if not config.output_conversations:
-        return {}
-    found = {CALIBRATION: read_conversations(data.train)[:_CALIBRATION_LINES]}
-    if data.validation is not None:
-        found[HELD_OUT] = read_conversations(data.validation)
-    return {
-        name: "".join(json.dumps({"messages": messages}, ensure_ascii=False) + "\n" for messages in conversations)
-        for name, conversations in found.items()
     }

@@ -84,9 +84,10 @@ class DiffusionGemmaModel(ModelPT):  # type: ignore[misc]
             ),
             do_self_conditioning=batch.self_condition,
         )
-        supervised = torch.ones_like(batch.clean, dtype=torch.bool)
+        supervised = batch.counted[:, None].expand_as(batch.clean)
+        real = ~batch.padding & batch.counted[:, None]
         diffusion = diffusion_loss(output.logits, batch.clean, supervised, batch.total_canvas)
-        autoregressive = autoregressive_loss(output.encoder_logits, batch.ids, ~batch.padding, batch.total_pairs)
+        autoregressive = autoregressive_loss(output.encoder_logits, batch.ids, real, batch.total_pairs)
         return diffusion, autoregressive
 
     # -- training and validation --------------------------------------------------------

@@ -3,30 +3,20 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from functools import partial
 
 from nemo_diffgemma.checkpoint import text_tensors
 from nemo_diffgemma.checkpoint_writer import MARKER
-from nemo_diffgemma.demo_task import write_demo_data
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.files import check_replaceable, write_json
-from nemo_diffgemma.tokenizer import Tokenizer
 from nemo_diffgemma.training import run_folder
 from nemo_diffgemma.training.config import TrainConfig
-from nemo_diffgemma.training.data import Example, load_examples
+from nemo_diffgemma.training.corpus import Corpus, load_corpus
 from nemo_diffgemma.training.experiment import changes, describe
 from nemo_diffgemma.training.space import check_space, checkpoint_bytes
 
 
-@dataclass(frozen=True)
-class Data:
-    """Conversations as token ids."""
-
-    train: list[Example]
-    validation: list[Example]
-
-
-def prepare(config: TrainConfig) -> Data:
+def prepare(config: TrainConfig) -> Corpus:
     """Make the run's folder that of this run, new or resumed, and read its data.
 
     Call it in the first process alone, with the folder held. Nothing is trained or replaced yet.
@@ -39,29 +29,10 @@ def prepare(config: TrainConfig) -> Data:
     step = _step_to_go_on_from(config)
     if config.data.generate is not None:
         run_folder.claim(config.run)
-        _write_demo_data(config)
-    data = load_data(config)
+    corpus = load_corpus(config, say=partial(print, flush=True))
     _check_space(config, step)
-    _begin(config, describe(config, data.train), step)
-    return data
-
-
-def load_data(config: TrainConfig) -> Data:
-    """Training and validation examples.
-
-    Raises:
-        FieldError: when a file is not what it should be; see :mod:`nemo_diffgemma.training.data`.
-    """
-    data, arch = config.data, config.arch
-    assert data.tokenizer is not None
-    tokenizer = Tokenizer(data.tokenizer)
-    shape = (tokenizer, arch.canvas_length, arch.eos_token_ids[0], data.max_tokens)
-    examples = load_examples(data.train, *shape)
-    validation = [] if data.validation is None else load_examples(data.validation, *shape)
-    largest = max(max(e.prompt + e.response) for e in [*examples, *validation])
-    allowed = f"token ids below model.vocab_size {arch.vocab_size}"
-    require(largest < arch.vocab_size, "data.tokenizer", f"token id {largest}", allowed, "pass the model's tokenizer")
-    return Data(examples, validation)
+    _begin(config, describe(config, corpus.train.examples), step)
+    return corpus
 
 
 def _step_to_go_on_from(config: TrainConfig) -> int | None:
@@ -101,11 +72,3 @@ def _begin(config: TrainConfig, about: dict[str, object], step: int | None) -> N
     for line in (*changed, f"step {step} of {config.optim.steps}, from {run_folder.checkpoint_path(run, step)}"):
         print(f"resume   {line}")
     write_json(run / run_folder.MARKER, about)
-
-
-def _write_demo_data(config: TrainConfig) -> None:
-    data = config.data
-    assert data.generate is not None
-    assert data.validation is not None
-    assert data.tokenizer is not None
-    write_demo_data(data.train, data.validation, data.tokenizer, config.arch.vocab_size, **vars(data.generate))

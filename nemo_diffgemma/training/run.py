@@ -10,14 +10,15 @@ import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
+from nemo_diffgemma.checkpoint import CALIBRATION, HELD_OUT
 from nemo_diffgemma.training import run_folder
 from nemo_diffgemma.training.checkpoints import TrainingCheckpoints
 from nemo_diffgemma.training.config import TrainConfig
-from nemo_diffgemma.training.export import conversations, export
+from nemo_diffgemma.training.corpus import Corpus, load_corpus
+from nemo_diffgemma.training.export import export
+from nemo_diffgemma.training.launcher import mark_children, started_outside
 from nemo_diffgemma.training.logs import log_to
 from nemo_diffgemma.training.module import DiffusionGemmaModel
-from nemo_diffgemma.training.prepare import Data, load_data
-from nemo_diffgemma.training.processes import mark_children, processes_started
 from nemo_diffgemma.training.progress import Report
 from nemo_diffgemma.training.signals import StopSignals
 from nemo_diffgemma.training.strategy import AtomicCheckpointIO, AutoModelStrategy, compute_dtype
@@ -25,12 +26,12 @@ from nemo_diffgemma.training.strategy import AtomicCheckpointIO, AutoModelStrate
 _PATIENCE_S = 30  # for the other processes to end after the first
 
 
-def train(config: TrainConfig, data: Data | None, signals: StopSignals) -> None:
+def train(config: TrainConfig, corpus: Corpus | None, signals: StopSignals) -> None:
     """Run to ``optim.steps`` and export; every process of a distributed run calls this.
 
     Args:
         config: of the run.
-        data: what the first process prepared; None in the others.
+        corpus: what the first process prepared; None in the others.
         signals: what may tell this process to stop.
 
     Raises:
@@ -43,21 +44,29 @@ def train(config: TrainConfig, data: Data | None, signals: StopSignals) -> None:
     lightning.seed_everything(config.seed, verbose=False)
     report = Report(config.optim.steps, config.log_every)
     trainer = build_trainer(config, report, signals)
-    if processes_started() is not None and isinstance(trainer.strategy, AutoModelStrategy):
+    if started_outside() and isinstance(trainer.strategy, AutoModelStrategy):
         # torchrun's and Slurm's processes all start at once: they wait here for what the first prepares
         trainer.strategy.meet()
         trainer.strategy.barrier()
-    data = data or load_data(config)
-    texts = conversations(config)
+    corpus = corpus or load_corpus(config, say=None)
     log_to(trainer, config.run, config.log_git)
-    model = DiffusionGemmaModel(config, data.train, data.validation, signals, trainer)
+    validation = [] if corpus.validation is None else corpus.validation.examples
+    model = DiffusionGemmaModel(config, corpus.train.examples, validation, signals, trainer)
     step = run_folder.newest_step(config.run)
     with _other_processes(trainer):
         trainer.fit(model, ckpt_path=None if step is None else str(run_folder.checkpoint_path(config.run, step)))
         training = report.write(config.run) if trainer.is_global_zero else {}
-        export(model.net, config, texts, training)
+        export(model.net, config, _conversations(config, corpus), training)
         if trainer.is_global_zero:
             print(f"model    {config.output}")
+
+
+def _conversations(config: TrainConfig, corpus: Corpus) -> dict[str, list[str]]:
+    """JSON lines that travel with the model where that is asked for: all held-out ones and the first learnt ones."""
+    if not config.output_conversations:
+        return {}
+    held_out = {} if corpus.validation is None else {HELD_OUT: corpus.validation.lines}
+    return {CALIBRATION: corpus.train.lines, **held_out}
 
 
 @contextmanager
@@ -84,7 +93,7 @@ def build_trainer(config: TrainConfig, report: Report, signals: StopSignals) -> 
     dtype = compute_dtype(parallel, accelerator == "cuda")
     single = parallel.name == "single"
     device = torch.device("cuda:0" if accelerator == "cuda" else "cpu")
-    steps, validated = config.optim.steps, config.data.validation is not None
+    steps, validated = config.optim.steps, bool(config.data.validation)
     return lightning.Trainer(
         accelerator=accelerator,
         devices=parallel.devices,

@@ -24,7 +24,7 @@ TINY = [
     "model.global_head_dim=16",
     "model.moe_intermediate_size=16",
     "data.generate.examples=1500",
-    "data.generate.held_out=16",
+    "data.generate.held_out=15",  # which two processes do not divide evenly
     "data.batch=8",
     "parallel.accelerator=cpu",
     "optim.steps=20",
@@ -99,11 +99,12 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.mark.parametrize("parallel", ["fsdp2", "fsdp2_ep"])
 def test_two_processes_compute_what_one_does(parallel: str, uninterrupted: Path, tmp_path: Path) -> None:
-    report = train(tmp_path, *PARALLEL[parallel])
+    run = tmp_path / "a=b, c#[1] it's"  # which every process reads from a command line
+    report = train(run, *PARALLEL[parallel])
     wanted = json.loads((uninterrupted / "training.json").read_text())
     assert (losses(report) - losses(wanted)).abs().max() <= 1e-4
     assert report["validation"][-1]["loss"] == pytest.approx(wanted["validation"][-1]["loss"], abs=1e-4)
-    assert_same_weights(tmp_path, uninterrupted, 1e-3)
+    assert_same_weights(run, uninterrupted, 1e-3)
 
 
 @pytest.mark.parametrize("parallel", ["single", "fsdp2_ep"])

@@ -74,6 +74,7 @@ def fine_tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""
     lines = done.stdout.splitlines()
+    assert lines.pop(0) == "data.train: 10 conversations, messages form"
     assert [line.split()[:2] for line in lines] == [
         ["step", "2/6"], ["step", "4/6"], ["step", "6/6"], ["model", f"{run}/checkpoint"],
     ]  # fmt: skip

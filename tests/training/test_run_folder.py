@@ -65,7 +65,7 @@ def test_a_file_in_its_place_is_refused(tmp_path: Path, options: list[str]) -> N
 @pytest.mark.parametrize("field", ["run", "output"])
 @pytest.mark.parametrize("value", ["", "' '", "null"])
 def test_an_empty_path_is_refused(field: str, value: str) -> None:
-    with pytest.raises(FieldError, match=rf"^{field}: .*a folder's name.*is a shell variable unset"):
+    with pytest.raises(FieldError, match=rf"^{field}: .*a path; fix: pass {field}=PATH"):
         load_config([f"{field}={value}"])
 
 
