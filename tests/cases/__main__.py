@@ -13,10 +13,11 @@ from rich.console import Console
 from rich.table import Table
 
 from tests.cases.case import Case, Outcome, play
+from tests.cases.data import CASES as DATA
 from tests.cases.training import CASES as TRAINING
 from tests.support import text_checkpoint
 
-CASES: tuple[Case, ...] = TRAINING
+CASES: tuple[Case, ...] = (*TRAINING, *DATA)
 
 
 def main() -> None:

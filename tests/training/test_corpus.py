@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.training import prepare
+from nemo_diffgemma.training import corpus
 from nemo_diffgemma.training.config import TrainConfig, load_config
 from nemo_diffgemma.training.corpus import load_corpus
 from tests.support import small_architecture
@@ -91,10 +91,10 @@ def test_own_files_are_read_once_and_said_in_a_line_each(tmp_path: Path, text_ch
 
 def test_the_end_of_a_turn_has_to_be_an_end_of_the_models(tmp_path: Path) -> None:
     tokens = tokenizer(tmp_path)
-    prepare.check_tokenizer(tokens, small_architecture(eos_token_ids=(1, 5)))
+    corpus.check_tokenizer(tokens, small_architecture(eos_token_ids=(1, 5)))
     said = r"^data.tokenizer: \"'<turn\|>' \(token 5\) ends a turn.*eos_token_ids \[1\].*or add 5 to eos_token_ids"
     with pytest.raises(FieldError, match=said):
-        prepare.check_tokenizer(tokens, small_architecture(eos_token_ids=(1,)))
+        corpus.check_tokenizer(tokens, small_architecture(eos_token_ids=(1,)))
 
 
 def test_a_run_that_was_moved_goes_on_with_its_files(tmp_path: Path) -> None:

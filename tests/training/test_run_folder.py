@@ -129,8 +129,10 @@ def test_other_data_is_refused_and_the_same_data_elsewhere_is_not(
 
 
 def test_what_can_change_is_said(used: Path, options: list[str], capsys: pytest.CaptureFixture[str]) -> None:
+    capsys.readouterr()
     begin(used, *options, "optim.steps=20", "optim.lr=1e-3", "optim.betas=[0.8,0.9]", "threads=2", "resume=auto")
     assert capsys.readouterr().out.splitlines() == [
+        "data.train: 8 conversations, messages form",
         "resume   optim.lr: 0.003 -> 0.001",
         "resume   optim.betas: [0.9, 0.95] -> [0.8, 0.9]",
         "resume   optim.steps: 12 -> 20",
