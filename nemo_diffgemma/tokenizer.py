@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -9,7 +10,7 @@ from typing import Any
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from nemo_diffgemma.errors import require
 
@@ -45,7 +46,7 @@ class Tokenizer:
             "a directory with a tokenizer.json",
             "pass token ids instead of text, or add the tokenizer's files and build again",
         )
-        self._inner: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(str(directory))
+        self._inner: PreTrainedTokenizerFast = _load(Path(directory))
 
     @cached_property
     def stray_byte(self) -> list[int]:
@@ -81,6 +82,24 @@ class Tokenizer:
             list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
         )
         return self.encode(str(text))
+
+
+def _load(directory: Path) -> PreTrainedTokenizerFast:
+    """What ``AutoTokenizer`` makes of a folder.
+
+    Of the class that has no model's own code it is loaded without ``AutoTokenizer``, whose import takes a process longer
+    than everything else it imports.
+    """
+    try:
+        config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        plain = config.get("tokenizer_class") == PreTrainedTokenizerFast.__name__ and "auto_map" not in config
+    except (OSError, ValueError, AttributeError):
+        plain = False
+    if plain:
+        return PreTrainedTokenizerFast.from_pretrained(str(directory))
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(directory))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path) -> list[Path]:
