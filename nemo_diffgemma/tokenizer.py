@@ -87,7 +87,7 @@ class Tokenizer:
 def _load(directory: Path) -> PreTrainedTokenizerFast:
     """What ``AutoTokenizer`` makes of a folder.
 
-    Of the class that has no model's own code it is loaded without ``AutoTokenizer``, whose import takes a process longer
+    One of the class that is no model's own is loaded without ``AutoTokenizer``, whose import takes a process longer
     than everything else it imports.
     """
     try:

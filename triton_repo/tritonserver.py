@@ -47,8 +47,12 @@ class Installation:
         """Look at ``$TRITON_SERVER``, then on ``PATH`` (NVIDIA's container), then in nvidia-pytriton.
 
         Raises:
-            FieldError: when there is none, or none for this Python version.
+            FieldError: when there is none, or none for this Python version, or its stub cannot load this Python.
         """
+        library = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+        allowed = f"a Python with its shared library, {library}: tritonserver's stub loads it"
+        remedy = f"Debian, Ubuntu: apt install {library.partition('.so')[0]}; pyenv: install it with --enable-shared"
+        require(_loads(library), "python", sys.executable, allowed, remedy)
         named = os.environ.get(BINARY_VARIABLE)
         package = importlib.util.find_spec("pytriton")
         pytriton = Path(package.origin).parent if package and package.origin else None
@@ -185,6 +189,16 @@ def _is_dead_stub(pid: str) -> bool:
     except FileNotFoundError:
         return False
     return rest.split()[0] == "Z" and _STUB.startswith(name)
+
+
+def _loads(library: str) -> bool:
+    for path in (Path(str(sysconfig.get_config_var("LIBDIR"))) / library, library):
+        try:
+            ctypes.CDLL(str(path))
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def free_port(option: str, port: int, host: str = LOOPBACK) -> int:

@@ -134,16 +134,16 @@ def path(tmp_path: Path) -> Path:
     return folder
 
 
-def put(folder: Path, name: str, version: str, status: int = 0) -> None:
+def put(folder: Path, name: str, version: str, lacking: str = "") -> None:
     """Something that answers as a Python of that version; started in earnest, it prints its path and arguments."""
-    script = f'#!/bin/sh\nif [ "$1" = -c ]; then echo {version}; exit {status}; fi\necho started "$0" "$@"\n'
+    script = f'#!/bin/sh\nif [ "$1" = -c ]; then echo {version}; echo {lacking}; exit; fi\necho started "$0" "$@"\n'
     (folder / name).write_text(script)
     (folder / name).chmod(0o755)
 
 
 def test_the_first_that_will_do_is_taken(clone: Path, path: Path) -> None:
     put(path, "python3", "3.10")
-    put(path, "python3.11", "3.11", status=1)  # Debian's, without its package python3.11-venv
+    put(path, "python3.11", "3.11", "ensurepip")  # Debian's, without its package python3.11-venv
     put(path, "python", "3.12")
     done = environment(clone, "env", "", "a test", path=path)
     assert done.stdout == f"started {path}/python .ci/environment.py env a test\n", done.stderr
@@ -155,25 +155,34 @@ def test_the_first_that_will_do_is_taken(clone: Path, path: Path) -> None:
 
 def test_none_that_will_do(clone: Path, path: Path) -> None:
     put(path, "python3", "3.13")
-    put(path, "python3.11", "", status=127)  # a version manager's, for a version that is not there
+    put(path, "python3.11", "")  # a version manager's, for a version that is not there
     put(path, "python", "2.7")
     done = environment(clone, "env", "", "a test", path=path)
     assert (done.returncode, done.stdout) == (2, "")
     assert done.stderr == (
         "error: PYTHON: python3.11 (does not run), python3.12 (not found), python3 (3.13), python (2.7) cannot be used;"
-        " allowed: Python 3.11 or 3.12 with venv and ensurepip; fix: make PYTHON=/path/to/python3.11 ..., or install it"
-        " (Debian, Ubuntu: apt install python3.11 python3.11-venv)\n"
+        " allowed: Python 3.11 or 3.12 with venv, ensurepip and its shared library;"
+        " fix: make PYTHON=/path/to/python3.11 ..., or install it"
+        " (Debian, Ubuntu: apt install python3.11-venv libpython3.11;"
+        " pyenv: PYTHON_CONFIGURE_OPTS=--enable-shared pyenv install 3.11)\n"
     )
 
 
 @pytest.mark.parametrize(
-    ("version", "status", "reason"),
-    [("3.10", 0, "3.10"), ("3.12", 1, "3.12 without venv and ensurepip"), ("", 1, "does not run")],
+    ("version", "lacking", "reason"),
+    [
+        ("3.10", "", "3.10"),
+        ("3.12", "venv and ensurepip", "3.12 without venv and ensurepip"),
+        ("3.11", "libpython3.11.so.1.0", "3.11 without libpython3.11.so.1.0"),
+        ("", "", "does not run"),
+    ],
 )
-def test_one_that_is_asked_for_and_will_not_do(clone: Path, path: Path, version: str, status: int, reason: str) -> None:
+def test_one_that_is_asked_for_and_will_not_do(
+    clone: Path, path: Path, version: str, lacking: str, reason: str
+) -> None:
     """No other is taken in its place."""
     put(path, "python3.11", "3.11")
-    put(path, "mine", version, status)
+    put(path, "mine", version, lacking)
     done = environment(clone, "env", "mine", "a test", path=path)
     assert done.returncode == 2
     assert done.stderr.startswith(f"error: PYTHON: mine ({reason}) cannot be used; allowed: Python 3.11 or 3.12 ")
