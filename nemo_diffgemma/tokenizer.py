@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
@@ -10,7 +11,7 @@ from typing import Any
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
 from nemo_diffgemma.chat import Chat, Message
 from nemo_diffgemma.control_tokens import ControlTokens
@@ -53,7 +54,7 @@ class Tokenizer:
             "a directory with a tokenizer.json",
             "pass token ids instead of text, or add the tokenizer's files and build again",
         )
-        self._inner: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(str(directory))
+        self._inner: PreTrainedTokenizerFast = _load(Path(directory))
         self._rust: RustTokenizer = self._inner.backend_tokenizer
         # a tokenizer.json may ask for them
         self._rust.no_truncation()
@@ -248,6 +249,24 @@ def _control_tokens(inner: PreTrainedTokenizerFast, template: str) -> dict[str, 
         if text.strip() and (token.special or text in special or marker):
             found[text] = number
     return found
+
+
+def _load(directory: Path) -> PreTrainedTokenizerFast:
+    """What ``AutoTokenizer`` makes of a folder.
+
+    One of the class that is no model's own is loaded without ``AutoTokenizer``, whose import takes a process longer
+    than everything else it imports.
+    """
+    try:
+        config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        plain = config.get("tokenizer_class") == PreTrainedTokenizerFast.__name__ and "auto_map" not in config
+    except (OSError, ValueError, AttributeError):
+        plain = False
+    if plain:
+        return PreTrainedTokenizerFast.from_pretrained(str(directory))
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(directory))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path) -> list[Path]:
