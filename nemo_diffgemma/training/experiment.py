@@ -14,16 +14,17 @@ from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.data import Example
 
 # Keys whose change makes another experiment, or a training checkpoint that cannot be read, with what to do instead.
-_OTHER_DATA = "the examples and their order follow from it"
 _FIXED = {
-    "model": "the weights have these shapes",
-    "init_from": "the run began from these weights",
+    "model": "the weights have its shapes",
+    "init_from": "the run began from its weights",
     "seed": "the order of the examples follows from it",
-    "data.examples": _OTHER_DATA,
-    "data.batch": _OTHER_DATA,
+    "data.train": "the run is in the middle of its examples",
+    "data.batch": "the order of the examples follows from it",
     "parallel.name": "a training checkpoint of one process and one of several differ in form",
     "optim.train_router": "the optimizer's state covers other weights",
 }
+# Settings that are kept as short hashes, which say nothing to a reader.
+_HASHED = ("model", "init_from", "data.train")
 
 
 def describe(config: TrainConfig, examples: Sequence[Example]) -> dict[str, Any]:
@@ -37,7 +38,7 @@ def describe(config: TrainConfig, examples: Sequence[Example]) -> dict[str, Any]
         "model": _hash(config.arch.as_dict()),
         "init_from": None if config.init_from is None else _weights(config.init_from),
         "seed": config.seed,
-        "data.examples": _hash([[e.prompt, e.response] for e in examples]),
+        "data.train": _hash([[e.prompt, e.response] for e in examples]),
         "data.batch": config.data.batch,
         **{f"parallel.{name}": value for name, value in asdict(config.parallel).items()},
         **{f"optim.{name}": value for name, value in json.loads(json.dumps(asdict(config.optim))).items()},
@@ -57,13 +58,10 @@ def changes(before: dict[str, Any], now: dict[str, Any], run: Path) -> list[str]
             continue
         if key in _FIXED:
             fix = f"pass resume=false to begin anew in it, or run=DIR for a folder of its own; {run} is unchanged"
-            raise FieldError(_named(key), value, f"{old}, as when {run} began: {_FIXED[key]}", fix)
+            what, other = ("the same", "another one") if key in _HASHED else (old, value)
+            raise FieldError(key, other, f"{what} as when {run} began: {_FIXED[key]}", fix)
         found.append(f"{key}: {old} -> {value}")
     return found
-
-
-def _named(key: str) -> str:
-    return "data.train" if key == "data.examples" else key
 
 
 def _weights(directory: Path) -> str:

@@ -10,6 +10,7 @@ from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
+from rich.markup import escape
 from rich.table import Table
 
 from tests.cases.case import Case, Outcome, play
@@ -48,7 +49,8 @@ def _table(outcomes: dict[str, Outcome]) -> Table:
     table = Table("case", "status", "message", "left on disk beside the user's files", "verdict")
     for name, outcome in outcomes.items():
         verdict = "; ".join(outcome.wrong) or "right"
-        table.add_row(name, str(outcome.status), outcome.message, ", ".join(outcome.left) or "nothing", verdict)
+        row = (name, str(outcome.status), outcome.message, ", ".join(outcome.left) or "nothing", verdict)
+        table.add_row(*(escape(text) for text in row))
     return table
 
 
