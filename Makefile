@@ -40,6 +40,7 @@ export HF_HUB_OFFLINE := 1
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
+	@echo "  PYTHON=          for .venv; empty: the first of python3.11, python3.12, python3, python that will do"
 	@echo "  GPU=cpu          target of make engine (cpu, h100, h200, dgx-spark, rtx5090)"
 	@echo "  BACKEND=         empty: the GPU's own; edge_llm for dgx-spark: export for NVIDIA TensorRT Edge-LLM"
 	@echo "  PRECISION=       empty: the GPU's default; WEIGHTS=random: no checkpoint, to measure speed"

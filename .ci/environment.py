@@ -116,8 +116,8 @@ def progress(line: str) -> str | None:
     if found := _DOWNLOAD.match(line):
         size = float(found[3]) * (1000 if found[4] == "G" else 1)
         return f"[setup]   {found[1].lower()} {found[2]}, {size:.0f} MB" if size >= _SHOWN_MB else None
-    if line.startswith("Installing collected packages: "):
-        return f"[setup]   unpacking {line.count(',') + 1} packages"
+    if line.startswith("Installing collected packages: ") and (others := line.count(",")):
+        return f"[setup]   unpacking {others + 1} packages"
     return line if line.startswith("ERROR: ") else None
 
 

@@ -83,7 +83,7 @@ def test_what_was_interrupted_is_made_anew_and_what_is_whole_is_kept(clone: Path
     assert done.returncode == 0, done.stdout + done.stderr
     assert mark.exists()
     assert not (folder / "half a package").exists()
-    assert "[setup]   unpacking 1 packages" in done.stdout
+    assert "[setup] one package" in done.stdout
     (folder / "of the user").touch()
     assert environment(clone, *given).returncode == 0
     assert (folder / "of the user").exists()
