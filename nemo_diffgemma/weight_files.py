@@ -112,7 +112,7 @@ def read_header(path: Path) -> dict[str, Stored]:
     fix = f"chmod -R a+rX {path.parent}, or run as their owner"
     require(os.access(path, os.R_OK), field, f"not readable for user {os.getuid()}", "a readable file", fix)
     try:
-        with safe_open(path, "pt") as file:
+        with safe_open(path, "np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no dict
             return {n: Stored(path, n, str(s.get_dtype()), tuple(s.get_shape())) for n, s in slices.items()}
     except SafetensorError as error:
