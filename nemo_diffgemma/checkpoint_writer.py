@@ -98,13 +98,3 @@ def _write_shards(directory: Path, tensors: Mapping[str, torch.Tensor], max_byte
         weight_map |= dict.fromkeys(names, file)
     total = sum(t.nbytes for t in tensors.values())
     write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
-
-
-def replace_directory(source: Path, target: Path) -> None:
-    """Move ``source`` to ``target``; what was there stays until the new one is in place."""
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    source.rename(target)
-    shutil.rmtree(old, ignore_errors=True)

@@ -9,20 +9,20 @@ _RUNNING = re.compile(r'^nv_trt_llm_request_metrics\{.*request_type="(?:waiting|
 _STEPS = re.compile(r"^diffgemma_denoising_steps_total(?:\{.*\})? (\S+)$", re.MULTILINE)
 
 
-def running_requests(url: str) -> int:
-    """Requests that wait or run; 0 from a server that does not answer any more."""
-    return int(_total(url, _RUNNING))
+def running_requests(url: str) -> int | None:
+    """Requests that wait or run; None from a server that does not answer, because it is gone or too busy."""
+    return _total(url, _RUNNING)
 
 
-def denoising_steps(url: str) -> int:
-    """Denoising steps since the engine was loaded; 0 from a server that does not answer any more."""
-    return int(_total(url, _STEPS))
+def denoising_steps(url: str) -> int | None:
+    """Denoising steps since the engine was loaded; None from a server that does not answer."""
+    return _total(url, _STEPS)
 
 
-def _total(url: str, pattern: re.Pattern[str]) -> float:
+def _total(url: str, pattern: re.Pattern[str]) -> int | None:
     try:
         with urllib.request.urlopen(url, timeout=2) as answer:
             text = answer.read().decode()
     except OSError:
-        return 0.0
-    return sum(float(value) for value in pattern.findall(text))
+        return None
+    return int(sum(float(value) for value in pattern.findall(text)))

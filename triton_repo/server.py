@@ -272,7 +272,11 @@ class Server:
             if time.monotonic() > end:
                 return False
             time.sleep(_IDLE_LOOK_S)
-            idle = 0 if running_requests(self.metrics_url) else idle + 1
+            running = running_requests(self.metrics_url)
+            if running is None and self._process is not None and self._process.returncode() is not None:
+                return True
+            # a server that is too busy to answer has not come to rest
+            idle = idle + 1 if running == 0 else 0
         return True
 
     def close(self) -> None:

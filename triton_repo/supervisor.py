@@ -61,7 +61,7 @@ class Pulse:
     def _run(self) -> None:
         while not self._closing.wait(_BEAT_S):
             steps = denoising_steps(self._server.metrics_url)
-            if steps == self._steps:
+            if steps is None or steps == self._steps:
                 try:
                     self._server.probe(_PROBE_S)
                 except (ServerFailed, AssertionError):  # the latter: it was closed meanwhile

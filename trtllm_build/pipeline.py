@@ -197,7 +197,7 @@ def find_scales(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) ->
         FieldError: when the model does not fit into this machine's memory, or has no tokenizer.
     """
     assert plan.calibration is not None
-    questions = read_questions(plan.calibration)[:_CALIBRATION]
+    questions = read_questions(plan.calibration, _CALIBRATION)
     fix = "add its tokenizer's files to the checkpoint"
     require(bool(checkpoint.tokenizer_files), "calibration", plan.name, "a model with a tokenizer", fix)
     from trtllm_build.quantization.calibrate import calibrate

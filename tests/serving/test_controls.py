@@ -95,7 +95,7 @@ def test_a_full_queue_says_its_length(narrow_server: Server) -> None:
         next(running)
         waiting = threading.Thread(target=lambda: list(client.generate(PROMPT, max_tokens=2)))
         waiting.start()
-        while running_requests(narrow_server.metrics_url) < 2:
+        while (running_requests(narrow_server.metrics_url) or 0) < 2:
             time.sleep(0.05)
         with pytest.raises(urllib.error.HTTPError) as refused:
             post(narrow_server, {"text_input": PROMPT, "max_tokens": 1})

@@ -101,7 +101,7 @@ def test_a_full_queue_is_a_503(narrow_server: Server, tmp_path: Path) -> None:
         stream = opened(gateway, ENDLESS)
         waiting = threading.Thread(target=lambda: post(gateway, TEXT))
         waiting.start()
-        while running_requests(narrow_server.metrics_url) < 2:
+        while (running_requests(narrow_server.metrics_url) or 0) < 2:
             time.sleep(0.05)
         status, headers, answer = post(gateway, TEXT)
         assert (status, headers["retry-after"]) == (503, "1")

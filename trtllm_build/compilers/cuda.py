@@ -85,7 +85,7 @@ def _quality(
     if plan.held_out is None or bundle.tokenizer_directory is None:
         note(not_measured(plan.held_out))
         return None
-    questions = read_questions(plan.held_out)[:QUESTIONS]
+    questions = read_questions(plan.held_out, QUESTIONS)
     found: dict[str, Quality] = {}
     for name in dict.fromkeys(("fp32", "bf16", plan.recipe.name)):
         own = name == plan.recipe.name

@@ -127,7 +127,7 @@ def _quality(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict
     if not fits_in_memory(checkpoint):
         note("quality  not measured: the model in float32 does not fit into this machine's memory")
         return None
-    questions = read_questions(plan.held_out)[:QUESTIONS]
+    questions = read_questions(plan.held_out, QUESTIONS)
     found = {}
     for recipe in (named_recipe("fp32"), plan.recipe):
         weights = widened_weights(plan.arch, reader(checkpoint), recipe)
