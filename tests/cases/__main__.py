@@ -15,10 +15,11 @@ from rich.table import Table
 
 from tests.cases.case import Case, Outcome, play
 from tests.cases.data import CASES as DATA
+from tests.cases.engine import CASES as ENGINE
 from tests.cases.training import CASES as TRAINING
 from tests.support import text_checkpoint
 
-CASES: tuple[Case, ...] = (*TRAINING, *DATA)
+CASES: tuple[Case, ...] = (*TRAINING, *DATA, *ENGINE)
 
 
 def main() -> None:

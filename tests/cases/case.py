@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import os
 import re
+import resource
 import shlex
 import signal
 import subprocess
@@ -12,6 +13,7 @@ import sys
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 
 _MODULES = {"diffgemma-train": "nemo_diffgemma.training.cli", "diffgemma-engine": "trtllm_build.cli"}
@@ -40,6 +42,7 @@ class Case:
         setup: more of a situation than files, given the folder.
         check: raises AssertionError when what is left is not right, given the folder.
         environment: variables beside the usual ones.
+        largest_file: bytes past which the kernel refuses to write a file, as it does on a full volume.
         quick: whether it ends before anything heavy is imported, so that the test run plays it too.
     """
 
@@ -54,6 +57,7 @@ class Case:
     setup: Callable[[Path], None] | None = None
     check: Callable[[Path], None] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
+    largest_file: int | None = None
     quick: bool = False
 
 
@@ -137,7 +141,13 @@ def _start(command: str, folder: Path, base: Path, case: Case) -> subprocess.Pop
         stderr=subprocess.PIPE,
         text=True,
         umask=0o022,
+        preexec_fn=None if case.largest_file is None else partial(_limit, case.largest_file),
     )
+
+
+def _limit(largest_file: int) -> None:
+    signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (largest_file, largest_file))
 
 
 def _read_until(process: subprocess.Popen[str], pattern: str) -> str:
