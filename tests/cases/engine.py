@@ -39,10 +39,13 @@ def _untrained(folder: Path) -> None:
 
 def _head_beside_the_embedding(folder: Path, equal: bool) -> None:
     _untrained(folder)
-    path = folder / "model" / "model.safetensors"
-    tensors = load_file(path)
+    model = folder / "model"
+    (shard,) = model.glob("*.safetensors")
+    tensors = load_file(shard)
     tensors["lm_head.weight"] = tensors[_EMBEDDING].clone() + (0 if equal else 1)
-    save_file(tensors, path, metadata={"format": "pt"})
+    save_file(tensors, model / "model.safetensors", metadata={"format": "pt"})
+    shard.unlink()
+    (model / "model.safetensors.index.json").unlink()
 
 
 def _shards_and_an_older_one(folder: Path) -> None:

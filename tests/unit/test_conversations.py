@@ -321,11 +321,11 @@ def as_zip(path: Path) -> None:
         (b"BZh91AY", r"is compressed by bzip2'.*fix: bunzip2 --keep "),
         (b"\x28\xb5\x2f\xfd", r"is compressed by zstd'.*fix: zstd --decompress "),
         (b"\xfd7zXZ\x00", r"is compressed by xz'.*fix: unxz --keep "),
-        (gzip.compress(b"BZh91AY"), r"is compressed by bzip2'"),
+        (gzip.compress(b"BZh91AY", mtime=0), r"is compressed by bzip2'"),
         (json.dumps(GOOD).encode("utf-16"), r"is UTF-16 text'.*fix: iconv -f UTF-16 -t UTF-8 "),
         (json.dumps(GOOD).encode("utf-16-le"), r"is binary'.*iconv -f UTF-16LE"),
         (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", r"a pointer of Git LFS.*fix: git lfs pull"),
-        (gzip.compress(line(GOOD))[:-9], r"allowed: a whole gzip file \(.*fix: fetch it again"),
+        (gzip.compress(line(GOOD), mtime=0)[:-9], r"allowed: a whole gzip file \(.*fix: fetch it again"),
         (as_zip, r"x.jsonl is a zip archive'.*fix: unzip "),
     ],
 )
