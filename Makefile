@@ -69,7 +69,7 @@ $(EDGE_LLM)/.installed:
 	    -- run "look whether it can be imported" $(EDGE_LLM)/bin/python -c 'import onnx, torch, transformers, tensorrt_edgellm'
 
 demo: $(INSTALLED)  ## train, build, serve and answer 200 held-out prompts, end to end
-	@$(BIN)/python -m triton_repo.demo
+	@$(BIN)/python -m triton_repo.demo.__main__
 
 # a variable's text, as it was given, as one word for the shell: it may have spaces, quotes and dollar signs
 quoted = '$(subst ','\'',$(value $(1)))'

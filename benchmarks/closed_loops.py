@@ -13,11 +13,11 @@ from pathlib import Path
 from queue import SimpleQueue
 from typing import TYPE_CHECKING, Any
 
-from triton_repo.client import Client, Refused, Retry
-from triton_repo.load import prompts
-from triton_repo.load.driver import Load
-from triton_repo.load.record import BlockSeen, Record
-from triton_repo.wire import Response
+from triton_repo.bench import prompts
+from triton_repo.bench.driver import Load
+from triton_repo.bench.record import BlockSeen, Record
+from triton_repo.client.client import Client, Refused, Retry
+from triton_repo.client.wire import Response
 
 if TYPE_CHECKING:
     from trtllm_build import Engine

@@ -24,7 +24,7 @@ from benchmarks.common import console, run, show
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import text_tensors
 from nemo_diffgemma.models import RELEASED, configured
-from trtllm_build.backends.tensorrt_rtx.plan import compile_plan
+from trtllm_build.compilers.tensorrt_rtx.engine_file import compile_plan
 from trtllm_build.lowering.lower import lower, quantized_products
 from trtllm_build.lowering.weights import Read
 from trtllm_build.network.weights import weight_files

@@ -20,10 +20,10 @@ from benchmarks.common import architecture, built_engine, console, memory, rando
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint
 from trtllm_build import Engine, load_engine
-from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.torch_cpu import TorchCpu
+from trtllm_build.contract import CanvasStep, EncodeStep
+from trtllm_build.gates.reference import Reference
 from trtllm_build.network.linear import linear
-from trtllm_build.reference import Reference
 
 PROMPT = 256
 NEVER = 1e-9  # a mean entropy (nats) that no step comes under: all steps are forced

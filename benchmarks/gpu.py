@@ -22,15 +22,15 @@ from benchmarks import gpu_transformers
 from benchmarks.common import OUT, architecture, console, run, show
 from benchmarks.gpu_picture import write_picture
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.cuda.backend import Cuda
 from trtllm_build.backends.cuda.ops import reference_ops
-from trtllm_build.backends.cuda.tune import time_call
 from trtllm_build.backends.cuda.weights import random_weights
 from trtllm_build.bundle import Bundle
+from trtllm_build.compilers.cuda.tune import time_call
+from trtllm_build.contract import CanvasStep, EncodeStep
+from trtllm_build.limits import Limits
 from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine, load_engine
-from trtllm_build.runtime.limits import Limits
 from trtllm_build.runtime.request import Request, SamplerConfig
 
 BATCHES = (1, 2, 4, 8, 16)

@@ -10,7 +10,7 @@ import torch
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.reference import SMALLEST_VISION
+from trtllm_build.gates.reference import SMALLEST_VISION
 
 
 @torch.inference_mode()

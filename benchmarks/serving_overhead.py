@@ -24,8 +24,8 @@ from benchmarks.common import built_engine, console, random_checkpoint, run, sho
 from benchmarks.processes import ENGINE, cpu_s, held_up, tree, turns
 from nemo_diffgemma.checkpoint import HELD_OUT
 from nemo_diffgemma.errors import require
-from triton_repo.load.statistics import summarize
-from triton_repo.server import Server
+from triton_repo.bench.statistics import summarize
+from triton_repo.launcher.server import Server
 from triton_repo.tensors import MODEL
 from trtllm_build.cpus import beside_the_engine
 

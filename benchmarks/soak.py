@@ -26,8 +26,8 @@ from benchmarks.soak_picture import write_picture
 from benchmarks.soak_requests import Known, known
 from benchmarks.soak_traffic import CLIENTS, Seen, Traffic
 from nemo_diffgemma.errors import require
-from triton_repo.client import Client
-from triton_repo.server import Server, ServerFailed
+from triton_repo.client.client import Client
+from triton_repo.launcher.server import Server, ServerFailed
 from trtllm_build import load_engine
 
 FLAT = 0.05  # mean memory of the last third of the samples over that of the first, less 1

@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from tritonclient.grpc import service_pb2
 
+from triton_repo.client.wire import encode
 from triton_repo.tensors import MODEL
-from triton_repo.wire import encode
 
 if TYPE_CHECKING:
     from trtllm_build import Engine

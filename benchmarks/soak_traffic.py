@@ -15,8 +15,8 @@ import grpc
 from tritonclient.grpc import service_pb2_grpc
 
 from benchmarks.soak_requests import MALFORMED, Known, over_long
-from triton_repo.client import Client, GenerationError, Refused, Retry, Unavailable, Unreachable
-from triton_repo.failures import explained, unqualified
+from triton_repo.client.client import Client, GenerationError, Refused, Retry, Unavailable, Unreachable
+from triton_repo.client.failures import explained, unqualified
 
 CLIENTS = 32
 NAMES = ("north", "east", "south", "west")

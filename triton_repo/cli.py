@@ -8,9 +8,9 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.blocking import BlockingClient
-from triton_repo.client import GenerationError
-from triton_repo.terminal import parse_arguments, show
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.client.client import GenerationError
+from triton_repo.client.terminal import parse_arguments, show
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -21,7 +21,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["bench"]:
-        from triton_repo import bench  # to generate needs none of it
+        from triton_repo.bench import command as bench
 
         return bench.main(given[1:])
     try:

@@ -30,7 +30,7 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import TOKENIZER_FILES
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_entries, file_sha256, write_json
-from trtllm_build.runtime.limits import Limits
+from trtllm_build.limits import Limits
 from trtllm_build.runtime.request import SamplerConfig
 
 CONTRACT = 3

@@ -11,8 +11,8 @@ import torch
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.aot import load_pieces
-from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.torch_cpu import TorchCpu
+from trtllm_build.contract import CanvasStep, EncodeStep
 from trtllm_build.cpus import available
 from trtllm_build.network.pieces import eager_pieces
 from trtllm_build.network.weights import NetworkWeights

@@ -200,7 +200,7 @@ def find_scales(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) ->
     questions = read_questions(plan.calibration, _CALIBRATION)
     fix = "add its tokenizer's files to the checkpoint"
     require(bool(checkpoint.tokenizer_files), "calibration", plan.name, "a model with a tokenizer", fix)
-    from trtllm_build.quantization.calibrate import calibrate
+    from trtllm_build.gates.calibrate import calibrate
 
     scales = calibrate(checkpoint, Bundle.unfinished(work, on_cpu(plan.limits), {}), questions)
     note(f"quantize {len(scales)} input scales found with {len(questions)} conversations of {plan.calibration}")

@@ -13,8 +13,8 @@ from nemo_diffgemma.checkpoint import CALIBRATION, HELD_OUT
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.hydra_config import check_choice, compose_config
 from nemo_diffgemma.models import configured
+from trtllm_build.limits import Limits
 from trtllm_build.quantization.recipe import Recipe
-from trtllm_build.runtime.limits import Limits
 
 CONF = Path(__file__).parent / "conf"
 _MEASURE_QUALITY = ("cuda", "tensorrt_rtx")  # backends: they quantise, and answer questions on the CPU

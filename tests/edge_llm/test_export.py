@@ -18,8 +18,8 @@ from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.tokenizer import train_tokenizer
 from tests.parity.test_modelopt import VISION
 from tests.support import GENERATION_CONFIG, random_tensors, small_architecture
-from trtllm_build.compilers.edge_llm import PYTHON, _look_into, export
-from trtllm_build.compilers.edge_llm_contract import EXPERT_OP, expert_inputs, inputs, outputs
+from trtllm_build.compilers.edge_llm.compile import PYTHON, _look_into, export
+from trtllm_build.compilers.edge_llm.contract import EXPERT_OP, expert_inputs, inputs, outputs
 from trtllm_build.pipeline import build
 from trtllm_build.plan import make_plan
 from trtllm_build.runtime.engine import load_engine

@@ -19,7 +19,7 @@ from packaging.requirements import Requirement
 from tests.helm.chart.rendering import PROFILES, Case, Object, containers, render
 from tests.helm.chart.rendering import pods as pods_of
 from tests.helm.dockerfile import Stage, sources, stages
-from triton_repo.tritonserver import BINARY_VARIABLE, Installation
+from triton_repo.launcher.tritonserver import BINARY_VARIABLE, Installation
 
 PROJECT = Path(__file__).parents[2]
 PYPROJECT = tomllib.loads((PROJECT / "pyproject.toml").read_text())

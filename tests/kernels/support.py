@@ -3,7 +3,7 @@
 import torch
 from torch import Tensor
 
-from trtllm_build.kernels.cache import PAGE, LayerCache
+from trtllm_build.kernels.attention.cache import PAGE, LayerCache
 
 
 def pages(

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_build.kernels.attention_merge import merge, merge_reference
+from trtllm_build.kernels.attention.merge import merge, merge_reference
 
 
 @settings(max_examples=10, deadline=None)

@@ -7,15 +7,15 @@ import torch
 
 from nemo_diffgemma.checkpoint import Checkpoint
 from tests.support import random_checkpoint, small_architecture
-from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.cuda.backend import Cuda
 from trtllm_build.backends.cuda.ops import reference_ops, triton_ops
 from trtllm_build.backends.cuda.weights import from_checkpoint
+from trtllm_build.contract import CanvasStep, EncodeStep
+from trtllm_build.gates.reference import Reference
+from trtllm_build.gates.verify import compare
+from trtllm_build.limits import Limits
 from trtllm_build.network.vocabulary import Choice, ReadOut
 from trtllm_build.quantization.recipe import Recipe, named_recipe
-from trtllm_build.reference import Reference
-from trtllm_build.runtime.limits import Limits
-from trtllm_build.verify import compare
 
 ARCH = small_architecture(vocab_size=150, canvas_length=8, sliding_window=9, max_position_embeddings=128)
 LIMITS = Limits(context=96, slots=2, canvas=8, vocab_size=150, queue=4, cache_tokens=None)

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_build.kernels.dispatch import dispatch, dispatch_reference, most_row_tiles
+from trtllm_build.kernels.experts.dispatch import dispatch, dispatch_reference, most_row_tiles
 
 
 @settings(max_examples=20, deadline=None)

@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_build.kernels.experts import TILES_DOWN, TILES_GATE_UP, experts, experts_reference
-from trtllm_build.kernels.fp8 import Fp8, quantize_rows_reference
+from trtllm_build.kernels.experts.feed_forward import TILES_DOWN, TILES_GATE_UP, experts, experts_reference
 from trtllm_build.kernels.tile import Tile
+from trtllm_build.quantization.fp8 import Fp8, quantize_rows_reference
 
 TILES = Tile(16, 32, 32), Tile(16, 64, 32)
 

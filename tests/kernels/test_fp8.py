@@ -2,7 +2,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_build.kernels.fp8 import quantize_rows, quantize_rows_reference, widen
+from trtllm_build.kernels.fp8 import quantize_rows
+from trtllm_build.quantization.fp8 import quantize_rows_reference, widen
 
 
 @settings(max_examples=25, deadline=None)

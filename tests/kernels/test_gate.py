@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_build.kernels.fp8 import quantize_rows_reference
 from trtllm_build.kernels.gate import gelu_gated, gelu_gated_reference
+from trtllm_build.quantization.fp8 import quantize_rows_reference
 
 
 @settings(max_examples=20, deadline=None)

@@ -2,7 +2,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_build.kernels.heads import heads, heads_reference
+from trtllm_build.kernels.attention.heads import heads, heads_reference
 from trtllm_build.network import pieces
 from trtllm_build.network.rope import rotation
 

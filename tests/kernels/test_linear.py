@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_build.kernels.fp8 import quantize_rows_reference, widen
 from trtllm_build.kernels.linear import TILES, linear, linear_reference
 from trtllm_build.kernels.tile import Tile
+from trtllm_build.quantization.fp8 import quantize_rows_reference, widen
 
 SMALL = Tile(16, 32, 32)
 

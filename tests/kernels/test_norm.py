@@ -3,8 +3,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_build.kernels.fp8 import quantize_rows_reference
 from trtllm_build.kernels.norm import rms_norm, rms_norm_reference
+from trtllm_build.quantization.fp8 import quantize_rows_reference
 
 
 @settings(max_examples=25, deadline=None)

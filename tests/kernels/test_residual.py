@@ -3,13 +3,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_build.kernels.fp8 import quantize_rows_reference
 from trtllm_build.kernels.residual import (
     after_attention,
     after_attention_reference,
     after_experts,
     after_experts_reference,
 )
+from trtllm_build.quantization.fp8 import quantize_rows_reference
 
 EPS = 1e-6
 

@@ -3,7 +3,7 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_build.kernels.router import TILES, route, route_reference
+from trtllm_build.kernels.experts.router import TILES, route, route_reference
 from trtllm_build.kernels.tile import Tile
 
 SMALL = Tile(16, 16, 32)

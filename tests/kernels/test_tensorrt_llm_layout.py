@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from nemo_diffgemma.errors import FieldError
-from trtllm_build.kernels.fp8 import DTYPE, LARGEST
 from trtllm_build.providers.tensorrt_llm.layout import Packed, pack, quantise, reference
+from trtllm_build.quantization.fp8 import DTYPE, LARGEST
 
 # e4m3 keeps three bits: a rounded number is off by a sixteenth at most and by a fortieth in the mean
 FP8_ERROR = 0.06

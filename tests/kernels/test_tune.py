@@ -14,12 +14,12 @@ from trtllm_build.backends.cuda import ops
 from trtllm_build.backends.cuda.cache import DeviceCache
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Choice, chosen_ops, reference, reference_ops
-from trtllm_build.backends.cuda.probes import Probe, probes
 from trtllm_build.backends.cuda.static_experts import StaticExperts, pack_layers
-from trtllm_build.backends.cuda.tune import Extra, distance, tune
 from trtllm_build.backends.cuda.weights import from_checkpoint
 from trtllm_build.bundle import Bundle
-from trtllm_build.compilers.cuda import execute
+from trtllm_build.compilers.cuda.compile import execute
+from trtllm_build.compilers.cuda.probes import Probe, probes
+from trtllm_build.compilers.cuda.tune import Extra, distance, tune
 from trtllm_build.kernels.linear import TILES
 from trtllm_build.pipeline import build
 from trtllm_build.plan import make_plan

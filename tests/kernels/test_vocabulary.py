@@ -3,9 +3,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from trtllm_build.kernels.scores import TILES, plan
 from trtllm_build.kernels.tile import Tile
-from trtllm_build.kernels.vocabulary import read_out, read_out_reference, tempered_reference
+from trtllm_build.kernels.vocabulary.logits import TILES, plan
+from trtllm_build.kernels.vocabulary.read_out import read_out, read_out_reference, tempered_reference
 
 SMALL = (Tile(16, 128, 16), Tile(32, 256, 64))
 CAP, SCALE = 30.0, 5.0

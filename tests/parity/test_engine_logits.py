@@ -11,10 +11,10 @@ from transformers import DiffusionGemmaForBlockDiffusion
 from nemo_diffgemma.checkpoint import Checkpoint
 from tests.support import random_architecture, random_checkpoint, small_architecture
 from trtllm_build import load_engine
-from trtllm_build.backends.base import EncodeStep
+from trtllm_build.contract import EncodeStep
+from trtllm_build.gates.reference import Reference
 from trtllm_build.pipeline import build
 from trtllm_build.plan import make_plan
-from trtllm_build.reference import Reference
 
 LIMIT = 1e-4
 

@@ -16,17 +16,19 @@ from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from nemo_diffgemma.errors import FieldError
 from tests.support import GENERATION_CONFIG, random_checkpoint, random_tensors, small_architecture
-from trtllm_build.backends.base import Backend
 from trtllm_build.backends.cuda.backend import Cuda
 from trtllm_build.backends.cuda.fused import simulated as static_ops
 from trtllm_build.backends.cuda.ops import reference_ops
 from trtllm_build.backends.cuda.weights import from_bundle, from_checkpoint, widened
 from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.bundle import Bundle
-from trtllm_build.compilers.cuda import device_bound
-from trtllm_build.kernels.fp8 import LARGEST
-from trtllm_build.kernels.fp8 import widen as widen_fp8
-from trtllm_build.lowering.check import simulated
+from trtllm_build.compilers.cuda.compile import device_bound
+from trtllm_build.compilers.tensorrt_rtx.check import simulated
+from trtllm_build.contract import Backend
+from trtllm_build.gates.calibrate import WEIGHTED, recording_ops
+from trtllm_build.gates.reference import Precision, Reference
+from trtllm_build.gates.verify import FLOOR, RATIO, Parity, verify
+from trtllm_build.limits import Limits
 from trtllm_build.lowering.lower import lower
 from trtllm_build.lowering.weights import PRODUCT_OF, reader
 from trtllm_build.lowering.weights import widened as widened_reader
@@ -35,12 +37,10 @@ from trtllm_build.network.weights import HEAD, NetworkWeights, weight_files
 from trtllm_build.pipeline import build
 from trtllm_build.plan import make_plan
 from trtllm_build.quantization.activations import rounding_by_product
-from trtllm_build.quantization.calibrate import WEIGHTED, recording_ops
+from trtllm_build.quantization.fp8 import LARGEST
+from trtllm_build.quantization.fp8 import widen as widen_fp8
 from trtllm_build.quantization.nvfp4 import Nvfp4, dequantize, quantize_nvfp4, round_rows
 from trtllm_build.quantization.recipe import named_recipe
-from trtllm_build.reference import Precision, Reference
-from trtllm_build.runtime.limits import Limits
-from trtllm_build.verify import FLOOR, RATIO, Parity, verify
 
 ARCH = small_architecture(sliding_window=16)
 LIMITS = Limits(256, 1, ARCH.canvas_length, ARCH.vocab_size, 1, None)
@@ -211,7 +211,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
         top_k_experts=4, moe_intermediate_size=32, sliding_window=64, canvas_length=16,
         layer_types=(*[SLIDING] * 5, GLOBAL),
     )  # fmt: skip
-    from trtllm_build.reference import SMALLEST_VISION
+    from trtllm_build.gates.reference import SMALLEST_VISION
 
     config = DiffusionGemmaConfig(**arch.with_changes(vision_config=SMALLEST_VISION).to_hf())
     with torch.random.fork_rng():

@@ -15,9 +15,9 @@ from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.diffusion import draws, sampler, schedule, stopping
 from tests.support import random_checkpoint, small_architecture
 from trtllm_build import load_engine
+from trtllm_build.gates.reference import Reference
 from trtllm_build.pipeline import build
 from trtllm_build.plan import make_plan
-from trtllm_build.reference import Reference
 
 
 def some_logits(seed: int, canvas: int = 16, vocab: int = 40) -> torch.Tensor:

@@ -24,7 +24,7 @@ from nemo_diffgemma.training.network import build_network, materialise
 from nemo_diffgemma.training.noise import TRAIN
 from nemo_diffgemma.training.weights import load_weights
 from tests.support import GENERATION_CONFIG, random_architecture, random_tensors, small_architecture
-from trtllm_build.reference import Reference
+from trtllm_build.gates.reference import Reference
 
 VISION = load_config([]).arch.vision_config
 LIMIT = 1e-5

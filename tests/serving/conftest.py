@@ -11,8 +11,8 @@ import torch
 import trustme
 
 from tests.serving.gateway import Running, running
-from triton_repo.blocking import BlockingClient
-from triton_repo.server import Server
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.launcher.server import Server
 from trtllm_build import Engine, load_engine
 from trtllm_build.pipeline import build
 from trtllm_build.plan import make_plan

@@ -2,5 +2,5 @@
 
 from typing import Any
 
-# Inputs of :meth:`triton_repo.client.Client.generate`; a draft of every step says that it runs.
+# Inputs of :meth:`triton_repo.client.client.Client.generate`; a draft of every step says that it runs.
 ENDLESS: dict[str, Any] = {"max_tokens": 200, "ignore_eos": True, "max_denoising_steps": 2**31 - 1, "drafts": True}

@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from triton_repo.tritonserver import free_port
+from triton_repo.launcher.tritonserver import free_port
 
 
 @dataclass

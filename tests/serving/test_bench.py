@@ -11,7 +11,7 @@ from typing import Any
 
 import pytest
 
-from triton_repo.server import Server
+from triton_repo.launcher.server import Server
 
 pytestmark = pytest.mark.server
 

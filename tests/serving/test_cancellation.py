@@ -11,8 +11,8 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from tests.serving.endless import ENDLESS
-from triton_repo.blocking import BlockingClient
-from triton_repo.server import Server
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.launcher.server import Server
 from trtllm_build import Engine
 
 pytestmark = pytest.mark.server

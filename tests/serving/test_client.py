@@ -16,8 +16,8 @@ import trustme
 from nemo_diffgemma.errors import FieldError
 from tests.serving.endless import ENDLESS
 from tests.serving.peer import Peer, serving
-from triton_repo.blocking import BlockingClient
-from triton_repo.client import (
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.client.client import (
     Cancelled,
     Client,
     GenerationError,
@@ -29,9 +29,9 @@ from triton_repo.client import (
     Unavailable,
     Unreachable,
 )
-from triton_repo.failures import unqualified
-from triton_repo.scrape import running_requests
-from triton_repo.server import Server
+from triton_repo.client.failures import unqualified
+from triton_repo.launcher.scrape import running_requests
+from triton_repo.launcher.server import Server
 
 QUICK = Retry(first_s=0.001)
 ONCE = Retry(attempts=1)

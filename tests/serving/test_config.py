@@ -51,7 +51,7 @@ def test_triton_reads_them_and_nothing_in_them_is_a_template() -> None:
 @pytest.mark.parametrize("model", [UNARY_MODEL, TOKEN_MODEL])
 def test_an_entry_asks_for_what_the_model_has(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
-    for name in ("triton_repo.forward", "triton_repo.status"):
+    for name in ("triton_repo.python_backend.forward", "triton_repo.python_backend.status"):
         monkeypatch.delitem(sys.modules, name, raising=False)
     entry = runpy.run_path(str(config.REPOSITORY / model / "1" / "model.py"))["TritonPythonModel"].entry
     assert set(entry.outputs) <= set(ALL_OUTPUTS)

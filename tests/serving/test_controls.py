@@ -12,10 +12,10 @@ from typing import Any
 import pytest
 
 from tests.serving.endless import ENDLESS
-from triton_repo.blocking import BlockingClient
-from triton_repo.client import GenerationError
-from triton_repo.scrape import running_requests
-from triton_repo.server import Server
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.client.client import GenerationError
+from triton_repo.launcher.scrape import running_requests
+from triton_repo.launcher.server import Server
 from trtllm_build import Engine
 
 pytestmark = pytest.mark.server

@@ -15,8 +15,8 @@ import pytest
 import tritonclient.grpc as triton
 from tritonclient.utils import InferenceServerException, np_to_triton_dtype
 
-from triton_repo.blocking import BlockingClient
-from triton_repo.server import Server
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.launcher.server import Server
 from triton_repo.tensors import TOKEN_MODEL, UNARY_MODEL
 from trtllm_build import Engine
 

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from triton_repo.tritonserver import Installation
+from triton_repo.launcher.tritonserver import Installation
 
 PORTS = ["--grpc-port=0", "--http-port=0", "--metrics-port=0", "--health-port=0"]
 
@@ -32,7 +32,15 @@ def test_a_server_leaves_the_environment_as_it_was(demo_bundle: Path, tmp_path: 
         assert path is not None
         assert before[str(path)][0] & 0o555 == 0o555, f"{path}: others cannot run it"
     environment = {key: value for key, value in os.environ.items() if key != "PYTHONDONTWRITEBYTECODE"}
-    command = [sys.executable, "-m", "triton_repo.serve", "--engine", str(demo_bundle), *PORTS, "--openai-port=0"]
+    command = [
+        sys.executable,
+        "-m",
+        "triton_repo.launcher.serve",
+        "--engine",
+        str(demo_bundle),
+        *PORTS,
+        "--openai-port=0",
+    ]
     process = subprocess.Popen(
         [*command, f"--log-file={tmp_path / 'log'}"],
         stdout=subprocess.PIPE,
@@ -63,7 +71,7 @@ def test_a_backend_that_this_user_cannot_read(tmp_path: Path, monkeypatch: pytes
     stub.chmod(0o100)
     tmp_path.chmod(0o755)
     script = (
-        "import sys; from pathlib import Path; from triton_repo.tritonserver import Installation\n"
+        "import sys; from pathlib import Path; from triton_repo.launcher.tritonserver import Installation\n"
         "Installation(Path(sys.argv[1]), Path(sys.argv[1]), None, None).backend_directory(Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "backends"), str(tmp_path / "copy")]

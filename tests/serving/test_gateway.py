@@ -10,7 +10,7 @@ import openai
 import pytest
 
 from tests.serving.gateway import Running
-from triton_repo.blocking import BlockingClient
+from triton_repo.client.blocking import BlockingClient
 
 pytestmark = pytest.mark.server
 

@@ -23,9 +23,9 @@ import trustme
 
 from tests.serving.gateway import Running, request, running
 from tests.serving.peer import Peer, serving
-from triton_repo.blocking import BlockingClient
-from triton_repo.scrape import running_requests
-from triton_repo.server import Server
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.launcher.scrape import running_requests
+from triton_repo.launcher.server import Server
 
 TEXT: dict[str, Any] = {"model": "diffgemma", "prompt": "red", "max_tokens": 1}
 ENDLESS: dict[str, Any] = {

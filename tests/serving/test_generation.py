@@ -8,9 +8,9 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
-from triton_repo.blocking import BlockingClient
-from triton_repo.parse import parse
-from triton_repo.wire import Response
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.client.wire import Response
+from triton_repo.python_backend.parse import parse
 from trtllm_build import Engine
 
 pytestmark = pytest.mark.server

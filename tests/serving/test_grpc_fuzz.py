@@ -18,7 +18,7 @@ from hypothesis import strategies as st
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
 from tests.serving.fuzzing import fuzzing
-from triton_repo.server import Server
+from triton_repo.launcher.server import Server
 from triton_repo.tensors import ALL_INPUTS, MODEL, TOKEN_INPUTS, TOKEN_MODEL, UNARY_MODEL
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

@@ -9,8 +9,8 @@ from typing import Any
 
 import pytest
 
-from triton_repo.blocking import BlockingClient
-from triton_repo.server import Server
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.launcher.server import Server
 from triton_repo.tensors import ALL_INPUTS, ALL_OUTPUTS
 
 pytestmark = pytest.mark.server

@@ -15,7 +15,7 @@ from pathlib import Path
 
 import pytest
 
-from triton_repo.server import Server
+from triton_repo.launcher.server import Server
 from trtllm_build.cpus import available, beside_the_engine
 
 PORTS = ["--grpc-port=0", "--http-port=0", "--metrics-port=0", "--health-port=0"]
@@ -24,7 +24,7 @@ PORTS = ["--grpc-port=0", "--http-port=0", "--metrics-port=0", "--health-port=0"
 @contextmanager
 def launched(bundle: Path, *options: str) -> Iterator[tuple[subprocess.Popen[str], list[str]]]:
     """The launcher once it serves, and the lines it has printed."""
-    command = [sys.executable, "-m", "triton_repo.serve", "--engine", str(bundle), *PORTS, *options]
+    command = [sys.executable, "-m", "triton_repo.launcher.serve", "--engine", str(bundle), *PORTS, *options]
     command.append(f"--log-file={bundle.parent / 'tritonserver.log'}")
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
@@ -106,7 +106,7 @@ def test_a_refusal_is_one_line_and_status_1(server: Server) -> None:
 
 def test_a_missing_server_or_bundle_is_one_line_and_status_2() -> None:
     client = [sys.executable, "-m", "triton_repo.cli", "--url=127.0.0.1:1", "red"]
-    server = [sys.executable, "-m", "triton_repo.serve", "--engine=/nowhere", *PORTS]
+    server = [sys.executable, "-m", "triton_repo.launcher.serve", "--engine=/nowhere", *PORTS]
     for command, start in ((client, "error: url: '127.0.0.1:1' cannot"), (server, "error: engine: '/nowhere' cannot")):
         done = subprocess.run(command, capture_output=True, text=True, timeout=60)
         assert done.returncode == 2

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from triton_repo.blocking import BlockingClient
-from triton_repo.failures import GenerationError
-from triton_repo.server import Server
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.client.failures import GenerationError
+from triton_repo.launcher.server import Server
 
 pytestmark = pytest.mark.server
 Records = Callable[[str], list[dict[str, Any]]]

@@ -18,12 +18,12 @@ import pytest
 from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving.endless import ENDLESS
-from triton_repo.blocking import BlockingClient
-from triton_repo.connection import Retry
-from triton_repo.failures import GenerationError
-from triton_repo.metrics import METRICS, OUTCOMES
-from triton_repo.server import Server
-from triton_repo.wire import Response
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.client.connection import Retry
+from triton_repo.client.failures import GenerationError
+from triton_repo.client.wire import Response
+from triton_repo.launcher.server import Server
+from triton_repo.python_backend.metrics import METRICS, OUTCOMES
 from trtllm_build import Engine
 from trtllm_build.bundle import manifest_hash
 

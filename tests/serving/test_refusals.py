@@ -10,10 +10,10 @@ import numpy as np
 import pytest
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.blocking import BlockingClient
-from triton_repo.client import GenerationError
-from triton_repo.parse import parse
-from triton_repo.server import Server
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.client.client import GenerationError
+from triton_repo.launcher.server import Server
+from triton_repo.python_backend.parse import parse
 from triton_repo.tensors import UNSUPPORTED, Unsupported
 from trtllm_build import Engine
 

@@ -9,7 +9,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 
-from triton_repo.scrape import denoising_steps, running_requests
+from triton_repo.launcher.scrape import denoising_steps, running_requests
 
 TEXT = """\
 nv_trt_llm_request_metrics{model="diffgemma",request_type="waiting",version="1"} 2.000000

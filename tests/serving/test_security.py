@@ -12,9 +12,9 @@ import trustme
 from tritonclient.utils import InferenceServerException
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.blocking import BlockingClient
-from triton_repo.client import GenerationError, Refused, Retry, Tls, Unreachable
-from triton_repo.server import Server, ServerTls
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.client.client import GenerationError, Refused, Retry, Tls, Unreachable
+from triton_repo.launcher.server import Server, ServerTls
 
 ONCE = Retry(attempts=1)
 NAME = "diffgemma.example"

@@ -17,9 +17,9 @@ from tests.serving.endless import ENDLESS
 from tests.serving.test_gateway_process import ENDLESS as ENDLESS_COMPLETION
 from tests.serving.test_gateway_process import TEXT
 from tests.serving.test_launcher import children, launched, shared_memory, wait_until
-from triton_repo.blocking import BlockingClient
-from triton_repo.client import GenerationError, Retry, Unavailable
-from triton_repo.scrape import running_requests
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.client.client import GenerationError, Retry, Unavailable
+from triton_repo.launcher.scrape import running_requests
 from trtllm_build.cpus import beside_the_engine
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]

@@ -18,11 +18,11 @@ import pytest
 from opentelemetry.proto.collector.trace.v1.trace_service_pb2 import ExportTraceServiceRequest
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.blocking import BlockingClient
-from triton_repo.failures import GenerationError
-from triton_repo.server import Server
-from triton_repo.spans import Spans
-from triton_repo.tritonserver import BINARY_VARIABLE, Installation
+from triton_repo.client.blocking import BlockingClient
+from triton_repo.client.failures import GenerationError
+from triton_repo.launcher.server import Server
+from triton_repo.launcher.tritonserver import BINARY_VARIABLE, Installation
+from triton_repo.python_backend.spans import Spans
 
 TRACE, PARENT = "0af7651916cd43dd8448eb211c80319c", "b7ad6b7169203331"
 SECRET = "lamp"

@@ -8,7 +8,7 @@ import re
 import pytest
 
 from triton_repo import dashboard
-from triton_repo.metrics import METRICS, Metric
+from triton_repo.python_backend.metrics import METRICS, Metric
 
 # Families that no panel shows -> why.
 UNUSED: dict[str, str] = {}

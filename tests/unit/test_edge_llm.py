@@ -14,9 +14,9 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import FieldError
 from tests.support import small_architecture
-from trtllm_build.compilers.edge_llm import export
-from trtllm_build.compilers.edge_llm_contract import EXPERT_OP, check_graph, expert_inputs, inputs, outputs
-from trtllm_build.compilers.edge_llm_layout import quantization, write_layout
+from trtllm_build.compilers.edge_llm.compile import export
+from trtllm_build.compilers.edge_llm.contract import EXPERT_OP, check_graph, expert_inputs, inputs, outputs
+from trtllm_build.compilers.edge_llm.layout import quantization, write_layout
 from trtllm_build.quantization.unified import write_unified
 
 ARCH = small_architecture()

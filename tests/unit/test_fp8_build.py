@@ -15,9 +15,9 @@ from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.questions import read_questions
 from trtllm_build import load_engine
 from trtllm_build.bundle import Bundle
+from trtllm_build.gates.quality import Quality, checked_loss
 from trtllm_build.pipeline import build, quantize
 from trtllm_build.plan import make_plan
-from trtllm_build.quality import Quality, checked_loss
 from trtllm_build.quantization.recipe import CLASSES, Recipe, named_recipe
 from trtllm_build.quantization.weights import compare_weights, count_shapes
 

@@ -19,7 +19,7 @@ from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
 from nemo_diffgemma.checkpoint import VISION_PREFIXES, text_tensors
 from nemo_diffgemma.errors import FieldError
 from tests.support import small_architecture
-from trtllm_build.reference import SMALLEST_VISION
+from trtllm_build.gates.reference import SMALLEST_VISION
 
 Shapes = dict[str, tuple[int, ...]]
 PLAIN = {

@@ -18,15 +18,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo import bench
-from triton_repo.failures import Refused, Unavailable
-from triton_repo.load import prompts
-from triton_repo.load.arrivals import poisson, within
-from triton_repo.load.driver import Load, run_until
-from triton_repo.load.picture import write_picture
-from triton_repo.load.record import BlockSeen, Record
-from triton_repo.load.statistics import Distribution, rate_over_time, summarize
-from triton_repo.wire import Response
+from triton_repo.bench import command as bench
+from triton_repo.bench import prompts
+from triton_repo.bench.arrivals import poisson, within
+from triton_repo.bench.driver import Load, run_until
+from triton_repo.bench.picture import write_picture
+from triton_repo.bench.record import BlockSeen, Record
+from triton_repo.bench.statistics import Distribution, rate_over_time, summarize
+from triton_repo.client.failures import Refused, Unavailable
+from triton_repo.client.wire import Response
 
 
 def response(tokens: int, *, last: bool = False, provisional: bool = False) -> Response:
@@ -261,5 +261,5 @@ def test_a_mistake_is_one_line_before_anything_runs(
 
 
 def test_the_command_needs_no_torch() -> None:
-    code = "import sys, triton_repo.cli, triton_repo.bench; sys.exit('torch' in sys.modules)"
+    code = "import sys, triton_repo.cli, triton_repo.bench.command; sys.exit('torch' in sys.modules)"
     assert subprocess.run([sys.executable, "-c", code], check=False).returncode == 0

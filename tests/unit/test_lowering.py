@@ -14,10 +14,12 @@ from onnx import helper
 from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import FieldError
 from tests.support import random_architecture, random_checkpoint, small_architecture
-from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.lowered import Lowered
 from trtllm_build.backends.torch_cpu import TorchCpu
-from trtllm_build.lowering.check import OrtRunner, check_graph, check_weights, compare, simulated
+from trtllm_build.compilers.tensorrt_rtx.check import OrtRunner, check_graph, check_weights, compare, simulated
+from trtllm_build.contract import CanvasStep, EncodeStep
+from trtllm_build.gates.reference import Reference
+from trtllm_build.gates.verify import compare as compare_logits
 from trtllm_build.lowering.lower import inputs, lower, outputs, quantized_products
 from trtllm_build.lowering.simulate import rounded_to_nvfp4
 from trtllm_build.lowering.weights import Read, reader, widened_weights
@@ -27,9 +29,7 @@ from trtllm_build.network.weights import weight_files
 from trtllm_build.quantization.nvfp4 import dequantize, quantize_nvfp4
 from trtllm_build.quantization.recipe import Recipe, named_recipe
 from trtllm_build.quantization.weights import count_shapes
-from trtllm_build.reference import Reference
 from trtllm_build.sizes import sizes
-from trtllm_build.verify import compare as compare_logits
 
 ARCH = small_architecture(vocab_size=300)  # samples are drawn in two levels, the first of 128 tokens each
 CPU = torch.device("cpu")

@@ -14,12 +14,12 @@ from pathlib import Path
 import pytest
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.scratch import Scratch
+from triton_repo.launcher.scratch import Scratch
 
 OTHER = """
 import time
 from pathlib import Path
-from triton_repo.scratch import Scratch
+from triton_repo.launcher.scratch import Scratch
 scratch = Scratch()
 Path("/dev/shm", scratch.shm_prefix + "region").touch()
 print(scratch.path, scratch.shm_prefix, flush=True)
@@ -87,7 +87,7 @@ def test_a_folder_that_cannot_be_written(temporary: Path, monkeypatch: pytest.Mo
 def test_a_folder_that_no_program_can_be_run_from(temporary: Path) -> None:
     """A file system that is mounted so, in a mount namespace of its own."""
     user = [] if os.geteuid() == 0 else ["--user", "--map-root-user"]
-    script = "from triton_repo.scratch import Scratch; Scratch()"
+    script = "from triton_repo.launcher.scratch import Scratch; Scratch()"
     mount = f"mount -t tmpfs -o noexec none {temporary} && exec {sys.executable} -c '{script}'"
     done = subprocess.run(["unshare", *user, "--mount", "sh", "-c", mount], capture_output=True, text=True, check=False)
     if "unshare" in done.stderr or "permission denied" in done.stderr.lower():

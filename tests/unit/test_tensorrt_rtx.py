@@ -12,8 +12,8 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import FieldError
 from tests.support import random_checkpoint
-from trtllm_build.backends.tensorrt_rtx.plan import SMS, compile_plan
 from trtllm_build.backends.tensorrt_rtx.runner import Runner, check_device
+from trtllm_build.compilers.tensorrt_rtx.engine_file import SMS, compile_plan
 from trtllm_build.lowering.lower import lower, quantized_products
 from trtllm_build.lowering.weights import reader
 from trtllm_build.quantization.recipe import named_recipe

@@ -16,7 +16,7 @@ from nemo_diffgemma.checkpoint import Checkpoint, tied_names
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.weight_files import INDEX, SINGLE, Stored
 from tests.support import random_architecture, random_checkpoint, random_tensors, small_architecture
-from trtllm_build.reference import SMALLEST_VISION
+from trtllm_build.gates.reference import SMALLEST_VISION
 
 ARCH = small_architecture()
 EMBEDDING, NORM = "model.decoder.embed_tokens.weight", "model.decoder.norm.weight"

@@ -12,7 +12,7 @@ from types import FrameType
 import uvicorn
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.client import Client, Retry, Tls
+from triton_repo.client.client import Client, Retry, Tls
 from triton_repo.gateway import logs
 from triton_repo.gateway.app import Gateway, create
 from triton_repo.gateway.middleware import Observe, Traffic

@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from pydantic import BaseModel
 
-from triton_repo.wire import Response
+from triton_repo.client.wire import Response
 
 FinishReason = Literal["stop", "length"]
 

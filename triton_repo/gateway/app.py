@@ -13,15 +13,15 @@ from starlette.exceptions import HTTPException
 from starlette.responses import JSONResponse, Response
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.client import Client
-from triton_repo.failures import GenerationError
+from triton_repo.client.client import Client
+from triton_repo.client.failures import GenerationError
+from triton_repo.client.wire import Response as Generated
 from triton_repo.gateway import answers
 from triton_repo.gateway.errors import ApiError, ErrorBody, of_failure, of_validation, unavailable
 from triton_repo.gateway.generations import merged, unless_gone
 from triton_repo.gateway.schema import ChatRequest, CompletionRequest
 from triton_repo.gateway.stream import EventStream, events, premature
 from triton_repo.tensors import TRACEPARENT
-from triton_repo.wire import Response as Generated
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "a field is wrong, unknown or unsupported"},

@@ -9,7 +9,7 @@ from typing import Any
 from pydantic import BaseModel
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.failures import Cancelled, GenerationError, Refused, TimedOut, Unavailable, Unreachable
+from triton_repo.client.failures import Cancelled, GenerationError, Refused, TimedOut, Unavailable, Unreachable
 from triton_repo.gateway.schema import SHAPE
 
 # Seconds after which a client may ask again: a queue moves on quickly, a server needs time to start.

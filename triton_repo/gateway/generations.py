@@ -9,7 +9,7 @@ from typing import TypeVar
 
 from starlette.requests import ClientDisconnect, Request
 
-from triton_repo.wire import Response
+from triton_repo.client.wire import Response
 
 _T = TypeVar("_T")
 # Responses that wait for a client that reads slowly; then its generations wait too.

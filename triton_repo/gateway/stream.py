@@ -12,11 +12,11 @@ from starlette.responses import StreamingResponse
 from starlette.types import Send
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.failures import GenerationError
+from triton_repo.client.failures import GenerationError
+from triton_repo.client.wire import Response
 from triton_repo.gateway.answers import Counter, Form
 from triton_repo.gateway.errors import ApiError, internal, of_failure, unavailable
 from triton_repo.gateway.errors import deadline as deadline_error
-from triton_repo.wire import Response
 
 _LOG = logging.getLogger(__name__)
 

@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from nemo_diffgemma.errors import require
-from trtllm_build.backends.base import Backend
 from trtllm_build.bundle import Bundle
+from trtllm_build.contract import Backend
 
 
 def load_backend(bundle: Bundle) -> Backend:

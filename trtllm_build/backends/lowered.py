@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.backends.base import CanvasStep
 from trtllm_build.backends.slots import SlotBackend
+from trtllm_build.contract import CanvasStep
 from trtllm_build.lowering.lower import DENOISE, ENCODE
 from trtllm_build.network.cache import KVCache
 from trtllm_build.network.vocabulary import Choice, ReadOut
@@ -19,7 +19,7 @@ Run = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 
 
 class Lowered(SlotBackend):
-    """See :class:`trtllm_build.backends.base.Backend`; canvases are denoised one after another.
+    """See :class:`trtllm_build.contract.Backend`; canvases are denoised one after another.
 
     Args:
         arch: the network's shapes.

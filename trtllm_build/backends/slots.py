@@ -8,12 +8,12 @@ import torch
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.backends.base import EncodeStep
+from trtllm_build.contract import EncodeStep
 from trtllm_build.network.cache import PREFILL_CHUNK, KVCache
 
 
 class SlotBackend:
-    """The part of :class:`trtllm_build.backends.base.Backend` that concerns caches.
+    """The part of :class:`trtllm_build.contract.Backend` that concerns caches.
 
     Args:
         arch: the network's shapes.

@@ -12,9 +12,9 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.aot import load_pieces
-from trtllm_build.backends.base import CanvasStep
 from trtllm_build.backends.slots import SlotBackend
 from trtllm_build.bundle import Bundle
+from trtllm_build.contract import CanvasStep
 from trtllm_build.network.cache import PREFILL_CHUNK, KVCache
 from trtllm_build.network.network import Network
 from trtllm_build.network.pieces import Pieces, eager_pieces
@@ -23,7 +23,7 @@ from trtllm_build.network.weights import NetworkWeights
 
 
 class TorchCpu(SlotBackend):
-    """See :class:`trtllm_build.backends.base.Backend`."""
+    """See :class:`trtllm_build.contract.Backend`."""
 
     def __init__(self, arch: Architecture, weights: NetworkWeights, pieces: Pieces):
         super().__init__(arch, weights.embedding.dtype, torch.device("cpu"))

@@ -52,13 +52,13 @@ def compiler(backend: str) -> Compiler:
 
         return compile_engine
     if backend == "edge_llm":
-        from trtllm_build.compilers.edge_llm import compile_engine as compile_edge_llm
+        from trtllm_build.compilers.edge_llm.compile import compile_engine as compile_edge_llm
 
         return compile_edge_llm
     if backend == "tensorrt_rtx":
-        from trtllm_build.compilers.tensorrt_rtx import compile_engine as compile_tensorrt_rtx
+        from trtllm_build.compilers.tensorrt_rtx.compile import compile_engine as compile_tensorrt_rtx
 
         return compile_tensorrt_rtx
-    from trtllm_build.compilers.cuda import compile_engine as compile_cuda
+    from trtllm_build.compilers.cuda.compile import compile_engine as compile_cuda
 
     return compile_cuda

@@ -11,10 +11,10 @@ from trtllm_build.backends import aot
 from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.bundle import PIECES, Bundle, this_machine
 from trtllm_build.compilers import Note, Outcome
+from trtllm_build.gates.reference import Precision
+from trtllm_build.gates.verify import fits_in_memory, verify
 from trtllm_build.measure import choose, measure
 from trtllm_build.plan import Plan
-from trtllm_build.reference import Precision
-from trtllm_build.verify import fits_in_memory, verify
 
 
 def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: Note) -> Outcome:

@@ -20,18 +20,18 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.models import RELEASED, configured
 
 MODULES = (
-    "attention",
-    "cache",
-    "dispatch",
-    "experts",
+    "attention.paged",
+    "attention.cache",
+    "experts.dispatch",
+    "experts.feed_forward",
     "fp8",
     "gate",
-    "heads",
+    "attention.heads",
     "linear",
     "norm",
     "residual",
-    "router",
-    "vocabulary",
+    "experts.router",
+    "vocabulary.read_out",
 )
 SHARED_BYTES = {90: 232_448, 120: 101_376, 121: 101_376}  # a block may use (CUDA C programming guide, table 30)
 

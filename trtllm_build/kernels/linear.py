@@ -11,8 +11,8 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.kernels.compile import SHARED_BYTES, Case
-from trtllm_build.kernels.fp8 import Rows, scale_of, values_of, widen
 from trtllm_build.kernels.tile import Tile
+from trtllm_build.quantization.fp8 import Rows, scale_of, values_of, widen
 
 # The first fits every GPU in either type. A canvas of 256 rows is bound by what the SMs read from L2: a weight's tile
 # once for every row tile, a row tile once for every tile of columns; of a narrow weight's (2816 columns) there should

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.kernels.compile import Case
-from trtllm_build.kernels.fp8 import Rows, quantize_rows_reference, scale_of, values_of
 from trtllm_build.kernels.rows import block_of, empty_rows, load_row, store_row
 from trtllm_build.network import norm
+from trtllm_build.quantization.fp8 import Rows, quantize_rows_reference, scale_of, values_of
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, quantized: bool) -> Rows:

@@ -8,7 +8,7 @@ import triton.language as tl
 from torch import Tensor
 
 from trtllm_build.kernels import fp8
-from trtllm_build.kernels.fp8 import Fp8, Rows
+from trtllm_build.quantization.fp8 import DTYPE, Fp8, Rows
 
 
 def block_of(width: int) -> tuple[int, int]:
@@ -22,7 +22,7 @@ def empty_rows(like: Tensor, width: int, quantized: bool) -> Rows:
     rows = len(like)
     if not quantized:
         return torch.empty(rows, width, dtype=like.dtype, device=like.device)
-    values = torch.empty(rows, width, dtype=fp8.DTYPE, device=like.device)
+    values = torch.empty(rows, width, dtype=DTYPE, device=like.device)
     return Fp8(values, torch.empty(rows, dtype=torch.float32, device=like.device))
 
 

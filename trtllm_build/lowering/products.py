@@ -12,8 +12,8 @@ import torch
 from onnx import TensorProto
 from torch import Tensor
 
-from trtllm_build.kernels.fp8 import Fp8
 from trtllm_build.lowering.graph import DTYPES, TENSORRT, Graph
+from trtllm_build.quantization.fp8 import Fp8
 from trtllm_build.quantization.nvfp4 import BLOCK, LARGEST, Nvfp4
 
 Weight = Tensor | Fp8 | Nvfp4

@@ -10,9 +10,9 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint
-from trtllm_build.kernels.fp8 import LARGEST, SMALLEST, Fp8
 from trtllm_build.lowering.products import Weight
 from trtllm_build.network.weights import NetworkWeights, layer_file, weight_files
+from trtllm_build.quantization.fp8 import LARGEST, SMALLEST, Fp8
 from trtllm_build.quantization.nvfp4 import Nvfp4, dequantize, quantize_nvfp4
 from trtllm_build.quantization.recipe import Recipe, class_of
 

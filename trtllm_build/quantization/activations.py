@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from trtllm_build.kernels.fp8 import DTYPE, LARGEST, quantize_rows_reference, widen
+from trtllm_build.quantization.fp8 import DTYPE, LARGEST, quantize_rows_reference, widen
 from trtllm_build.quantization.nvfp4 import LARGEST as LARGEST_E2M1
 from trtllm_build.quantization.nvfp4 import round_rows
 from trtllm_build.quantization.recipe import Recipe, class_of

@@ -14,8 +14,8 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.weight_files import read_header
-from trtllm_build.kernels.fp8 import Fp8, Rows, quantize_rows_reference
 from trtllm_build.network.weights import SCALE, weight_files
+from trtllm_build.quantization.fp8 import Fp8, Rows, quantize_rows_reference
 from trtllm_build.quantization.nvfp4 import BLOCK
 from trtllm_build.quantization.recipe import FORMATS, Recipe, class_of
 from trtllm_build.quantization.shards import write_file

@@ -15,8 +15,8 @@ from torch import Tensor
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.backends import load_backend
-from trtllm_build.backends.base import Backend
 from trtllm_build.bundle import Bundle
+from trtllm_build.contract import Backend
 from trtllm_build.cpus import available
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.runtime.request import Block, Event, FinishReason, Request, RequestStats

@@ -18,7 +18,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nemo_diffgemma.errors import FieldError
-from trtllm_build.runtime.limits import Limits
+from trtllm_build.limits import Limits
 from trtllm_build.runtime.request import Block, Event, Request, SamplerConfig
 from trtllm_build.runtime.scheduler import QueueFull
 from trtllm_build.runtime.stats import Progress

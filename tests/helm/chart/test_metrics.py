@@ -11,7 +11,7 @@ import yaml
 
 from tests.helm.chart.cases import rendered
 from tests.helm.chart.rendering import ROOT, Object, one
-from triton_repo.metrics import BY_NAME
+from triton_repo.python_backend.metrics import BY_NAME
 
 _NAME = re.compile(r"\b(?:diffgemma|nv)_[a-z0-9_]+")
 _SELECTOR = re.compile(r"\b((?:diffgemma|nv)_[a-z0-9_]+)\{([^}]*)\}")

@@ -9,7 +9,6 @@ import torch
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.cuda.cache import DeviceCache
 from trtllm_build.backends.cuda.calls import DenoiseCall, EncodeCall
 from trtllm_build.backends.cuda.fused import loaded_ops
@@ -17,9 +16,10 @@ from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Ops
 from trtllm_build.backends.cuda.weights import DeviceWeights, load_weights
 from trtllm_build.bundle import Bundle
-from trtllm_build.kernels.cache import PAGE
+from trtllm_build.contract import CanvasStep, EncodeStep
+from trtllm_build.kernels.attention.cache import PAGE
+from trtllm_build.limits import Limits
 from trtllm_build.network.vocabulary import Choice, ReadOut
-from trtllm_build.runtime.limits import Limits
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _T = TypeVar("_T")
@@ -27,7 +27,7 @@ _PREFILL = 1024  # tokens of a prompt encoded at a time: enough rows for the pro
 
 
 class Cuda:
-    """See :class:`trtllm_build.backends.base.Backend`.
+    """See :class:`trtllm_build.contract.Backend`.
 
     Args:
         arch: the network's shapes.

@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.kernels.cache import PAGE, LayerCache
+from trtllm_build.kernels.attention.cache import PAGE, LayerCache
 
 
 class DeviceCache:
@@ -20,7 +20,7 @@ class DeviceCache:
         dtype: of keys and values.
         device: where they lie.
         slots: requests at a time.
-        pages: of the pool, :data:`trtllm_build.kernels.cache.PAGE` tokens each.
+        pages: of the pool, :data:`trtllm_build.kernels.attention.cache.PAGE` tokens each.
         context: most tokens of one slot.
         chunk: most tokens appended at a time.
     """

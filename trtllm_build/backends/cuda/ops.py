@@ -1,7 +1,7 @@
 """The operations that the network is made of, and who can provide each.
 
 Our own Triton kernels provide all of them, each in several cuts; for the heavy ones torch's own kernels are an
-alternative. The build measures which to use on the GPU at hand (:mod:`trtllm_build.backends.cuda.tune`).
+alternative. The build measures which to use on the GPU at hand (:mod:`trtllm_build.compilers.cuda.tune`).
 """
 
 from __future__ import annotations
@@ -14,22 +14,15 @@ from typing import Any
 from torch import Tensor
 
 from trtllm_build.backends.cuda import torch_ops
-from trtllm_build.kernels import (
-    attention,
-    attention_tile,
-    cache,
-    experts,
-    fp8,
-    gate,
-    heads,
-    linear,
-    norm,
-    residual,
-    router,
-    scores,
-    vocabulary,
-)
-from trtllm_build.kernels.attention_tile import AttentionTile
+from trtllm_build.kernels import fp8, gate, linear, norm, residual
+from trtllm_build.kernels.attention import cache, heads
+from trtllm_build.kernels.attention import paged as attention
+from trtllm_build.kernels.attention import tile as attention_tile
+from trtllm_build.kernels.attention.tile import AttentionTile
+from trtllm_build.kernels.experts import feed_forward as experts
+from trtllm_build.kernels.experts import router
+from trtllm_build.kernels.vocabulary import logits as scores
+from trtllm_build.kernels.vocabulary import read_out as vocabulary
 
 Op = Callable[..., Any]
 TENSORRT_LLM = "tensorrt_llm"
@@ -59,7 +52,7 @@ def attend(
     tile_sliding: AttentionTile = attention_tile.TILES[0],
     **more: Any,
 ) -> Tensor:
-    """:func:`trtllm_build.kernels.attention.attend`, with a cut for each kind of layer: their heads differ in size."""
+    """:func:`trtllm_build.kernels.attention.paged.attend`, with a cut for each kind of layer, whose heads differ."""
     more["tile"] = tile_global if arguments[5] is None else tile_sliding  # the window
     return attention.attend(*arguments, **more)
 

@@ -9,16 +9,16 @@ import torch
 from torch import Tensor
 
 from trtllm_build.backends.cuda.weights import DeviceWeights
-from trtllm_build.kernels.fp8 import Fp8, Rows, values_of
 from trtllm_build.network.weights import layer_file
 from trtllm_build.providers.tensorrt_llm.layout import Packed, pack
+from trtllm_build.quantization.fp8 import Fp8, Rows, values_of
 
 Run = Callable[[Packed, Tensor, Tensor, Tensor], Tensor]
 """``run(packed, x [tokens, hidden], weights [tokens, top_k], ids [tokens, top_k])``: ``[tokens, hidden]``."""
 
 
 class StaticExperts:
-    """As :func:`trtllm_build.kernels.experts.experts`, but reads rows that are not quantised yet.
+    """As :func:`trtllm_build.kernels.experts.feed_forward.experts`, but reads rows that are not quantised yet.
 
     Args:
         packed: layers by the address of their first product's values (:func:`pack_layers`).
@@ -41,7 +41,7 @@ def pack_layers(weights: DeviceWeights, scales: Mapping[str, float], in_place: b
 
     Args:
         weights: with one scale an expert and matrix.
-        scales: of what each product reads (:func:`trtllm_build.quantization.calibrate.calibrate`).
+        scales: of what each product reads (:func:`trtllm_build.gates.calibrate.calibrate`).
         in_place: write over the weights: no other provider can read them then. Otherwise the first product is there
             twice, 15 GB more for the 26B model.
     """

@@ -7,9 +7,9 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from trtllm_build.kernels.dispatch import dispatch
-from trtllm_build.kernels.fp8 import Fp8, Rows, values_of
+from trtllm_build.kernels.experts.dispatch import dispatch
 from trtllm_build.kernels.gate import gelu_gated
+from trtllm_build.quantization.fp8 import Fp8, Rows, values_of
 
 _scaled_mm: Any = torch._scaled_mm
 _scaled_grouped_mm: Any = torch._scaled_grouped_mm
@@ -27,7 +27,7 @@ def linear(x: Rows, weight: Rows, dtype: torch.dtype) -> Tensor:
 
 
 def experts(x: Rows, gate_up: Rows, down: Rows, weights: Tensor, ids: Tensor, dtype: torch.dtype) -> Tensor:
-    """As :func:`trtllm_build.kernels.experts.experts`: grouped products of CUTLASS on rows gathered beforehand."""
+    """As :func:`trtllm_build.kernels.experts.feed_forward.experts`: CUTLASS's grouped products on gathered rows."""
     top_k = ids.shape[1]
     order, counts = dispatch(ids, len(values_of(down)))
     ends = counts.cumsum(0, dtype=torch.int32)

@@ -14,8 +14,8 @@ from torch import Tensor
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from trtllm_build.bundle import Bundle
-from trtllm_build.kernels.fp8 import Fp8, Rows, widen
 from trtllm_build.network.weights import HEAD, SCALE, layer_file, weight_files
+from trtllm_build.quantization.fp8 import Fp8, Rows, widen
 from trtllm_build.quantization.recipe import Recipe, named_recipe
 from trtllm_build.quantization.weights import stored_rows
 

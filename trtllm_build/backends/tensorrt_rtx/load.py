@@ -10,10 +10,10 @@ from safetensors import safe_open
 from torch import Tensor
 
 from nemo_diffgemma.errors import require
-from trtllm_build.backends.base import CanvasStep, EncodeStep
 from trtllm_build.backends.lowered import Lowered
 from trtllm_build.backends.tensorrt_rtx.runner import Runner
 from trtllm_build.bundle import Bundle
+from trtllm_build.contract import CanvasStep, EncodeStep
 from trtllm_build.network.weights import HEAD
 
 PLAN = "plan"  # the plan's file in a bundle

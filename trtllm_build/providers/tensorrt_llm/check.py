@@ -7,9 +7,9 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from trtllm_build.kernels.fp8 import LARGEST
 from trtllm_build.providers.tensorrt_llm.layout import Packed, pack, quantise, reference
 from trtllm_build.providers.tensorrt_llm.library import FusedExperts
+from trtllm_build.quantization.fp8 import LARGEST
 
 # DiffusionGemma 26B-A4B
 _EXPERTS, _HIDDEN, _WIDTH, _TOP_K = 128, 2816, 704, 8

@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from nemo_diffgemma.errors import require
-from trtllm_build.kernels.fp8 import DTYPE, LARGEST
 from trtllm_build.network.experts import gelu_gated
+from trtllm_build.quantization.fp8 import DTYPE, LARGEST
 
 # rows are read in pieces of 16 bytes, by TMA and by the gate alike
 ALIGNMENT = 16

@@ -10,14 +10,14 @@ import triton_python_backend_utils as pb
 
 from nemo_diffgemma.errors import FieldError
 from triton_repo.config import check_engine
-from triton_repo.courier import Courier, Failure, ShuttingDown
-from triton_repo.metrics import Metrics
-from triton_repo.parse import PROMPTS, parse
-from triton_repo.record import Caller, Recorder
-from triton_repo.reply import Outputs
-from triton_repo.spans import Spans, trace_context
-from triton_repo.status import error, marked
-from triton_repo.telemetry import Telemetry
+from triton_repo.python_backend.courier import Courier, Failure, ShuttingDown
+from triton_repo.python_backend.metrics import Metrics
+from triton_repo.python_backend.parse import PROMPTS, parse
+from triton_repo.python_backend.record import Caller, Recorder
+from triton_repo.python_backend.reply import Outputs
+from triton_repo.python_backend.spans import Spans, trace_context
+from triton_repo.python_backend.status import error, marked
+from triton_repo.python_backend.telemetry import Telemetry
 from triton_repo.tensors import (
     CANCEL,
     CANCELLATION_ID,

@@ -5,7 +5,7 @@ from typing import Any
 import triton_python_backend_utils as pb
 
 from nemo_diffgemma.errors import require
-from triton_repo.forward import ForwardingModel
+from triton_repo.python_backend.forward import ForwardingModel
 from triton_repo.tensors import ALL_INPUTS, ALL_OUTPUTS
 
 

@@ -6,7 +6,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from nemo_diffgemma.errors import require
-from triton_repo.forward import ForwardingModel
+from triton_repo.python_backend.forward import ForwardingModel
 from triton_repo.tensors import TOKEN_INPUTS, TOKEN_OUTPUTS
 
 

@@ -1,0 +1,121 @@
+"""``diffgemma-serve``: the service as one process that a terminal or a cluster runs."""
+
+from __future__ import annotations
+
+import argparse
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from types import FrameType
+
+from nemo_diffgemma.errors import FieldError, require
+from triton_repo.launcher.health import Health
+from triton_repo.launcher.server import Server, ServerFailed, ServerTls
+from triton_repo.launcher.supervisor import Patience, Supervisor
+from triton_repo.launcher.tritonserver import LOOPBACK, free_port
+
+_ABOUT = """\
+Serve an engine bundle with tritonserver: gRPC and HTTP under the model names diffgemma (streams), diffgemma_unary
+(one response, plain ModelInfer) and tensorrt_llm (token ids); with --openai-port also as OpenAI's API.
+
+Ready (GET /v2/health/ready on --health-port) means that a generation has succeeded and nothing has gone wrong since.
+A model process that dies or stands still is started again; after three times in ten minutes the command ends with
+status 1. SIGTERM and Ctrl-C: what comes is refused, what runs finishes within --drain-timeout, then all ends."""
+
+
+def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="diffgemma-serve", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--engine", required=True, metavar="DIR", help="engine bundle, as diffgemma-engine wrote it")
+    parser.add_argument("--host", default=LOOPBACK, metavar="ADDRESS", help="listen there (default: %(default)s)")
+    for name, port in (("http", 8000), ("grpc", 8001), ("metrics", 8002), ("health", 8003)):
+        about = f"{name} port, 0 for any free one (default: %(default)s)"
+        parser.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help=about)
+    parser.add_argument("--openai-port", type=int, metavar="PORT", help="also serve OpenAI's API there")
+    tls = parser.add_argument_group("TLS for gRPC and OpenAI (PEM files); Triton's HTTP then stays on loopback")
+    tls.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate, with its chain")
+    tls.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
+    tls.add_argument("--tls-client-ca", type=Path, metavar="FILE", help="clients must show a certificate signed by it")
+    tls.add_argument("--tls-ca", type=Path, metavar="FILE", help="what signed --tls-cert; with --openai-port")
+    parser.add_argument("--log-file", metavar="FILE", help="append the log to it (default: standard error)")
+    parser.add_argument("--log-prompts", action="store_true", help="write prompts to the log")
+    for name, seconds, about in (
+        ("start", 600.0, "loading and warm-up may take"),
+        ("drain", 30.0, "what runs gets to finish"),
+        ("stall", 60.0, "without a sign of life, after which the engine is started again"),
+    ):
+        text = f"seconds {about} (default: %(default)s)"
+        parser.add_argument(f"--{name}-timeout", type=float, default=seconds, metavar="SECONDS", help=text)
+    return parser.parse_args(arguments)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """The command. Returns 0 after Ctrl-C or SIGTERM, 1 when the server fails, 2 for a mistake."""
+    given = _parse(arguments)
+    signal.signal(signal.SIGTERM, _interrupt)
+    try:
+        server = _server(given)
+        health = Health(given.host, free_port("--health-port", given.health_port, given.host))
+        patience = Patience(doubt_s=given.stall_timeout / 3, stall_s=given.stall_timeout, drain_s=given.drain_timeout)
+        try:
+            Supervisor(server, health, patience, _say).run(lambda: _announce(server, health))
+        finally:
+            health.close()
+    except KeyboardInterrupt:
+        _say("stopped")
+    except (FieldError, ServerFailed) as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2 if isinstance(error, FieldError) else 1
+    return 0
+
+
+def _server(given: argparse.Namespace) -> Server:
+    for option in ("start", "drain", "stall"):
+        value = getattr(given, f"{option}_timeout")
+        require(0 < value < 86400, f"--{option}-timeout", value, "seconds > 0, less than a day", "leave it out")
+    tls = None
+    if given.tls_cert or given.tls_key:
+        for option in ("cert", "key"):
+            path = getattr(given, f"tls_{option}")
+            allowed = "a file: --tls-cert and --tls-key go together"
+            require(path is not None, f"--tls-{option}", None, allowed, f"pass --tls-{option} FILE")
+        tls = ServerTls(given.tls_cert, given.tls_key, given.tls_client_ca, given.tls_ca)
+    for option in ("client_ca", "ca"):
+        path = getattr(given, f"tls_{option}")
+        name = f"--tls-{option.replace('_', '-')}"
+        require(tls is not None or path is None, name, str(path), "used with --tls-cert", "pass --tls-cert, --tls-key")
+    return Server(
+        given.engine,
+        host=given.host,
+        http_port=given.http_port,
+        grpc_port=given.grpc_port,
+        metrics_port=given.metrics_port,
+        openai_port=given.openai_port,
+        tls=tls,
+        log_file=given.log_file or "-",
+        log_prompts=given.log_prompts,
+        start_timeout_s=given.start_timeout,
+        progress=_say,
+    )
+
+
+def _announce(server: Server, health: Health) -> None:
+    _say(f"serving on gRPC {server.grpc_url}, {server.http_url} and {server.metrics_url}")
+    if server.gateway_pid is not None:
+        _say(f"OpenAI's API: {server.openai_url}")
+    _say(f"health: {health.url}/v2/health/ready; Ctrl-C stops it")
+    _say(f'try: diffgemma --url {server.grpc_url} "PROMPT"')
+
+
+def _interrupt(_signal: int, _frame: FrameType | None) -> None:
+    raise KeyboardInterrupt
+
+
+def _say(line: str) -> None:
+    print(line, flush=True)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

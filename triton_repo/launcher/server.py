@@ -1,0 +1,385 @@
+"""A real tritonserver over the model repository, and the OpenAI gateway in front of it: started, checked, stopped."""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+import shutil
+import socket
+import ssl
+import subprocess
+import sys
+import time
+import urllib.error
+import urllib.request
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+from nemo_diffgemma.errors import FieldError, require
+from triton_repo.config import REPOSITORY, for_engine, render
+from triton_repo.launcher.scrape import running_requests
+from triton_repo.launcher.scratch import Scratch
+from triton_repo.launcher.tritonserver import LOOPBACK, Installation, Process, free_port
+from triton_repo.tensors import DRAIN_VARIABLE, ENGINE_CPUS_VARIABLE, ENGINE_VARIABLE, LOG_PROMPTS_VARIABLE, MODEL
+from trtllm_build.cpus import available, beside_the_engine
+
+_TAIL_LINES = 30
+# When it is told to end, nothing runs any more, or the time for it is over; a client with an open stream would hold
+# tritonserver up for as long as it likes.
+_EXIT_TIMEOUT_S = 2
+_STOP_BUDGET_S = 2.5
+# The gauges of what runs are a little late.
+_IDLE_LOOKS, _IDLE_LOOK_S = 2, 0.2
+_ANYWHERE = ("0.0.0.0", "::")
+# What only an operator may do; a request for these needs a header that nobody is told.
+_RESTRICTED = "model-repository,shared-memory,trace,logging"
+
+
+class ServerFailed(RuntimeError):
+    """tritonserver or the gateway did not start, or ended by itself; the message ends with the tail of its log."""
+
+
+@dataclass(frozen=True)
+class ServerTls:
+    """Files in PEM for the gRPC and OpenAI endpoints.
+
+    Args:
+        cert, key: the server's.
+        client_ca: certificates that a client's must be signed by; None: clients need none.
+        ca: certificates that ``cert`` is signed by: the gateway checks the gRPC endpoint by it, and shows ``cert``
+            where clients need one.
+
+    Raises:
+        FieldError: for a file that is not there.
+    """
+
+    cert: Path
+    key: Path
+    client_ca: Path | None = None
+    ca: Path | None = None
+
+    def __post_init__(self) -> None:
+        for option, path in (("cert", self.cert), ("key", self.key), ("client-ca", self.client_ca), ("ca", self.ca)):
+            good = path is None or path.is_file()
+            require(good, f"--tls-{option}", str(path), "a file in PEM", "correct the path")
+
+    def options(self) -> list[str]:
+        """tritonserver's."""
+        mode = "--grpc-use-ssl=true" if self.client_ca is None else "--grpc-use-ssl-mutual=true"
+        files = [mode, f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}"]
+        return files if self.client_ca is None else [*files, f"--grpc-root-cert={self.client_ca}"]
+
+    def name(self, host: str, port: int) -> str:
+        """A name that the certificate of the server at ``port`` is for; it need not be ``host``."""
+        context = ssl.create_default_context(cafile=self.ca)
+        context.check_hostname = False
+        context.set_alpn_protocols(["h2"])
+        if self.client_ca is not None:
+            context.load_cert_chain(self.cert, self.key)
+        with socket.create_connection((host, port), timeout=10) as raw, context.wrap_socket(raw) as connection:
+            found = connection.getpeercert() or {}
+        names = [str(entry[1]) for entry in found.get("subjectAltName", ())]
+        require(bool(names), "--tls-cert", str(self.cert), "a certificate with a subjectAltName", "issue one with it")
+        return names[0]
+
+
+class Server:
+    """A running service; a context manager.
+
+    Args:
+        bundle: directory of an engine bundle.
+        host: address that it listens on.
+        http_port, grpc_port, metrics_port: 0 takes any free port.
+        openai_port: the gateway's; None: no gateway.
+        tls: for gRPC and the gateway. tritonserver's HTTP cannot, and stays on loopback then.
+        log_file: where the output of tritonserver and gateway goes; default: a file that lives as long as the server;
+            ``-``: standard error.
+        log_prompts: write prompts to the log.
+        start_timeout_s: seconds that loading and warm-up may take.
+        progress: called with a line of text at each stage.
+
+    Raises:
+        FieldError: for a bundle that cannot run here, a port in use, a missing tritonserver; nothing was started.
+        ServerFailed: when tritonserver ended or did not generate in time; nothing is left running.
+    """
+
+    def __init__(
+        self,
+        bundle: str | Path,
+        *,
+        host: str = LOOPBACK,
+        http_port: int = 8000,
+        grpc_port: int = 8001,
+        metrics_port: int = 8002,
+        openai_port: int | None = None,
+        tls: ServerTls | None = None,
+        log_file: str | Path | None = None,
+        log_prompts: bool = False,
+        start_timeout_s: float = 600.0,
+        progress: Callable[[str], None] = lambda _line: None,
+    ):
+        needs = tls is None or openai_port is None or tls.ca is not None
+        require(needs, "--tls-ca", None, "with --openai-port and TLS, what signed --tls-cert", "pass --tls-ca FILE")
+        self.bundle = Path(bundle).resolve()
+        self._host = host
+        self._near = LOOPBACK if host in _ANYWHERE else host  # where this machine reaches it
+        self._hosts = {"http": host if tls is None else LOOPBACK, "grpc": host, "metrics": host}
+        self._ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
+        if openai_port is not None:
+            self._hosts["openai"], self._ports["openai"] = host, openai_port
+        self._tls = tls
+        self._log_file = log_file
+        self._log_prompts = log_prompts
+        self._start_timeout_s = start_timeout_s
+        self._progress = progress
+        self._scratch: Scratch | None = None
+        self._process: Process | None = None
+        self._gateway: subprocess.Popen[bytes] | None = None
+
+    def __enter__(self) -> Self:
+        from trtllm_build.bundle import Bundle  # torch takes seconds to import; --help should not
+
+        started = time.monotonic()
+        self._progress(f"checking the engine bundle {self.bundle}")
+        manifest = Bundle.open(self.bundle).manifest
+        installation = Installation.find()
+        self._ports = {name: free_port(f"--{name}-port", port, self._hosts[name]) for name, port in self._ports.items()}
+        self._scratch = Scratch()
+        try:
+            self._start(installation, self._scratch, manifest["gpu"], render(parameters=for_engine(manifest)))
+            self._progress("loading the engine, and one generation")
+            self._wait(started + self._start_timeout_s, self._serves, "tritonserver")
+            self.probe()
+            if "openai" in self._ports:
+                self._progress("starting the OpenAI gateway")
+                self.start_gateway()
+        except BaseException:
+            self.close()
+            raise
+        self._progress(f"ready after {time.monotonic() - started:.1f} s")
+        return self
+
+    def __exit__(
+        self, _type: type[BaseException] | None, _error: BaseException | None, _trace: TracebackType | None
+    ) -> None:
+        self.close()
+
+    @property
+    def grpc_url(self) -> str:
+        """Host and port of the gRPC endpoint, as :class:`~triton_repo.client.client.Client` takes it."""
+        return f"{self._near}:{self._ports['grpc']}"
+
+    @property
+    def http_url(self) -> str:
+        """Root of Triton's HTTP endpoint."""
+        return f"http://{self._near if self._tls is None else LOOPBACK}:{self._ports['http']}"
+
+    @property
+    def metrics_url(self) -> str:
+        """Address of the Prometheus metrics."""
+        return f"http://{self._near}:{self._ports['metrics']}/metrics"
+
+    @property
+    def openai_url(self) -> str:
+        """Base URL of the OpenAI endpoint; only with ``openai_port``."""
+        return f"{'http' if self._tls is None else 'https'}://{self._near}:{self._ports['openai']}/v1"
+
+    @property
+    def pid(self) -> int:
+        """Process id of tritonserver."""
+        assert self._process is not None, "the server runs only inside its context"
+        return self._process.pid
+
+    @property
+    def gateway_pid(self) -> int | None:
+        """Process id of the gateway; None without one."""
+        return None if self._gateway is None else self._gateway.pid
+
+    @property
+    def log_path(self) -> Path | None:
+        """File with the output; None for standard error."""
+        assert self._scratch is not None, "the server runs only inside its context"
+        if self._log_file == "-":
+            return None
+        return Path(self._log_file).resolve() if self._log_file else self._scratch.path / "tritonserver.log"
+
+    def probe(self, timeout_s: float = 30.0) -> None:
+        """One token, generated: a server whose model process has died still calls itself ready.
+
+        Raises:
+            ServerFailed: when it does not come.
+        """
+        body = {"id": "probe", "input_ids": [[0]], "max_tokens": 1, "max_denoising_steps": 1, "priority": -(2**31)}
+        url = f"{self.http_url}/v2/models/{MODEL}/generate"
+        request = urllib.request.Request(url, json.dumps(body).encode())
+        try:
+            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+                answer.read()
+        except urllib.error.HTTPError as error:
+            raise ServerFailed(self._with_log(f"it does not generate: {error.read().decode()}")) from error
+        except OSError as error:
+            raise ServerFailed(self._with_log(f"it does not generate: {error}")) from error
+
+    def check(self) -> None:
+        """Raise :class:`ServerFailed` when tritonserver or a model's process has ended."""
+        assert self._process is not None, "the server runs only inside its context"
+        if (status := self._process.returncode()) is not None:
+            raise ServerFailed(self._with_log(f"tritonserver ended with status {status}"))
+        if self._process.stub_died():
+            raise ServerFailed(self._with_log("the model's process died"))
+
+    def gateway_died(self) -> bool:
+        """Whether there should be a gateway and is none."""
+        return self._gateway is not None and self._gateway.poll() is not None
+
+    def start_gateway(self) -> None:
+        """Start the gateway, or start it again, and wait until it answers.
+
+        Raises:
+            ServerFailed: when it does not.
+        """
+        command = [sys.executable, "-m", "triton_repo.gateway", f"--host={self._host}", f"--grpc-url={self.grpc_url}"]
+        command += [f"--port={self._ports['openai']}"]
+        if self._tls is not None:
+            command += [f"--tls-cert={self._tls.cert}", f"--tls-key={self._tls.key}", f"--grpc-ca={self._tls.ca}"]
+            command += [f"--grpc-name={self._tls.name(self._near, self._ports['grpc'])}"]
+            if self._tls.client_ca is not None:
+                command += [f"--tls-client-ca={self._tls.client_ca}"]
+                command += [f"--grpc-cert={self._tls.cert}", f"--grpc-key={self._tls.key}"]
+        log = self.log_path
+        with open(2 if log is None else log, "ab", closefd=log is not None) as output:
+            self._gateway = subprocess.Popen(
+                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+            )
+        os.sched_setaffinity(self._gateway.pid, beside_the_engine())
+        self._wait(time.monotonic() + 30, self._gateway_listens, "the gateway")
+
+    def drain(self, budget_s: float) -> bool:
+        """Take no more requests, and wait until those that run have ended.
+
+        Returns:
+            False when ``budget_s`` seconds were not enough.
+        """
+        assert self._scratch is not None, "the server runs only inside its context"
+        (self._scratch.path / "drain").touch()
+        end = time.monotonic() + budget_s
+        idle = 0
+        while idle < _IDLE_LOOKS:
+            if time.monotonic() > end:
+                return False
+            time.sleep(_IDLE_LOOK_S)
+            running = running_requests(self.metrics_url)
+            if running is None and self._process is not None and self._process.returncode() is not None:
+                return True
+            # a server that is too busy to answer has not come to rest
+            idle = idle + 1 if running == 0 else 0
+        return True
+
+    def close(self) -> None:
+        """Stop the gateway and tritonserver, and remove what they left; does nothing the second time."""
+        gateway, self._gateway = self._gateway, None
+        process, self._process = self._process, None
+        scratch, self._scratch = self._scratch, None
+        if gateway is not None:
+            _end(gateway)
+        if process is not None:
+            process.stop(_STOP_BUDGET_S)
+        if scratch is not None:
+            scratch.remove()
+
+    def _start(self, installation: Installation, scratch: Scratch, gpu: str, config: str) -> None:
+        directory = scratch.path
+        models, caches = directory / "models", directory / "caches"
+        try:
+            # Private copies: a model's process writes bytecode beside model.py, and tritonserver changes its stub.
+            shutil.copytree(REPOSITORY, models, ignore=shutil.ignore_patterns("__pycache__"))
+            (models / MODEL / "configs" / f"{gpu}.pbtxt").write_text(config)
+            caches.mkdir()
+            backends = installation.backend_directory(directory / "backends")
+        except OSError as error:
+            allowed = f"a folder with room for 5 MB ({error})"
+            raise FieldError(
+                "TMPDIR", str(directory.parent), allowed, "make room, or set it to another folder"
+            ) from error
+        admin = f"{_RESTRICTED}:admin={secrets.token_hex(16)}"
+        options = [
+            f"--model-repository={models}",
+            f"--model-config-name={gpu}",
+            f"--backend-directory={backends}",
+            f"--backend-config=python,shm-region-prefix-name={scratch.shm_prefix}",
+            f"--cache-directory={caches}",
+            "--disable-auto-complete-config",
+            "--allow-gpu-metrics=false",
+            f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            f"--grpc-restricted-protocol={admin}",
+            f"--http-restricted-api={admin}",
+            *(f"--{name}-address={self._hosts[name]}" for name in ("http", "grpc", "metrics")),
+            *(f"--{name}-port={self._ports[name]}" for name in ("http", "grpc", "metrics")),
+            *(self._tls.options() if self._tls else ()),
+        ]
+        # Engine threads that spin while they wait starve tritonserver's own, and each other where cores are shared.
+        environment = {
+            "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
+            ENGINE_VARIABLE: str(self.bundle),
+            DRAIN_VARIABLE: str(directory / "drain"),
+            ENGINE_CPUS_VARIABLE: ",".join(map(str, sorted(available()))),
+            **({LOG_PROMPTS_VARIABLE: "1"} if self._log_prompts else {}),
+        }
+        listens = ", ".join(f"{name} {self._hosts[name]}:{port}" for name, port in self._ports.items())
+        self._progress(f"starting tritonserver: {listens}")
+        self._process = Process(installation, options, environment, directory, self.log_path)
+        os.sched_setaffinity(self._process.pid, beside_the_engine())
+
+    def _serves(self) -> bool:
+        self.check()
+        return _answers(f"{self.http_url}/v2/health/ready")
+
+    def _gateway_listens(self) -> bool:
+        if self.gateway_died():
+            assert self._gateway is not None
+            raise ServerFailed(self._with_log(f"the gateway ended with status {self._gateway.returncode}"))
+        return _listens(self._near, self._ports["openai"])
+
+    def _wait(self, deadline: float, good: Callable[[], bool], what: str) -> None:
+        while not good():
+            if time.monotonic() > deadline:
+                raise ServerFailed(self._with_log(f"{what} was not ready in time"))
+            time.sleep(0.1)
+
+    def _with_log(self, message: str) -> str:
+        path = self.log_path
+        if path is None:
+            return message
+        text = path.read_text(errors="replace") if path.is_file() else ""
+        # Its tables of options and models would fill the tail and say nothing.
+        lines = [line for line in text.splitlines() if line and not line.startswith(("|", "+"))]
+        return "\n".join([f"{message}; the end of its log:", *lines[-_TAIL_LINES:]])
+
+
+def _end(process: subprocess.Popen[bytes]) -> None:
+    process.terminate()
+    try:
+        process.wait(_STOP_BUDGET_S)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _answers(url: str) -> bool:
+    try:
+        with urllib.request.urlopen(url, timeout=2) as answer:
+            return bool(answer.status == 200)
+    except OSError:
+        return False
+
+
+def _listens(host: str, port: int) -> bool:
+    try:
+        with socket.create_connection((host, port), timeout=2):
+            return True
+    except OSError:
+        return False

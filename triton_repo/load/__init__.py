@@ -1,1 +1,0 @@
-"""What ``diffgemma bench`` is made of: prompts, arrivals, the driver, and what is made of its records."""

@@ -1,0 +1,74 @@
+"""From the engine's events to the tensors of a Triton response."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+
+from triton_repo.python_backend.parse import Generation
+from triton_repo.tensors import ALL_OUTPUTS, NUMPY
+from trtllm_build.runtime.request import Block, Draft, Event
+
+Outputs = dict[str, Any]
+
+
+class Reply:
+    """The responses of one generation, in order. Not thread-safe: one thread feeds it."""
+
+    def __init__(self, generation: Generation):
+        self._generation = generation
+        self._blocks: list[Block] = []
+        self.tokens = 0  # committed so far, as the client is told
+
+    def outputs(self, event: Event) -> Outputs | None:
+        """Output tensors by name, numpy, shape ``[1, *dims]``; None when this event is not sent on its own."""
+        if isinstance(event, Draft):
+            return self._pack(event.text, event.token_ids, event.canvas_index, event.step, event.entropy, True, "")
+        self.tokens += len(event.token_ids)
+        if self._generation.stream:
+            return self._blocks_as_one([event])
+        self._blocks.append(event)
+        return self._blocks_as_one(self._blocks) if event.finish_reason else None
+
+    def _blocks_as_one(self, blocks: list[Block]) -> Outputs:
+        last = blocks[-1]
+        text = "".join(block.text for block in blocks)
+        ids = tuple(token for block in blocks for token in block.token_ids)
+        reason = last.finish_reason or ""
+        gap = self._generation.gap
+        if gap is not None and len(ids) >= gap:
+            ids, reason = ids[:gap], "length"
+            text = self._generation.decode(ids)
+            self.tokens = gap
+        return self._pack(
+            text,
+            ids,
+            last.canvas_index,
+            sum(block.denoising_steps for block in blocks),
+            last.entropies[-1] if last.entropies else None,
+            False,
+            reason,
+        )
+
+    def _pack(
+        self, text: str, ids: tuple[int, ...], canvas: int, steps: int, entropy: float | None, draft: bool, reason: str
+    ) -> Outputs:
+        values: dict[str, list[Any]] = {
+            "text_output": [text.encode()],
+            "output_ids": list(ids),
+            "finish_reason": [reason.encode()],
+            "provisional": [draft],
+            "canvas_index": [canvas],
+            "denoising_steps": [steps],
+            "entropy": [entropy],
+            "num_input_tokens": [len(self._generation.request.prompt_ids)],
+            "num_output_tokens": [self.tokens],
+        }
+        if entropy is None:
+            del values["entropy"]
+        return {
+            name: np.array([value], dtype=NUMPY[ALL_OUTPUTS[name].dtype])
+            for name, value in values.items()
+            if name not in self._generation.withheld
+        }

@@ -1,0 +1,197 @@
+"""The engine for one NVIDIA GPU: judged on the CPU wherever it is built, tuned and executed where that GPU is."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_diffgemma.checkpoint import Checkpoint
+from nemo_diffgemma.errors import require
+from nemo_diffgemma.questions import read_questions
+from trtllm_build.backends.cuda.backend import Cuda
+from trtllm_build.backends.cuda.fused import TACTIC, Tuning, built_library, extra, simulated
+from trtllm_build.backends.cuda.network import DeviceNetwork
+from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, reference_ops, triton_ops
+from trtllm_build.backends.cuda.weights import DeviceWeights, from_bundle, from_checkpoint, load_weights, widened
+from trtllm_build.bundle import Bundle, has_gpu, input_scales, on_cpu
+from trtllm_build.compilers import Note, Outcome
+from trtllm_build.compilers.cuda.probes import probes
+from trtllm_build.compilers.cuda.tune import Extra, time_run, tune
+from trtllm_build.gates.quality import QUESTIONS, Quality, answer, checked_loss, not_measured
+from trtllm_build.gates.reference import Precision
+from trtllm_build.gates.verify import FLOOR, RATIO, Parity, compare, fits_in_memory, verify
+from trtllm_build.limits import Limits
+from trtllm_build.plan import Plan
+from trtllm_build.providers.tensorrt_llm.build import LIBRARY
+from trtllm_build.quantization.recipe import named_recipe
+from trtllm_build.runtime.engine import Engine
+
+_CPU = torch.device("cpu")
+# Of an engine's logits to those of plain torch, where transformers' own error is not known: of trained models.
+_ON_DEVICE = {"bf16": 0.1, "fp8": 0.5, "fp8_static": 0.5}
+
+
+def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: Note) -> Outcome:
+    """See :class:`trtllm_build.compilers.Compiler`."""
+    assert plan.sm is not None
+    bundle = Bundle.unfinished(work, plan.limits, {}, random=plan.recipe.name if checkpoint is None else None)
+    hardware = {"kind": "cuda", "name": plan.gpu.upper(), "sm": plan.sm}
+    measured = {} if checkpoint is None else simulate(plan, checkpoint, work, note)
+    if not has_gpu(plan.sm):
+        source = "WEIGHTS=random" if checkpoint is None else f"CHECKPOINT={plan.checkpoint}"
+        files = {"CALIBRATION": plan.calibration, "HELD_OUT": plan.held_out}
+        named = "".join(f" {name}={path}" for name, path in files.items() if path is not None)
+        command = f"make engine GPU={plan.gpu} {source} PRECISION={plan.recipe.name}{named}"
+        note(f"compile  no {hardware['name']} (SM {plan.sm}) here: kernels are not measured, nothing ran on the device")
+        note(f"compile  what remains: on a machine with that GPU run `{command}` (tunes, captures, verifies)")
+        remaining = ["choose kernel providers", "capture CUDA graphs", "compare with the reference on the device"]
+        return Outcome(hardware, {}, "none", measured, [f"{what}: `{command}`" for what in remaining])
+    parity = measured.get("parity") or {}
+    runtime, on_device = execute(
+        bundle, plan.recipe.name, torch.device("cuda"), note, parity.get("reference_mean_relative")
+    )
+    return Outcome(hardware, runtime, "executed", measured | on_device)
+
+
+def simulate(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict[str, Any]:
+    """What the engine computes, computed on the CPU with the bundle's own weights and scales: parity and quality.
+
+    Raises:
+        FieldError: when parity or quality is out of bounds.
+    """
+    if not fits_in_memory(checkpoint):
+        note("verify   whole model not run on the CPU: its float32 copy does not fit into this machine's memory")
+        return {"parity": None, "quality": None}
+    bundle = Bundle.unfinished(work, on_cpu(plan.limits), {})
+    weights = from_bundle(bundle, _CPU)
+    precision = Precision.of_recipe(checkpoint, plan.recipe, input_scales(work))
+
+    def plain() -> Cuda:
+        return Cuda(bundle.arch, widened(weights), reference_ops(), bundle.limits)
+
+    parity = verify(checkpoint, _simulated(bundle, weights), precision, plain)
+    note(f"verify   {parity.cases} cases against transformers, {plan.recipe.name} computed on the CPU: {parity}")
+    return {"parity": parity.as_dict(), "quality": _quality(plan, checkpoint, bundle, weights, note), "on": "CPU"}
+
+
+def _quality(
+    plan: Plan, checkpoint: Checkpoint, bundle: Bundle, weights: DeviceWeights, note: Note
+) -> dict[str, Any] | None:
+    if plan.held_out is None or bundle.tokenizer_directory is None:
+        note(not_measured(plan.held_out))
+        return None
+    questions = read_questions(plan.held_out, QUESTIONS)
+    found: dict[str, Quality] = {}
+    for name in dict.fromkeys(("fp32", "bf16", plan.recipe.name)):
+        own = name == plan.recipe.name
+        parts = weights if own else from_checkpoint(checkpoint, named_recipe(name), _CPU)
+        engine = Engine(bundle, _simulated(bundle, parts), os.cpu_count())
+        found[name] = answer(engine, questions)
+        engine.close()
+        note(
+            f"quality  {name}: {found[name].exact_match:.3f} of {len(questions)} answers exact, "
+            f"{found[name].steps_per_canvas:.2f} steps a canvas"
+        )
+    loss = checked_loss(found["fp32"], found[plan.recipe.name], plan.largest_loss)
+    figures = {name: quality.as_dict() for name, quality in found.items()}
+    asked = {"held_out": str(plan.held_out), "questions": len(questions)}
+    return {**asked, **figures, "loss": loss, "largest_loss": plan.largest_loss}
+
+
+def _simulated(bundle: Bundle, weights: DeviceWeights) -> Cuda:
+    scales = input_scales(bundle.directory) if weights.layers[0].quantized else {}
+    ops = simulated(reference_ops(), weights, scales) if scales else reference_ops()
+    return Cuda(bundle.arch, weights, ops, bundle.limits)
+
+
+def execute(
+    bundle: Bundle, precision: str, device: torch.device, note: Note, lost: float | None = None
+) -> tuple[dict[str, Any], dict[str, Any]]:
+    """Choose providers, compare the whole engine with the same network in plain torch, capture and time its steps.
+
+    Args:
+        bundle: the unfinished bundle.
+        precision: of its recipe, which decides how far rounding may carry.
+        device: the GPU; on the CPU, kernels have to run in Triton's interpreter and nothing is captured.
+        note: called with a line for every finding.
+        lost: what transformers itself loses at this precision, as a share of the logits' spread; None if not measured.
+
+    Returns:
+        How the engine is to execute, and what was measured.
+
+    Raises:
+        FieldError: when they differ by more than what rounding explains.
+    """
+    name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
+    weights = load_weights(bundle, device)
+    scales, library = input_scales(bundle.directory), built_library()
+    extras: dict[str, dict[str, Extra]] = {}
+    kernel = None
+    if scales and library is None:
+        note("tune     tensorrt_llm: not built, see `python -m trtllm_build.providers.tensorrt_llm build --help`")
+    elif scales and library is not None:
+        kernel = Tuning(library)
+        extras = {"experts": {TENSORRT_LLM: extra(kernel, weights, scales)}}
+    choices, trials = tune(probes(DeviceNetwork(bundle.arch, weights, triton_ops())), note, extras)
+    runtime: dict[str, Any] = {"ops": {name: choice.as_dict() for name, choice in choices.items()}}
+    if choices["experts"].provider == TENSORRT_LLM and library is not None and kernel is not None:
+        shutil.copyfile(library, bundle.directory / LIBRARY)
+        runtime[TACTIC] = kernel.tactic
+    own = {name: choice for name, choice in choices.items() if choice.provider != TENSORRT_LLM}
+    ops, judge = triton_ops(own), reference_ops()
+    if "experts" not in own:
+        fused = extras["experts"][TENSORRT_LLM]
+        ops, judge = replace(ops, experts=fused.op), replace(judge, experts=fused.reference)
+    parity = on_device_parity(bundle, weights, ops, judge, device_bound(precision, lost))
+    note(f"verify   on {name}: {parity.as_dict()} against plain torch there")
+    steps = step_times(Cuda(bundle.arch, weights, ops, bundle.limits), device)
+    for step in steps:
+        note(f"measure  a denoising step of {step['canvases']} canvases without a prompt: {step['ms']} ms")
+    figures = {
+        "device": name,
+        "device_parity": parity.as_dict(),
+        "denoising_step": steps,
+        "providers": {name: [t.as_dict() for t in trials if t.op == name] for name in choices},
+    }
+    return runtime, figures
+
+
+def step_times(engine: Cuda, device: torch.device) -> list[dict[str, Any]]:
+    """Milliseconds of a denoising step at every batch that was captured; `benchmarks/gpu.py` measures the rest."""
+    found = []
+    with torch.inference_mode():
+        for batch, call in engine.denoise_calls():
+            seconds = min(time_run(call, device) for _ in range(3))
+            found.append({"canvases": batch, "ms": float(f"{1000 * seconds:.4g}")})
+    return found
+
+
+def device_bound(precision: str, lost: float | None) -> float:
+    """How far two engines of a precision may be from each other on one device, as a share of the logits' spread.
+
+    Args:
+        precision: its name.
+        lost: by transformers at that precision: each of the two may be as far from float32 as the build allows.
+    """
+    return max(_ON_DEVICE[precision], 2 * (RATIO * lost + FLOOR) if lost is not None else 0.0)
+
+
+def on_device_parity(bundle: Bundle, weights: DeviceWeights, ops: Ops, judge: Ops, bound: float) -> Parity:
+    """The engine's logits against those of the same network in plain torch, same device and weights."""
+    room = Limits(4096, 1, bundle.limits.canvas, bundle.limits.vocab_size, 1, None)
+    # plain torch looks at values, which a CUDA graph cannot
+    found, expected = (Cuda(bundle.arch, weights, o, room, graphs=False) for o in (ops, judge))
+    parity = compare(expected, found, bundle.arch)
+    require(
+        parity.mean_relative <= bound,
+        "engine:parity on the device",
+        parity.as_dict(),
+        f"mean_relative at most {bound:.3g}",
+        "report it with the manifest's providers; no engine was written",
+    )
+    return parity

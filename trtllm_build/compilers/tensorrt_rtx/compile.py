@@ -1,0 +1,159 @@
+"""The engine for DGX Spark and RTX GPUs: one ONNX graph for both phases, compiled by TensorRT-RTX without the GPU.
+
+The graph is checked before it is compiled: what it stores against the checkpoint, byte for byte, and what ONNX Runtime
+makes of it against the torch engine. The plan then holds the weights, once; the graph does not stay.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from nemo_diffgemma.checkpoint import Checkpoint
+from nemo_diffgemma.errors import require
+from nemo_diffgemma.questions import read_questions
+from trtllm_build.backends.torch_cpu import TorchCpu
+from trtllm_build.bundle import Bundle, input_scales, on_cpu
+from trtllm_build.compilers import Note, Outcome
+from trtllm_build.gates.quality import QUESTIONS, answer, checked_loss, not_measured
+from trtllm_build.gates.reference import Precision
+from trtllm_build.gates.verify import fits_in_memory, verify
+from trtllm_build.network.pieces import eager_pieces
+from trtllm_build.network.weights import HEAD
+from trtllm_build.plan import Plan
+from trtllm_build.quantization.activations import rounding_by_product
+from trtllm_build.quantization.recipe import named_recipe
+from trtllm_build.runtime.engine import Engine
+
+GRAPH = "graph"  # folder below the build's, gone when the plan is written
+_PACKAGES = {"onnx": "export", "onnxruntime": "export", "tensorrt_rtx": "tensorrt-rtx"}
+
+
+def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: Note) -> Outcome:
+    """See :class:`trtllm_build.compilers.Compiler`."""
+    assert plan.sm is not None
+    assert checkpoint is not None, "random weights are for the cuda backend"
+    for package, extra in _PACKAGES.items():
+        found = importlib.util.find_spec(package) is not None
+        fix = f"run `pip install 'diffgemma[{extra}]'`, or `make setup`"
+        require(found, f"package {package}", None, f"installed, to build for gpu={plan.gpu}", fix)
+    from trtllm_build.backends.tensorrt_rtx.load import PLAN
+    from trtllm_build.compilers.tensorrt_rtx.engine_file import compile_plan
+
+    graph, agreement = _graph(plan, checkpoint, work, note)
+    parity = _parity(plan, checkpoint, graph, work, note)
+    longest = plan.limits.context + plan.limits.canvas
+    compiled = compile_plan(graph, plan.arch, plan.sm, longest, work / PLAN, lambda line: note(f"compile  {line}"))
+    quality = _quality(plan, checkpoint, work, note)
+    shutil.rmtree(work / GRAPH)
+    hardware = {"kind": "cuda", "name": plan.gpu.upper(), "sm": plan.sm}
+    note(f"compile  what remains: `diffgemma-serve --engine {plan.out}` on the {plan.gpu}; nothing ran on the device")
+    return Outcome(
+        hardware,
+        {"tensorrt_rtx": compiled.tensorrt_rtx},
+        "compiled",
+        {"graph": agreement, "parity": parity, "plan": asdict(compiled), "quality": quality, "on": "CPU"},
+        [f"run it on the device: `diffgemma-serve --engine {plan.out}`"],
+        io=_ports(plan),
+    )
+
+
+def _graph(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> tuple[Path, dict[str, Any]]:
+    """Lower the checkpoint and check the graph; its path and what was found."""
+    import onnx
+
+    from trtllm_build.compilers.tensorrt_rtx.check import check_graph, check_weights
+    from trtllm_build.gates.calibrate import WEIGHTED
+    from trtllm_build.lowering.lower import lower
+    from trtllm_build.lowering.weights import reader
+
+    shutil.rmtree(work / GRAPH, ignore_errors=True)
+    (work / GRAPH).mkdir()
+    path, arch, read = work / GRAPH / "model.onnx", plan.arch, reader(checkpoint)
+    # in the graph the router's weights come before the experts' second product
+    found_scales = input_scales(work)
+    weighted = {n.replace(WEIGHTED, "experts_down"): s for n, s in found_scales.items() if WEIGHTED in n}
+    scales = found_scales | weighted
+    lower(arch, read, plan.recipe, scales, path, lambda line: note(f"lower    {line}"))
+    onnx.checker.check_model(str(path), full_check=True)
+    count = check_weights(path, arch, read, plan.recipe)
+    size = sum(p.stat().st_size for p in (work / GRAPH).iterdir())
+    note(f"lower    {size / 1e6:,.1f} MB of ONNX; {count} tensors of its layers are the checkpoint's, byte for byte")
+    found: dict[str, Any] = {"bytes": size, "tensors_compared": count, "against_torch": None}
+    if fits_in_memory(checkpoint):
+        agreement = check_graph(path, arch, read, plan.recipe, lambda line: note(f"verify   {line}"))
+        found["against_torch"] = asdict(agreement)
+    else:
+        note("verify   graph not run on the CPU: its float32 copy does not fit into this machine's memory")
+    return path, found
+
+
+def _parity(plan: Plan, checkpoint: Checkpoint, graph: Path, work: Path, note: Note) -> dict[str, float] | None:
+    """What the graph computes, rounding as its GPU will, against transformers."""
+    from trtllm_build.compilers.tensorrt_rtx.check import simulated
+    from trtllm_build.lowering.weights import PRODUCT_OF, reader, widened
+
+    if not fits_in_memory(checkpoint):
+        return None
+    arch, recipe = plan.arch, plan.recipe
+    weight = widened(arch, reader(checkpoint), recipe)
+    rounding = rounding_by_product(recipe, input_scales(work), PRODUCT_OF)
+    precision = Precision(getattr(torch, recipe.dtype), weight, rounding)
+    table = weight(HEAD, "embedding")
+    parity = verify(
+        checkpoint,
+        simulated(graph, arch, table),
+        precision,
+        lambda: simulated(graph, arch, table, rounding=False),
+    )
+    note(f"verify   {parity.cases} cases against transformers, {recipe.name} computed on the CPU: {parity}")
+    return parity.as_dict()
+
+
+def _quality(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict[str, Any] | None:
+    """Exact match with the plan's weights, and float32's; activations are not rounded in this."""
+    from trtllm_build.lowering.weights import reader, widened_weights
+
+    bundle = Bundle.unfinished(work, on_cpu(plan.limits), {})
+    if plan.held_out is None or bundle.tokenizer_directory is None:
+        note(not_measured(plan.held_out))
+        return None
+    if not fits_in_memory(checkpoint):
+        note("quality  not measured: the model in float32 does not fit into this machine's memory")
+        return None
+    questions = read_questions(plan.held_out, QUESTIONS)
+    found = {}
+    for recipe in (named_recipe("fp32"), plan.recipe):
+        weights = widened_weights(plan.arch, reader(checkpoint), recipe)
+        engine = Engine(bundle, TorchCpu(bundle.arch, weights, eager_pieces(bundle.arch)), os.cpu_count())
+        found[recipe.name] = answer(engine, questions)
+        engine.close()
+        note(
+            f"quality  weights in {recipe.name}: {found[recipe.name].exact_match:.3f} of {len(questions)} answers "
+            f"exact, {found[recipe.name].steps_per_canvas:.2f} steps a canvas"
+        )
+    loss = checked_loss(found["fp32"], found[plan.recipe.name], plan.largest_loss)
+    return {
+        "held_out": str(plan.held_out),
+        "questions": len(questions),
+        "loss": loss,
+        **{name: q.as_dict() for name, q in found.items()},
+    }
+
+
+def _ports(plan: Plan) -> dict[str, Any]:
+    """Inputs and outputs of the graph, as the manifest has them."""
+    from trtllm_build.lowering.lower import inputs, outputs
+
+    dtype = getattr(torch, plan.recipe.dtype)
+    sides = {"inputs": inputs(plan.arch, dtype), "outputs": outputs(plan.arch, dtype)}
+    return {
+        side: {p.name: {"dtype": str(p.dtype).removeprefix("torch."), "shape": list(p.shape)} for p in ports}
+        for side, ports in sides.items()
+    }
