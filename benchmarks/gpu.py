@@ -31,7 +31,8 @@ from trtllm_build.contract import CanvasStep, EncodeStep
 from trtllm_build.limits import Limits
 from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine, load_engine
-from trtllm_build.runtime.request import Request, SamplerConfig
+from trtllm_build.runtime.request import Request
+from trtllm_build.sampling import SamplerConfig
 
 BATCHES = (1, 2, 4, 8, 16)
 PROMPTS = (256, 1024, 8192, 32_768)

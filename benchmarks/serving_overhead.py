@@ -27,7 +27,7 @@ from nemo_diffgemma.errors import require
 from triton_repo.bench.statistics import summarize
 from triton_repo.launcher.server import Server
 from triton_repo.tensors import MODEL
-from trtllm_build.cpus import beside_the_engine
+from trtllm_build.hardware import beside_the_engine
 
 MOST_LOST = 0.05  # share of the throughput in process
 MOST_MS = 5.0  # p50 to first block, over in process

@@ -31,3 +31,10 @@ def require(condition: bool, field: str, value: object, allowed: str, remedy: st
     """Raise :class:`FieldError` unless ``condition`` holds."""
     if not condition:
         raise FieldError(field, value, allowed, remedy)
+
+
+def require_integer(field: str, value: object, least: int, most: int | None = None) -> None:
+    """Raise :class:`FieldError` unless ``value`` is an integer (no bool) from ``least`` to ``most``."""
+    good = isinstance(value, int) and not isinstance(value, bool) and value >= least and (most is None or value <= most)
+    allowed = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
+    require(good, field, value, allowed, f"pass {field}={least}")

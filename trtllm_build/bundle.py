@@ -17,7 +17,6 @@ from __future__ import annotations
 
 import hashlib
 import json
-import platform
 from dataclasses import asdict, replace
 from fnmatch import fnmatch
 from functools import cached_property
@@ -30,8 +29,9 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import TOKENIZER_FILES
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_entries, file_sha256, write_json
+from trtllm_build.hardware import has_gpu, this_machine
 from trtllm_build.limits import Limits
-from trtllm_build.runtime.request import SamplerConfig
+from trtllm_build.sampling import SamplerConfig
 
 CONTRACT = 3
 MANIFEST = "manifest.json"
@@ -63,25 +63,6 @@ def input_scales(directory: Path) -> dict[str, float]:
 def on_cpu(limits: Limits) -> Limits:
     """Limits under which a GPU's engine is computed on the CPU: all of its cache would be filled with zeros there."""
     return replace(limits, slots=8, context=min(limits.context, 4096), cache_tokens=None)
-
-
-def has_gpu(sm: int) -> bool:
-    """Whether this machine has a CUDA GPU of compute capability ``sm`` (90 for 9.0)."""
-    return torch.cuda.is_available() and torch.cuda.get_device_capability() == divmod(sm, 10)
-
-
-def this_machine() -> dict[str, Any]:
-    """What a bundle for the CPU is for: instruction set and its extensions, and operating system."""
-    features = sorted(name for name in _cpu_flags() if name.startswith(("avx", "amx", "fma", "asimd", "sve", "bf16")))
-    return {"kind": "cpu", "machine": platform.machine(), "system": platform.system(), "features": features}
-
-
-def _cpu_flags() -> set[str]:
-    """Extensions of the instruction set, as Linux names them; none where it cannot be asked."""
-    path = Path("/proc/cpuinfo")
-    lines = path.read_text().splitlines() if path.is_file() else []
-    found = (line.partition(":")[2] for line in lines if line.lower().startswith(("flags", "features")))
-    return set(next(found, "").split())
 
 
 class Bundle:

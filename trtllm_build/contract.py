@@ -9,7 +9,40 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from trtllm_build.network.vocabulary import Choice, ReadOut
+
+@dataclass(frozen=True)
+class ReadOut:
+    """What one denoising step of a canvas yields; nothing of vocabulary width.
+
+    Args:
+        argmax_ids: ``[canvas]`` int64.
+        sampled_ids: ``[canvas]`` int64.
+        entropy: ``[canvas]`` float32, nats, of the tempered distribution.
+        soft_embeddings: ``[canvas, hidden]``: expected embedding under the tempered distribution; None when the step
+            was a canvas's last.
+    """
+
+    argmax_ids: Tensor
+    sampled_ids: Tensor
+    entropy: Tensor
+    soft_embeddings: Tensor | None
+
+
+@dataclass(frozen=True)
+class TokenChoice:
+    """What some positions of a canvas choose from.
+
+    Args:
+        rows: positions in the canvas, ``[rows]`` int64.
+        fixed: the one token of each of them, ``[rows]`` int64; with it the other two mean nothing.
+        allowed: ascending token ids to choose from, ``[allowed]`` int64; None for the whole vocabulary.
+        excluded: token ids ruled out.
+    """
+
+    rows: Tensor
+    fixed: Tensor | None = None
+    allowed: Tensor | None = None
+    excluded: tuple[int, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -47,7 +80,7 @@ class CanvasStep:
     temperature: float
     draws: Tensor
     soft: bool = True
-    choices: Sequence[Choice] | None = None
+    choices: Sequence[TokenChoice] | None = None
 
 
 class Backend(Protocol):

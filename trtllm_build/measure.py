@@ -13,7 +13,7 @@ from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.aot import load_pieces
 from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.contract import CanvasStep, EncodeStep
-from trtllm_build.cpus import available
+from trtllm_build.hardware import available_cpus
 from trtllm_build.network.pieces import eager_pieces
 from trtllm_build.network.weights import NetworkWeights
 
@@ -39,7 +39,7 @@ def measure(arch: Architecture, weights: NetworkWeights, compiled: Path | None) 
     if compiled is not None:
         pieces["compiled"] = load_pieces(arch, compiled)
     backends = {name: TorchCpu(arch, weights, p) for name, p in pieces.items()}
-    threads = sorted({1, len(available())})
+    threads = sorted({1, len(available_cpus())})
     before = torch.get_num_threads()
     best: dict[tuple[str, int], float] = {}
     try:

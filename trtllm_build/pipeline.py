@@ -24,18 +24,9 @@ from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_sha256, write_json, write_text
 from nemo_diffgemma.questions import read_questions
-from trtllm_build.bundle import (
-    CONTRACT,
-    INPUT_SCALES,
-    LOG,
-    MANIFEST,
-    Bundle,
-    has_gpu,
-    input_scales,
-    on_cpu,
-    write_manifest,
-)
+from trtllm_build.bundle import CONTRACT, INPUT_SCALES, LOG, MANIFEST, Bundle, input_scales, on_cpu, write_manifest
 from trtllm_build.compilers import Outcome, compiler
+from trtllm_build.hardware import has_gpu
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.out import check_place, check_space, folder_bytes, one_build_at_a_time, put, work_directory
 from trtllm_build.plan import Plan
@@ -48,7 +39,7 @@ from trtllm_build.quantization.weights import (
     count_shapes,
     write_weights,
 )
-from trtllm_build.runtime.request import SamplerConfig
+from trtllm_build.sampling import SamplerConfig
 
 Report = Callable[[str], None]
 UNIFIED = "unified"  # folder below the build's

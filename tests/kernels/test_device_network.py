@@ -10,11 +10,10 @@ from tests.support import random_checkpoint, small_architecture
 from trtllm_build.backends.cuda.backend import Cuda
 from trtllm_build.backends.cuda.ops import reference_ops, triton_ops
 from trtllm_build.backends.cuda.weights import from_checkpoint
-from trtllm_build.contract import CanvasStep, EncodeStep
+from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut, TokenChoice
 from trtllm_build.gates.reference import Reference
 from trtllm_build.gates.verify import compare
 from trtllm_build.limits import Limits
-from trtllm_build.network.vocabulary import Choice, ReadOut
 from trtllm_build.quantization.recipe import Recipe, named_recipe
 
 ARCH = small_architecture(vocab_size=150, canvas_length=8, sliding_window=9, max_position_embeddings=128)
@@ -39,7 +38,9 @@ def ids(count: int, seed: int) -> torch.Tensor:
     return torch.randint(0, ARCH.vocab_size, (count,), generator=torch.Generator().manual_seed(seed))
 
 
-def step(slot: int, seed: int, soft: torch.Tensor | None = None, choices: list[Choice] | None = None) -> CanvasStep:
+def step(
+    slot: int, seed: int, soft: torch.Tensor | None = None, choices: list[TokenChoice] | None = None
+) -> CanvasStep:
     draws = torch.rand(8, generator=torch.Generator().manual_seed(seed))
     return CanvasStep(slot, ids(8, seed), soft, 0.7, draws, choices=choices)
 
@@ -96,10 +97,10 @@ def test_a_canvas_is_the_same_to_the_last_bit_beside_another(checkpoint: Checkpo
 
 def test_pinned_allowed_and_excluded_positions(checkpoint: Checkpoint) -> None:
     """As the CPU engine's vocabulary has it: a pinned token is certain, a set is all there is to choose from."""
-    pinned = Choice(torch.tensor([1]), fixed=torch.tensor([77]))
-    few = Choice(torch.tensor([0, 2]), allowed=torch.tensor([4, 90, 91]))
+    pinned = TokenChoice(torch.tensor([1]), fixed=torch.tensor([77]))
+    few = TokenChoice(torch.tensor([0, 2]), allowed=torch.tensor([4, 90, 91]))
     free = read_out(backends(checkpoint, PLAIN["fp32"])[1].denoise([step(0, 9)])[0])
-    without = Choice(torch.tensor([3, 4, 5, 6, 7]), excluded=tuple(sorted(set(free.argmax_ids.tolist()))))
+    without = TokenChoice(torch.tensor([3, 4, 5, 6, 7]), excluded=tuple(sorted(set(free.argmax_ids.tolist()))))
     results = []
     for backend in backends(checkpoint, PLAIN["fp32"]):
         backend.admit(0, 16, 0)

@@ -13,13 +13,13 @@ from tests.support import random_checkpoint, small_architecture
 from trtllm_build.backends.cuda import ops
 from trtllm_build.backends.cuda.cache import DeviceCache
 from trtllm_build.backends.cuda.network import DeviceNetwork
-from trtllm_build.backends.cuda.ops import Choice, chosen_ops, reference, reference_ops
+from trtllm_build.backends.cuda.ops import Choice, Provider, chosen_ops, reference, reference_ops
 from trtllm_build.backends.cuda.static_experts import StaticExperts, pack_layers
 from trtllm_build.backends.cuda.weights import from_checkpoint
 from trtllm_build.bundle import Bundle
 from trtllm_build.compilers.cuda.compile import execute
 from trtllm_build.compilers.cuda.probes import Probe, probes
-from trtllm_build.compilers.cuda.tune import Extra, distance, tune
+from trtllm_build.compilers.cuda.tune import distance, tune
 from trtllm_build.kernels.linear import TILES
 from trtllm_build.pipeline import build
 from trtllm_build.plan import make_plan
@@ -118,7 +118,7 @@ def test_a_provider_with_static_scales_reads_plain_rows_and_packs_the_weights(
     (probe,) = [p for p in probes(dynamic) if p.op == "experts"]
     expected = probe.run(reference("experts"), 1, probe.layers)
     static = StaticExperts(pack_layers(weights, scales, in_place=False), packed_reference)
-    _, trials = tune([probe], lambda line: None, {"experts": {"tensorrt_llm": Extra(static, static)}})
+    _, trials = tune([probe], lambda line: None, {"experts": {"tensorrt_llm": Provider(static, static)}})
     (trial,) = [t for t in trials if t.choice.provider == "tensorrt_llm"]
     assert trial.usable
     assert trial.error == 0

@@ -20,12 +20,12 @@ from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from tests.support import GENERATION_CONFIG, random_tensors, small_architecture
 from trtllm_build.backends.torch_cpu import TorchCpu
-from trtllm_build.contract import CanvasStep, EncodeStep
+from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut
 from trtllm_build.gates.reference import Reference
 from trtllm_build.network.cache import PREFILL_CHUNK
 from trtllm_build.network.experts import experts, gelu_gated
 from trtllm_build.network.pieces import eager_pieces
-from trtllm_build.network.vocabulary import CHUNK, ReadOut
+from trtllm_build.network.vocabulary import CHUNK
 from trtllm_build.network.weights import NetworkWeights, weight_files
 
 LIMIT = 1e-4

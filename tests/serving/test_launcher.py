@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from triton_repo.launcher.server import Server
-from trtllm_build.cpus import available, beside_the_engine
+from trtllm_build.hardware import available_cpus, beside_the_engine
 
 PORTS = ["--grpc-port=0", "--http-port=0", "--metrics-port=0", "--health-port=0"]
 
@@ -74,7 +74,7 @@ def test_it_serves_until_told_to_stop_and_leaves_nothing(demo_bundle: Path) -> N
         assert len(stubs) == 3  # one a model
         (engine,) = (child for stub in stubs for child in children(stub))
         threads = [int(path.name) for path in Path(f"/proc/{engine}/task").iterdir()]
-        assert all(os.sched_getaffinity(thread) == available() for thread in threads)
+        assert all(os.sched_getaffinity(thread) == available_cpus() for thread in threads)
         assert all(os.sched_getaffinity(pid) == beside_the_engine() for pid in (tritonserver, *stubs))
         assert shared_memory(process.pid)
         process.send_signal(signal.SIGTERM)

@@ -20,7 +20,7 @@ from tests.serving.test_launcher import children, launched, shared_memory, wait_
 from triton_repo.client.blocking import BlockingClient
 from triton_repo.client.client import GenerationError, Retry, Unavailable
 from triton_repo.launcher.scrape import running_requests
-from trtllm_build.cpus import beside_the_engine
+from trtllm_build.hardware import beside_the_engine
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 

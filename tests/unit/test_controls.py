@@ -17,8 +17,9 @@ from nemo_diffgemma.errors import FieldError
 from trtllm_build import Engine, load_engine
 from trtllm_build.backends import load_backend, slots
 from trtllm_build.bundle import Bundle
-from trtllm_build.runtime.request import Block, Draft, Event, Request, RequestStats, SamplerConfig
+from trtllm_build.runtime.request import Block, Draft, Event, Request, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull
+from trtllm_build.sampling import SamplerConfig
 
 FEW = SamplerConfig(max_denoising_steps=4, confidence_threshold=0.0)  # always all four steps
 ENDLESS = SamplerConfig(max_denoising_steps=100_000, confidence_threshold=0.0)

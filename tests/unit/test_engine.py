@@ -11,7 +11,8 @@ import torch
 
 from nemo_diffgemma.errors import FieldError
 from trtllm_build import Engine, load_engine
-from trtllm_build.runtime.request import Block, Draft, Event, Request, SamplerConfig
+from trtllm_build.runtime.request import Block, Draft, Event, Request
+from trtllm_build.sampling import SamplerConfig
 
 
 @pytest.fixture(scope="module")

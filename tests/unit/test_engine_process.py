@@ -19,7 +19,8 @@ import torch
 from nemo_diffgemma.errors import FieldError
 from trtllm_build import Engine, load_engine
 from trtllm_build.runtime.process import EngineProcess
-from trtllm_build.runtime.request import Block, Draft, Request, SamplerConfig
+from trtllm_build.runtime.request import Block, Draft, Request
+from trtllm_build.sampling import SamplerConfig
 
 STEADY = SamplerConfig(max_denoising_steps=4)
 ENDLESS = Request((3,), 200, sampler=SamplerConfig(max_denoising_steps=2**31 - 1), ignore_eos=True, draft_every=1)

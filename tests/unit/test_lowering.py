@@ -17,14 +17,13 @@ from tests.support import random_architecture, random_checkpoint, small_architec
 from trtllm_build.backends.lowered import Lowered
 from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.compilers.tensorrt_rtx.check import OrtRunner, check_graph, check_weights, compare, simulated
-from trtllm_build.contract import CanvasStep, EncodeStep
+from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut, TokenChoice
 from trtllm_build.gates.reference import Reference
 from trtllm_build.gates.verify import compare as compare_logits
 from trtllm_build.lowering.lower import inputs, lower, outputs, quantized_products
 from trtllm_build.lowering.simulate import rounded_to_nvfp4
 from trtllm_build.lowering.weights import Read, reader, widened_weights
 from trtllm_build.network.pieces import eager_pieces
-from trtllm_build.network.vocabulary import Choice, ReadOut
 from trtllm_build.network.weights import weight_files
 from trtllm_build.quantization.nvfp4 import dequantize, quantize_nvfp4
 from trtllm_build.quantization.recipe import Recipe, named_recipe
@@ -93,10 +92,10 @@ def test_pinned_allowed_and_excluded_positions(engine: TorchCpu, lowered: Lowere
     ids = torch.arange(8)
     free = denoised(engine, CanvasStep(0, ids, None, 0.7, torch.linspace(0, 0.99, 8)))
     choices = [
-        Choice(torch.tensor([1, 4]), fixed=torch.tensor([77, 5])),
-        Choice(torch.tensor([0, 2]), allowed=torch.tensor([4, 90, 91]), excluded=(90,)),
-        Choice(torch.tensor([3, 5, 6]), excluded=tuple(sorted(set(free.argmax_ids.tolist())))),
-        Choice(torch.tensor([7])),
+        TokenChoice(torch.tensor([1, 4]), fixed=torch.tensor([77, 5])),
+        TokenChoice(torch.tensor([0, 2]), allowed=torch.tensor([4, 90, 91]), excluded=(90,)),
+        TokenChoice(torch.tensor([3, 5, 6]), excluded=tuple(sorted(set(free.argmax_ids.tolist())))),
+        TokenChoice(torch.tensor([7])),
     ]
     step = CanvasStep(0, ids, None, 0.7, torch.linspace(0, 0.99, 8), choices=choices)
     expected, found = denoised(engine, step), denoised(lowered, step)

@@ -12,9 +12,10 @@ from pathlib import Path
 import pytest
 
 from trtllm_build import Engine, load_engine
-from trtllm_build.runtime.request import Block, Event, Request, SamplerConfig, Timeline
+from trtllm_build.runtime.request import Block, Event, Request, Timeline
 from trtllm_build.runtime.stats import Progress, Work
 from trtllm_build.runtime.ticket import Ticket
+from trtllm_build.sampling import SamplerConfig
 
 FEW = SamplerConfig(max_denoising_steps=4, confidence_threshold=0.0)  # always all four steps
 SURE = SamplerConfig(confidence_threshold=1e9, stability_threshold=0)  # always one

@@ -10,7 +10,7 @@ import torch
 
 from nemo_diffgemma.diffusion.draws import uniform_to_token
 from nemo_diffgemma.errors import FieldError
-from trtllm_build.network.vocabulary import Choice
+from trtllm_build.contract import TokenChoice
 from trtllm_build.runtime.request import Request
 from trtllm_build.runtime.rules import Rules
 
@@ -22,7 +22,9 @@ def rules(max_tokens: int = 24, canvas: int = CANVAS, ends: tuple[int, ...] = EN
     return Rules(Request((5,), max_tokens, **options), canvas, VOCAB, ends)
 
 
-def described(choices: list[Choice] | None) -> list[tuple[list[int], list[int] | None, list[int] | None, list[int]]]:
+def described(
+    choices: list[TokenChoice] | None,
+) -> list[tuple[list[int], list[int] | None, list[int] | None, list[int]]]:
     """Rows, fixed, allowed and excluded of each, in the order of their first row."""
     assert choices is not None
     return sorted(
@@ -36,7 +38,7 @@ def described(choices: list[Choice] | None) -> list[tuple[list[int], list[int] |
     )
 
 
-def tokens(choices: list[Choice] | None, canvas: int = CANVAS) -> list[set[int]]:
+def tokens(choices: list[TokenChoice] | None, canvas: int = CANVAS) -> list[set[int]]:
     """The tokens that each row may become; every row is in exactly one choice."""
     if choices is None:
         return [set(range(VOCAB))] * canvas

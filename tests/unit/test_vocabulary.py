@@ -20,10 +20,11 @@ from nemo_diffgemma.diffusion import draws as stateless
 from nemo_diffgemma.diffusion import sampler, stopping
 from trtllm_build.backends.aot import load_pieces
 from trtllm_build.bundle import PIECES, Bundle
+from trtllm_build.contract import ReadOut, TokenChoice
 from trtllm_build.network import vocabulary
 from trtllm_build.network.linear import is_large
 from trtllm_build.network.pieces import statistics
-from trtllm_build.network.vocabulary import CHUNK, Choice, ReadOut, Vocabulary
+from trtllm_build.network.vocabulary import CHUNK, Vocabulary
 
 CAP = 30.0
 TEMPERATURES = (0.05, 0.4, 0.8, 2.0)
@@ -48,7 +49,7 @@ class Case:
     hidden: Tensor
     draws: Tensor
 
-    def read_out(self, temperature: float, choices: list[Choice] | None = None, soft: bool = True) -> ReadOut:
+    def read_out(self, temperature: float, choices: list[TokenChoice] | None = None, soft: bool = True) -> ReadOut:
         return self.vocabulary.read_out(self.hidden, temperature, self.draws, soft, choices)
 
 
@@ -229,7 +230,7 @@ def test_samples_follow_the_softmax(small_chunks: int, dtype: torch.dtype, some:
     allowed = torch.arange(0, 700, 2)
     hidden = c.hidden[2:3].expand(count, -1)
     draws = stateless.uniforms(11, 0, 1, stateless.SAMPLE, count)
-    choices = [Choice(torch.arange(count), allowed=allowed)] if some else None
+    choices = [TokenChoice(torch.arange(count), allowed=allowed)] if some else None
     found = c.vocabulary.read_out(hidden, 0.6, draws, False, choices).sampled_ids.bincount(minlength=700)
     mask = torch.zeros(5, 700, dtype=torch.bool)
     mask[:, allowed if some else slice(None)] = True
@@ -253,7 +254,7 @@ def test_draws_at_both_ends(small_chunks: int, dtype: torch.dtype, excluded: tup
     c.draws.fill_(draw)
     open_to = torch.ones(40, 600, dtype=torch.bool)
     open_to[:, list(excluded)] = False
-    found = c.read_out(0.4, [Choice(torch.arange(40), excluded=excluded)])
+    found = c.read_out(0.4, [TokenChoice(torch.arange(40), excluded=excluded)])
     expected = plain(c, 0.4, open_to)
     assert open_to.gather(-1, found.sampled_ids[:, None]).all()
     assert_samples(found.sampled_ids, expected, c.draws, EDGE if dtype == torch.float32 else 2**-7)
@@ -285,7 +286,7 @@ def test_a_ruled_out_token_is_not_drawn_where_weights_underflow(small_chunks: in
     table = torch.full((600, 1), -3.125, dtype=dtype)
     table[500] = 3.125
     v = Vocabulary(table, CAP, 1.0, partial(statistics, cap=1e6))
-    choices = [Choice(torch.arange(2), excluded=(0,))]
+    choices = [TokenChoice(torch.arange(2), excluded=(0,))]
     found = v.read_out(torch.full((2, 1), 16.0, dtype=dtype), 1.0, torch.zeros(2), False, choices)
     assert 0 not in found.sampled_ids.tolist()
 
@@ -293,7 +294,7 @@ def test_a_ruled_out_token_is_not_drawn_where_weights_underflow(small_chunks: in
 # -- choices --------------------------------------------------------------------------
 
 
-def mixture(rows: int, size: int, seed: int = 0) -> tuple[list[Choice], Tensor]:
+def mixture(rows: int, size: int, seed: int = 0) -> tuple[list[TokenChoice], Tensor]:
     """Rows dealt to six kinds of choice, and the mask that says the same."""
     g = torch.Generator().manual_seed(seed)
     dealt = torch.randperm(rows, generator=g).tensor_split(6)
@@ -301,10 +302,10 @@ def mixture(rows: int, size: int, seed: int = 0) -> tuple[list[Choice], Tensor]:
     fixed = torch.randint(size, (len(dealt[0]),), generator=g)
     ruled_out = (1, size - 1, *sets[1][:2].tolist())
     choices = [
-        Choice(dealt[0], fixed=fixed),
-        *(Choice(dealt[1 + i], allowed=ids) for i, ids in enumerate(sets)),
-        Choice(dealt[4], excluded=ruled_out),
-        Choice(dealt[5], allowed=sets[1], excluded=ruled_out),
+        TokenChoice(dealt[0], fixed=fixed),
+        *(TokenChoice(dealt[1 + i], allowed=ids) for i, ids in enumerate(sets)),
+        TokenChoice(dealt[4], excluded=ruled_out),
+        TokenChoice(dealt[5], allowed=sets[1], excluded=ruled_out),
     ]
     mask = torch.zeros(rows, size, dtype=torch.bool)
     for choice in choices:
@@ -331,7 +332,7 @@ def test_choices_equal_masked_logits(small_chunks: int, size: int, temperature: 
 
 def test_a_fixed_row_is_certain(small_chunks: int) -> None:
     c = case(300)
-    found = c.read_out(2.0, [Choice(torch.arange(40), fixed=torch.arange(40) + 200)])
+    found = c.read_out(2.0, [TokenChoice(torch.arange(40), fixed=torch.arange(40) + 200)])
     assert found.argmax_ids.tolist() == found.sampled_ids.tolist() == list(range(200, 240))
     assert (found.entropy == 0).all()
     assert found.soft_embeddings is not None
@@ -345,7 +346,7 @@ def test_the_likeliest_token_ruled_out_is_never_chosen(small_chunks: int, likeli
     c.table[likeliest] = 4.0
     c.hidden.copy_(c.hidden.abs() + 1)
     assert (c.read_out(0.4).argmax_ids == likeliest).all()
-    found = c.read_out(0.4, [Choice(torch.arange(40), excluded=(likeliest,))])
+    found = c.read_out(0.4, [TokenChoice(torch.arange(40), excluded=(likeliest,))])
     assert (found.argmax_ids != likeliest).all()
     assert (found.sampled_ids != likeliest).all()
 
@@ -356,7 +357,7 @@ def test_a_whole_chunk_ruled_out(small_chunks: int) -> None:
     for ruled_out in (range(256), range(512, 600)):
         mask = torch.ones(40, 600, dtype=torch.bool)
         mask[:, list(ruled_out)] = False
-        found = c.read_out(0.8, [Choice(torch.arange(40), excluded=tuple(ruled_out))])
+        found = c.read_out(0.8, [TokenChoice(torch.arange(40), excluded=tuple(ruled_out))])
         assert_equal(found, plain(c, 0.8, mask), c.draws)
 
 
@@ -366,7 +367,7 @@ def test_rows_do_not_feel_the_choices_of_others(small_chunks: int) -> None:
     free = c.read_out(0.4)
     for choice in choices:
         rest = torch.tensor(sorted(set(range(40)) - set(choice.rows.tolist())))
-        found = c.read_out(0.4, [Choice(rest), choice])
+        found = c.read_out(0.4, [TokenChoice(rest), choice])
         assert torch.equal(found.argmax_ids[rest], free.argmax_ids[rest])
         assert torch.equal(found.sampled_ids[rest], free.sampled_ids[rest])
         torch.testing.assert_close(found.entropy[rest], free.entropy[rest], atol=1e-6, rtol=0)
@@ -376,7 +377,7 @@ def test_rows_do_not_feel_the_choices_of_others(small_chunks: int) -> None:
     mixed = c.read_out(0.4, choices)
     for choice in choices:
         rest = torch.tensor(sorted(set(range(40)) - set(choice.rows.tolist())))
-        alone = c.read_out(0.4, [Choice(rest), choice])
+        alone = c.read_out(0.4, [TokenChoice(rest), choice])
         assert torch.equal(alone.sampled_ids[choice.rows], mixed.sampled_ids[choice.rows])
         torch.testing.assert_close(alone.entropy[choice.rows], mixed.entropy[choice.rows], atol=1e-6, rtol=0)
 
@@ -426,8 +427,8 @@ def test_nothing_of_vocabulary_width_is_made(small_chunks: int, kind: str) -> No
     """At most a chunk's logits or a chunk of the table at a time."""
     c = case(5000)
     rows = torch.arange(40)
-    choices = {"free": None, "excluded": [Choice(rows, excluded=(1, 4000))]}
-    choices["allowed"] = [Choice(rows, allowed=torch.arange(0, 5000, 2))]
+    choices = {"free": None, "excluded": [TokenChoice(rows, excluded=(1, 4000))]}
+    choices["allowed"] = [TokenChoice(rows, allowed=torch.arange(0, 5000, 2))]
     with Largest() as largest:
         c.read_out(0.4, choices[kind])
     assert 0 < largest.elements <= max(40, c.hidden.shape[1]) * small_chunks

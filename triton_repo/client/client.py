@@ -166,7 +166,7 @@ class Client:
             drafts: also provisional canvases, one after every denoising step.
             ignore_eos: go on to ``max_tokens``.
             max_denoising_steps, t_min, t_max, entropy_bound, confidence_threshold, stability_threshold: as in
-                :class:`~trtllm_build.runtime.request.SamplerConfig`; default: the checkpoint's.
+                :class:`~trtllm_build.sampling.SamplerConfig`; default: the checkpoint's.
             request_id: name of the request in the server's log; default: a new one.
             model: its name in Triton.
             timeout: seconds for all of it, tries and responses; default: no limit.

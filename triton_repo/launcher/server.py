@@ -25,7 +25,7 @@ from triton_repo.launcher.scrape import running_requests
 from triton_repo.launcher.scratch import Scratch
 from triton_repo.launcher.tritonserver import LOOPBACK, Installation, Process, free_port
 from triton_repo.tensors import DRAIN_VARIABLE, ENGINE_CPUS_VARIABLE, ENGINE_VARIABLE, LOG_PROMPTS_VARIABLE, MODEL
-from trtllm_build.cpus import available, beside_the_engine
+from trtllm_build.hardware import available_cpus, beside_the_engine
 
 _TAIL_LINES = 30
 # When it is told to end, nothing runs any more, or the time for it is over; a client with an open stream would hold
@@ -326,7 +326,7 @@ class Server:
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
             ENGINE_VARIABLE: str(self.bundle),
             DRAIN_VARIABLE: str(directory / "drain"),
-            ENGINE_CPUS_VARIABLE: ",".join(map(str, sorted(available()))),
+            ENGINE_CPUS_VARIABLE: ",".join(map(str, sorted(available_cpus()))),
             **({LOG_PROMPTS_VARIABLE: "1"} if self._log_prompts else {}),
         }
         listens = ", ".join(f"{name} {self._hosts[name]}:{port}" for name, port in self._ports.items())

@@ -9,10 +9,9 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.slots import SlotBackend
-from trtllm_build.contract import CanvasStep
+from trtllm_build.contract import CanvasStep, ReadOut, TokenChoice
 from trtllm_build.lowering.lower import DENOISE, ENCODE
 from trtllm_build.network.cache import KVCache
-from trtllm_build.network.vocabulary import Choice, ReadOut
 
 Run = Callable[[Mapping[str, Tensor]], dict[str, Tensor]]
 """Executes the graph: inputs by name to outputs by name, all contiguous and on the same device."""
@@ -110,7 +109,7 @@ class Lowered(SlotBackend):
                 inputs[f"{name}_{i}"] = buffer[:held] if held else buffer[:1].zero_()
         return self._run({name: tensor.to(self._device).contiguous() for name, tensor in inputs.items()})
 
-    def _sets(self, choices: Sequence[Choice], count: int) -> tuple[Tensor, Tensor]:
+    def _sets(self, choices: Sequence[TokenChoice], count: int) -> tuple[Tensor, Tensor]:
         """What each position may choose from: sets ``[sets, vocab]`` and which is whose ``[count]``."""
         sets: list[Tensor] = []
         set_of = torch.zeros(count, dtype=torch.int64)

@@ -14,11 +14,11 @@ from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.aot import load_pieces
 from trtllm_build.backends.slots import SlotBackend
 from trtllm_build.bundle import Bundle
-from trtllm_build.contract import CanvasStep
+from trtllm_build.contract import CanvasStep, ReadOut
 from trtllm_build.network.cache import PREFILL_CHUNK, KVCache
 from trtllm_build.network.network import Network
 from trtllm_build.network.pieces import Pieces, eager_pieces
-from trtllm_build.network.vocabulary import ReadOut, Vocabulary
+from trtllm_build.network.vocabulary import Vocabulary
 from trtllm_build.network.weights import NetworkWeights
 
 
@@ -86,3 +86,6 @@ class TorchCpu(SlotBackend):
             self.network.encode(ids, cache)
         soft = None if previous_logits is None else self.vocabulary.soft_embeddings(previous_logits)
         return self.vocabulary.logits(self.network.denoise(canvas_ids, soft, cache))
+
+
+load = TorchCpu.load

@@ -1,15 +1,24 @@
-"""What the build does for one backend beside writing weights: compile, measure, verify. One file a backend."""
+"""What the build does for one backend beside writing weights: compile, measure, verify. One module per backend."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from importlib import import_module
 from pathlib import Path
 from typing import Any, Protocol
 
 from nemo_diffgemma.checkpoint import Checkpoint
+from nemo_diffgemma.errors import require
 from trtllm_build.plan import Plan
 
+# Backend -> module with ``compile_engine``. What one backend needs may be missing where another is built.
+_MODULES = {
+    "torch_cpu": "torch_cpu",
+    "cuda": "cuda.compile",
+    "tensorrt_rtx": "tensorrt_rtx.compile",
+    "edge_llm": "edge_llm.compile",
+}
 Note = Callable[[str], None]
 
 
@@ -46,19 +55,11 @@ class Compiler(Protocol):
 
 
 def compiler(backend: str) -> Compiler:
-    """The compiler of a backend of ``conf/gpu``."""
-    if backend == "torch_cpu":
-        from trtllm_build.compilers.torch_cpu import compile_engine
+    """The compiler of a backend of ``conf/gpu``.
 
-        return compile_engine
-    if backend == "edge_llm":
-        from trtllm_build.compilers.edge_llm.compile import compile_engine as compile_edge_llm
-
-        return compile_edge_llm
-    if backend == "tensorrt_rtx":
-        from trtllm_build.compilers.tensorrt_rtx.compile import compile_engine as compile_tensorrt_rtx
-
-        return compile_tensorrt_rtx
-    from trtllm_build.compilers.cuda.compile import compile_engine as compile_cuda
-
-    return compile_cuda
+    Raises:
+        FieldError: for a backend that this version does not know.
+    """
+    require(backend in _MODULES, "gpu.backend", backend, ", ".join(_MODULES), "choose a gpu= of conf/gpu")
+    found: Compiler = import_module(f"{__name__}.{_MODULES[backend]}").compile_engine
+    return found

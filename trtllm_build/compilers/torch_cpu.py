@@ -9,10 +9,11 @@ from typing import Any
 from nemo_diffgemma.checkpoint import Checkpoint
 from trtllm_build.backends import aot
 from trtllm_build.backends.torch_cpu import TorchCpu
-from trtllm_build.bundle import PIECES, Bundle, this_machine
+from trtllm_build.bundle import PIECES, Bundle
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.gates.reference import Precision
 from trtllm_build.gates.verify import fits_in_memory, verify
+from trtllm_build.hardware import this_machine
 from trtllm_build.measure import choose, measure
 from trtllm_build.plan import Plan
 

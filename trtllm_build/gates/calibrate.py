@@ -19,7 +19,7 @@ from trtllm_build.backends.cuda.ops import Ops, reference_ops
 from trtllm_build.backends.cuda.weights import DeviceWeights, from_checkpoint
 from trtllm_build.bundle import Bundle
 from trtllm_build.gates.quality import answer
-from trtllm_build.memory import free_memory
+from trtllm_build.hardware import free_memory
 from trtllm_build.network.weights import layer_file
 from trtllm_build.quantization.fp8 import LARGEST, Rows, values_of, widen
 from trtllm_build.quantization.recipe import named_recipe

@@ -22,7 +22,7 @@ from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import FieldError
 from trtllm_build.contract import Backend
 from trtllm_build.gates.reference import Precision, Reference
-from trtllm_build.memory import free_memory
+from trtllm_build.hardware import free_memory
 
 # Mean error of all logits as a share of their spread. Not the largest error: where two experts are as good as equal,
 # the last bit decides which one a token goes to, and that token's logits then differ by far more than rounding.

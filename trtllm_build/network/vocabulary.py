@@ -8,12 +8,12 @@ update running statistics and the running soft embedding, and are gone: nothing 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from trtllm_build.contract import ReadOut, TokenChoice
 from trtllm_build.network.linear import linear
 from trtllm_build.network.pieces import SUB, Piece
 
@@ -21,41 +21,6 @@ from trtllm_build.network.pieces import SUB, Piece
 CHUNK = 4096
 _LOWEST = -1e30  # below every logit, and still a number: its difference to itself is 0
 _NOTHING = 1e-30
-
-
-@dataclass(frozen=True)
-class ReadOut:
-    """What one denoising step of a canvas yields; nothing of vocabulary width.
-
-    Args:
-        argmax_ids: ``[canvas]`` int64.
-        sampled_ids: ``[canvas]`` int64.
-        entropy: ``[canvas]`` float32, nats, of the tempered distribution.
-        soft_embeddings: ``[canvas, hidden]``: expected embedding under the tempered distribution; None when the step
-            was a canvas's last.
-    """
-
-    argmax_ids: Tensor
-    sampled_ids: Tensor
-    entropy: Tensor
-    soft_embeddings: Tensor | None
-
-
-@dataclass(frozen=True)
-class Choice:
-    """What some positions of a canvas choose from.
-
-    Args:
-        rows: positions in the canvas, ``[rows]`` int64.
-        fixed: the one token of each of them, ``[rows]`` int64; with it the other two mean nothing.
-        allowed: ascending token ids to choose from, ``[allowed]`` int64; None for the whole vocabulary.
-        excluded: token ids ruled out.
-    """
-
-    rows: Tensor
-    fixed: Tensor | None = None
-    allowed: Tensor | None = None
-    excluded: tuple[int, ...] = ()
 
 
 class Vocabulary:
@@ -84,7 +49,12 @@ class Vocabulary:
         return torch.matmul(probabilities, self._embedding) * self._scale
 
     def read_out(
-        self, hidden: Tensor, temperature: float, draws: Tensor, soft: bool, choices: Sequence[Choice] | None = None
+        self,
+        hidden: Tensor,
+        temperature: float,
+        draws: Tensor,
+        soft: bool,
+        choices: Sequence[TokenChoice] | None = None,
     ) -> ReadOut:
         """Argmax, sample, entropy and next soft embedding at every position of one canvas.
 

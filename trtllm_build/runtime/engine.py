@@ -17,7 +17,7 @@ from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.backends import load_backend
 from trtllm_build.bundle import Bundle
 from trtllm_build.contract import Backend
-from trtllm_build.cpus import available
+from trtllm_build.hardware import available_cpus
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.runtime.request import Block, Event, FinishReason, Request, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull, Scheduler
@@ -86,7 +86,7 @@ class Engine:
         room = limits.context + limits.canvas  # the last canvas may reach past the context
         pages = -(-(limits.cache_tokens or limits.slots * room) // PAGE)
         scheduler = Scheduler(limits.slots, pages, PAGE, backend.prefill_chunk, limits.queue)
-        self._worker = Worker(self._backend, scheduler, threads or min(bundle.threads, len(available())))
+        self._worker = Worker(self._backend, scheduler, threads or min(bundle.threads, len(available_cpus())))
         atexit.register(self.close)  # a thread inside torch while the interpreter goes down would abort it
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:

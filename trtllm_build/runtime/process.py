@@ -19,9 +19,10 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nemo_diffgemma.errors import FieldError
 from trtllm_build.limits import Limits
-from trtllm_build.runtime.request import Block, Event, Request, SamplerConfig
+from trtllm_build.runtime.request import Block, Event, Request
 from trtllm_build.runtime.scheduler import QueueFull
 from trtllm_build.runtime.stats import Progress
+from trtllm_build.sampling import SamplerConfig
 
 if TYPE_CHECKING:
     from trtllm_build.runtime.engine import Engine

@@ -3,66 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field, fields
-from typing import Any, Literal, Self
+from dataclasses import dataclass, field
+from typing import Literal
 
-from nemo_diffgemma.errors import require
+from nemo_diffgemma.errors import require, require_integer
+from trtllm_build.sampling import SamplerConfig
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "unavailable", "error"]
 MAX_SEED = 2**64 - 1
 FIT = "fit"
-LEAST_TEMPERATURE = 1e-6  # the soft-cap divided by less is no float32 to compute with
-
-
-@dataclass(frozen=True)
-class SamplerConfig:
-    """How a canvas is denoised; the defaults are the released ``generation_config.json``'s.
-
-    Args:
-        max_denoising_steps: cap of steps a canvas; also sets the temperature schedule.
-        t_min, t_max: temperature runs linearly from ``t_max`` towards ``t_min``.
-        entropy_bound: nats of summed entropy accepted in one step.
-        confidence_threshold: mean entropy (nats) below which a stable canvas stops.
-        stability_threshold: number of earlier steps whose argmax the current one must equal.
-
-    Raises:
-        FieldError: on a value out of range.
-    """
-
-    max_denoising_steps: int = 48
-    t_min: float = 0.4
-    t_max: float = 0.8
-    entropy_bound: float = 0.1
-    confidence_threshold: float = 0.005
-    stability_threshold: int = 1
-
-    def __post_init__(self) -> None:
-        _integer("max_denoising_steps", self.max_denoising_steps, 1)
-        _integer("stability_threshold", self.stability_threshold, 0)
-        for name in ("t_min", "t_max", "entropy_bound", "confidence_threshold"):
-            value = getattr(self, name)
-            good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
-            require(good, name, value, "a finite number >= 0", f"pass {name}={getattr(type(self), name)}")
-        require(
-            self.t_min >= LEAST_TEMPERATURE, "t_min", self.t_min, f"a number >= {LEAST_TEMPERATURE}", "pass t_min=0.4"
-        )
-        require(
-            self.t_max >= self.t_min, "t_max", self.t_max, f"at least t_min ({self.t_min})", f"pass t_max={self.t_min}"
-        )
-
-    @classmethod
-    def from_generation_config(cls, values: Mapping[str, Any]) -> Self:
-        """Read what a checkpoint's ``generation_config.json`` sets; the rest keeps the released defaults.
-
-        Raises:
-            FieldError: on a value out of range, or of another kind.
-        """
-        known = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
-        sampler = values.get("sampler_config") or {}
-        require(isinstance(sampler, dict), "sampler_config", sampler, "an object", "remove it")
-        if sampler.get("entropy_bound") is not None:
-            known["entropy_bound"] = sampler["entropy_bound"]
-        return cls(**known)
 
 
 @dataclass(frozen=True)
@@ -115,11 +64,11 @@ class Request:
         require(
             len(self.prompt_ids) > 0, "prompt", "no tokens", "at least one token", "send a prompt that is not empty"
         )
-        _integer("max_tokens", self.max_tokens, 1)
-        _integer("seed", self.seed, 0, MAX_SEED)
-        _integer("min_tokens", self.min_tokens, 0, self.max_tokens)
-        _integer("draft_every", self.draft_every, 0)
-        _integer("priority", self.priority, -(2**31), 2**31 - 1)
+        require_integer("max_tokens", self.max_tokens, 1)
+        require_integer("seed", self.seed, 0, MAX_SEED)
+        require_integer("min_tokens", self.min_tokens, 0, self.max_tokens)
+        require_integer("draft_every", self.draft_every, 0)
+        require_integer("priority", self.priority, -(2**31), 2**31 - 1)
         require(isinstance(self.client, str), "client", self.client, "a string", 'pass client="name"')
         seconds = isinstance(self.deadline, int | float) and not isinstance(self.deadline, bool)
         good = self.deadline is None or (seconds and 0 < self.deadline < float("inf"))
@@ -152,7 +101,7 @@ class Request:
 
     def _check_positions(self, name: str, positions: Mapping[int, object]) -> None:
         for position in positions:
-            _integer(f"{name}: position", position, 0, self.max_tokens - 1)
+            require_integer(f"{name}: position", position, 0, self.max_tokens - 1)
 
     def canvas(self, full: int) -> int:
         """Tokens a canvas of this request, in an engine whose canvas has ``full``."""
@@ -287,12 +236,6 @@ class Block:
 
 
 Event = Draft | Block
-
-
-def _integer(name: str, value: object, low: int, high: int | None = None) -> None:
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= low and (high is None or value <= high)
-    allowed = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
-    require(good, name, value, allowed, f"pass {name}={low}")
 
 
 def _sequence(name: str, value: object, kind: type) -> None:

@@ -9,7 +9,7 @@ from torch import Tensor
 
 from nemo_diffgemma.diffusion.draws import uniform_to_token
 from nemo_diffgemma.errors import require
-from trtllm_build.network.vocabulary import Choice
+from trtllm_build.contract import TokenChoice
 from trtllm_build.runtime.request import Request
 
 _Group = tuple[tuple[int, ...] | None, bool]
@@ -54,7 +54,7 @@ class Rules:
         for position in range(request.max_tokens if not self._free else 0):
             self._allowed(position)
 
-    def choices(self, index: int) -> list[Choice] | None:
+    def choices(self, index: int) -> list[TokenChoice] | None:
         """What each position of canvas ``index`` chooses from; None when all choose from the whole vocabulary."""
         if self._free:
             return None
@@ -67,22 +67,22 @@ class Rules:
         for (_, early), rows in groups.items():
             allowed = self._allowed(start + rows[0])
             excluded = tuple(sorted(self._end_ids)) if early and allowed is None else ()
-            found.append(Choice(torch.tensor(rows), allowed=allowed, excluded=excluded))
+            found.append(TokenChoice(torch.tensor(rows), allowed=allowed, excluded=excluded))
         if list(groups) == [(None, False)] and not pinned:
             return None
         if pinned:
             fixed = torch.tensor([self._request.pinned[start + row] for row in pinned])
-            found.append(Choice(torch.tensor(pinned), fixed=fixed))
+            found.append(TokenChoice(torch.tensor(pinned), fixed=fixed))
         return found
 
-    def start(self, index: int, choices: Sequence[Choice] | None, uniforms: Tensor) -> Tensor:
+    def start(self, index: int, choices: Sequence[TokenChoice] | None, uniforms: Tensor) -> Tensor:
         """Token ids ``[canvas]`` that canvas ``index`` starts from: the request's own, else noise."""
         ids = self.noise(choices, uniforms)
         own = self._request.seed_canvas[index * self._canvas : (index + 1) * self._canvas]
         ids[: len(own)] = torch.tensor(own, dtype=torch.int64)
         return _pinned(choices, ids)
 
-    def noise(self, choices: Sequence[Choice] | None, uniforms: Tensor) -> Tensor:
+    def noise(self, choices: Sequence[TokenChoice] | None, uniforms: Tensor) -> Tensor:
         """Uniformly random tokens ``[canvas]`` from draws in [0, 1), and pinned ones.
 
         Of the whole vocabulary, whatever a position allows: that is what the model has learnt to see as noise.
@@ -117,7 +117,7 @@ class Rules:
         require(not wrong, name, wrong[:1], allowed, "use this engine's tokenizer")
 
 
-def _pinned(choices: Sequence[Choice] | None, ids: Tensor) -> Tensor:
+def _pinned(choices: Sequence[TokenChoice] | None, ids: Tensor) -> Tensor:
     """``ids [canvas]`` with pinned tokens in their places."""
     for choice in choices or ():
         if choice.fixed is not None:

@@ -12,8 +12,7 @@ from torch import Tensor
 from nemo_diffgemma.diffusion import draws, sampler, stopping
 from nemo_diffgemma.diffusion.schedule import temperature
 from nemo_diffgemma.tokenizer import Tokenizer
-from trtllm_build.contract import CanvasStep
-from trtllm_build.network.vocabulary import ReadOut
+from trtllm_build.contract import CanvasStep, ReadOut
 from trtllm_build.runtime.detokenize import Detokenizer
 from trtllm_build.runtime.request import Block, CanvasTimes, Draft, Event, FinishReason, Request, RequestStats
 from trtllm_build.runtime.rules import Rules

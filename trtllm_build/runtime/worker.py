@@ -8,8 +8,7 @@ import time
 
 import torch
 
-from trtllm_build.contract import Backend, CanvasStep, EncodeStep
-from trtllm_build.network.vocabulary import ReadOut
+from trtllm_build.contract import Backend, CanvasStep, EncodeStep, ReadOut
 from trtllm_build.runtime.request import Block, FinishReason
 from trtllm_build.runtime.scheduler import Admission, Encode, Job, QueueFull, Scheduler
 from trtllm_build.runtime.sequence import Sequence

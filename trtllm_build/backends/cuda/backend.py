@@ -16,10 +16,9 @@ from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Ops
 from trtllm_build.backends.cuda.weights import DeviceWeights, load_weights
 from trtllm_build.bundle import Bundle
-from trtllm_build.contract import CanvasStep, EncodeStep
+from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut, TokenChoice
 from trtllm_build.kernels.attention.cache import PAGE
 from trtllm_build.limits import Limits
-from trtllm_build.network.vocabulary import Choice, ReadOut
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _T = TypeVar("_T")
@@ -138,7 +137,7 @@ class Cuda:
             self._choose(found, call.buffers.hidden[start : start + count], step, step.choices)
         return found
 
-    def _choose(self, found: ReadOut, hidden: Tensor, step: CanvasStep, choices: Sequence[Choice]) -> None:
+    def _choose(self, found: ReadOut, hidden: Tensor, step: CanvasStep, choices: Sequence[TokenChoice]) -> None:
         """Write over the rows that may not choose from the whole vocabulary."""
         network, table = self.network, self.network.weights.embedding
         for choice in choices:
@@ -202,3 +201,6 @@ class Cuda:
 
 def _parts(items: Sequence[_T], size: int) -> list[Sequence[_T]]:
     return [items[i : i + size] for i in range(0, len(items), size)]
+
+
+load = Cuda.load

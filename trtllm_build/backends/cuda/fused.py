@@ -10,11 +10,10 @@ from typing import Any
 
 from torch import Tensor
 
-from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, chosen_ops
+from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, Provider, chosen_ops
 from trtllm_build.backends.cuda.static_experts import StaticExperts, pack_layers
 from trtllm_build.backends.cuda.weights import DeviceWeights
 from trtllm_build.bundle import Bundle, input_scales
-from trtllm_build.compilers.cuda.tune import Extra
 from trtllm_build.providers.tensorrt_llm.build import DEFAULT_OUT, LIBRARY
 from trtllm_build.providers.tensorrt_llm.layout import Packed, reference
 from trtllm_build.providers.tensorrt_llm.library import FusedExperts, Tactic
@@ -40,10 +39,10 @@ class Tuning:
         return self._kernel(packed, x, weights, ids, self.tactic)
 
 
-def extra(kernel: Tuning, weights: DeviceWeights, scales: Mapping[str, float]) -> Extra:
+def provider(kernel: Tuning, weights: DeviceWeights, scales: Mapping[str, float]) -> Provider:
     """The provider, for measuring it beside others."""
     packed = pack_layers(weights, scales, in_place=False)
-    return Extra(StaticExperts(packed, kernel), StaticExperts(packed, reference))
+    return Provider(StaticExperts(packed, kernel), StaticExperts(packed, reference))
 
 
 def simulated(ops: Ops, weights: DeviceWeights, scales: Mapping[str, float]) -> Ops:

@@ -88,6 +88,19 @@ OTHERS: dict[str, dict[str, Op]] = {
 
 
 @dataclass(frozen=True)
+class Provider:
+    """A provider that exists for some engines only.
+
+    Args:
+        op: the callable.
+        reference: what it is judged by: it may round elsewhere than our own kernels do.
+    """
+
+    op: Op
+    reference: Op
+
+
+@dataclass(frozen=True)
 class Choice:
     """Who provides an operation.
 

@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 
 from nemo_diffgemma.errors import require
-from trtllm_build.bundle import describe, has_gpu
+from trtllm_build.bundle import describe
+from trtllm_build.hardware import has_gpu
 
 _DTYPES = {
     trt.DataType.BF16: torch.bfloat16,

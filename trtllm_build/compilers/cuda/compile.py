@@ -14,17 +14,18 @@ from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import read_questions
 from trtllm_build.backends.cuda.backend import Cuda
-from trtllm_build.backends.cuda.fused import TACTIC, Tuning, built_library, extra, simulated
+from trtllm_build.backends.cuda.fused import TACTIC, Tuning, built_library, provider, simulated
 from trtllm_build.backends.cuda.network import DeviceNetwork
-from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, reference_ops, triton_ops
+from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, Provider, reference_ops, triton_ops
 from trtllm_build.backends.cuda.weights import DeviceWeights, from_bundle, from_checkpoint, load_weights, widened
-from trtllm_build.bundle import Bundle, has_gpu, input_scales, on_cpu
+from trtllm_build.bundle import Bundle, input_scales, on_cpu
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.compilers.cuda.probes import probes
-from trtllm_build.compilers.cuda.tune import Extra, time_run, tune
+from trtllm_build.compilers.cuda.tune import time_run, tune
 from trtllm_build.gates.quality import QUESTIONS, Quality, answer, checked_loss, not_measured
 from trtllm_build.gates.reference import Precision
 from trtllm_build.gates.verify import FLOOR, RATIO, Parity, compare, fits_in_memory, verify
+from trtllm_build.hardware import has_gpu
 from trtllm_build.limits import Limits
 from trtllm_build.plan import Plan
 from trtllm_build.providers.tensorrt_llm.build import LIBRARY
@@ -130,13 +131,13 @@ def execute(
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
     weights = load_weights(bundle, device)
     scales, library = input_scales(bundle.directory), built_library()
-    extras: dict[str, dict[str, Extra]] = {}
+    extras: dict[str, dict[str, Provider]] = {}
     kernel = None
     if scales and library is None:
         note("tune     tensorrt_llm: not built, see `python -m trtllm_build.providers.tensorrt_llm build --help`")
     elif scales and library is not None:
         kernel = Tuning(library)
-        extras = {"experts": {TENSORRT_LLM: extra(kernel, weights, scales)}}
+        extras = {"experts": {TENSORRT_LLM: provider(kernel, weights, scales)}}
     choices, trials = tune(probes(DeviceNetwork(bundle.arch, weights, triton_ops())), note, extras)
     runtime: dict[str, Any] = {"ops": {name: choice.as_dict() for name, choice in choices.items()}}
     if choices["experts"].provider == TENSORRT_LLM and library is not None and kernel is not None:

@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from trtllm_build.backends.cuda import ops
-from trtllm_build.backends.cuda.ops import Choice, Op
+from trtllm_build.backends.cuda.ops import Choice, Op, Provider
 from trtllm_build.compilers.cuda.probes import Probe
 
 TOLERANCE = 0.02  # root-mean-square error over that of the reference's result; bfloat16 rounds by 0.004
@@ -49,32 +49,15 @@ class Trial:
         return {**self.choice.as_dict(), **figures, "usable": self.usable}
 
 
-@dataclass(frozen=True)
-class Extra:
-    """A provider that exists for some engines only.
-
-    Args:
-        op: the callable.
-        reference: what it is judged by: it may round elsewhere than our own kernels do.
-    """
-
-    op: Op
-    reference: Op
-
-
-Extras = Mapping[str, Mapping[str, Extra]]
-"""Operation -> provider -> what it is."""
-
-
 def tune(
-    probes: Sequence[Probe], note: Callable[[str], None], extras: Extras | None = None
+    probes: Sequence[Probe], note: Callable[[str], None], extras: Mapping[str, Mapping[str, Provider]] | None = None
 ) -> tuple[dict[str, Choice], list[Trial]]:
     """Measure every provider of every probed operation; the quickest of those that are right is chosen.
 
     Args:
         probes: operations in place.
         note: called with a line a trial.
-        extras: providers beside those of :mod:`trtllm_build.backends.cuda.ops`.
+        extras: operation -> name -> provider, beside those of :mod:`trtllm_build.backends.cuda.ops`.
 
     Raises:
         RuntimeError: when none is.
