@@ -65,7 +65,13 @@ def make(folder: Path, what: str, steps: list[list[str]]) -> None:
         if not kept:
             foreign = folder.exists() and not (folder / "pyvenv.cfg").is_file() and any(folder.iterdir())
             allowed = "a virtual environment, an empty folder, or a path where nothing is"
-            require(not foreign, "environment", str(folder), allowed, f"move {folder} away; nothing in it was changed")
+            require(
+                not foreign,
+                field="environment",
+                value=str(folder),
+                allowed=allowed,
+                fix=f"move {folder} away; nothing in it was changed",
+            )
             say(f"[setup] {folder} with Python {sys.version.split()[0]}: {what}")
             run(folder, "venv", [sys.executable, "-m", "venv", "--clear", "--without-pip", str(folder)])
             # venv itself would keep its words

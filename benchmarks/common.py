@@ -85,7 +85,7 @@ def demo() -> tuple[Engine, list[Question]]:
     root = Path("build/demo")
     held_out = root / "checkpoint" / HELD_OUT
     for path in (root / "engine", held_out):
-        require(path.exists(), "demo", str(path), "what `make demo` leaves", "run `make demo`")
+        require(path.exists(), field="demo", value=str(path), allowed="what `make demo` leaves", fix="run `make demo`")
     return load_engine(root / "engine"), read_questions(held_out)
 
 

@@ -82,7 +82,7 @@ def _measured(case: str, precision: str) -> dict[str, Any]:
         weights = path.with_name(path.name + ".data").stat().st_size
     return {
         "case": case,
-        "experts_a_layer": arch.num_experts,
+        "experts_per_layer": arch.num_experts,
         "ONNX_weights_GB": weights / 1e9,
         "plan_GB": compiled.bytes / 1e9,
         "weights_on_the_device_GB": compiled.weights_bytes / 1e9,

@@ -66,7 +66,12 @@ def narrow() -> None:
             best[width] = min(best.get(width, float("inf")), step_seconds(engine, prompt, width))
     engine.close()
     rows = [
-        {"canvas": w, "ms_a_step": 1000 * best[w], "share_of_full_time": best[w] / best[256], "share_of_width": w / 256}
+        {
+            "canvas": w,
+            "ms_per_step": 1000 * best[w],
+            "share_of_full_time": best[w] / best[256],
+            "share_of_width": w / 256,
+        }
         for w in widths
     ]
     show("narrow_canvas", "a 10-token answer, 184M parameters, 262,144 tokens", rows)

@@ -35,7 +35,7 @@ def main() -> None:
         rows.append(json.loads(done.stdout.splitlines()[-1]))
         console.print(f"{length} tokens: {rows[-1]['seconds']:.1f} s", style="dim")
     growth = [(b["peak_mb"] - a["peak_mb"]) / (b["prompt"] - a["prompt"]) for a, b in itertools.pairwise(rows)]
-    show("long_prompt", "one prompt, one canvas", rows, bytes_a_token=[1e6 * g for g in growth])
+    show("long_prompt", "one prompt, one canvas", rows, bytes_per_token=[1e6 * g for g in growth])
 
 
 def shapes() -> Architecture:

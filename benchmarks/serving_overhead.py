@@ -46,7 +46,13 @@ def main() -> None:
     loops = "may be repeated (default: 1, the engine's slots, twice as many)"
     parser.add_argument("--concurrency", type=int, action="append", help=loops)
     given = parser.parse_args()
-    require(given.rounds >= 6, "--rounds", given.rounds, "at least 6: of fewer there is no interval", "pass --rounds 7")
+    require(
+        given.rounds >= 6,
+        field="--rounds",
+        value=given.rounds,
+        allowed="at least 6: of fewer there is no interval",
+        fix="pass --rounds 7",
+    )
     # As diffgemma-serve has it: threads that spin while they wait take the other side's core.
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     engine, work, name = _random() if given.random else _demo(given.engine, given.prompts)
@@ -120,9 +126,9 @@ def compare(
         "triton_first_block_ms_p50": 1000 * statistics.median(_first(s) for s in b),
         "first_block_ms_added": statistics.median(late),
         "first_block_ms_added_interval": "{:.2f} to {:.2f}".format(*_interval(late)),
-        "cpu_ms_a_request_in_process": 1000 * statistics.median(m.cpu_s / len(m.records) for m in inside),
-        **{f"cpu_ms_a_request_{name}": 1000 * statistics.median(took[name] for took in cpu) for name in SHOWN},
-        "cpu_ms_a_request_client": 1000 * statistics.median(m.cpu_s / len(m.records) for m in outside),
+        "cpu_ms_per_request_in_process": 1000 * statistics.median(m.cpu_s / len(m.records) for m in inside),
+        **{f"cpu_ms_per_request_{name}": 1000 * statistics.median(took[name] for took in cpu) for name in SHOWN},
+        "cpu_ms_per_request_client": 1000 * statistics.median(m.cpu_s / len(m.records) for m in outside),
         f"within_{MOST_LOST:.0%}": str(statistics.median(lost) <= MOST_LOST),
         f"within_{MOST_MS:g}_ms": str(statistics.median(late) <= MOST_MS),
         "same_answers": all(x.tokens == y.tokens for x, y in zip(inside, outside, strict=True)),
@@ -151,8 +157,14 @@ def _line(measured: Measured) -> str:
 
 def _demo(engine: Path, prompts: Path | None) -> tuple[Path, Work, str]:
     file = prompts or engine.parent / "checkpoint" / HELD_OUT
-    require(engine.is_dir(), "engine", str(engine), "an engine bundle", "run `make demo`")
-    require(file.is_file(), "prompts", str(file), "a file of prompts", "run `make demo`, or pass --prompts FILE")
+    require(engine.is_dir(), field="engine", value=str(engine), allowed="an engine bundle", fix="run `make demo`")
+    require(
+        file.is_file(),
+        field="prompts",
+        value=str(file),
+        allowed="a file of prompts",
+        fix="run `make demo`, or pass --prompts FILE",
+    )
     return engine, Work(file, 0, 64, {}, {}), "serving_overhead"
 
 

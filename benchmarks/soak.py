@@ -62,7 +62,13 @@ def main() -> None:
     parser.add_argument("--minutes", type=float, default=10.0, help="(%(default)s)")
     parser.add_argument("--clients", type=int, default=CLIENTS, help="(%(default)s)")
     given = parser.parse_args()
-    require(given.engine.is_dir(), "engine", str(given.engine), "an engine bundle", "run `make demo`")
+    require(
+        given.engine.is_dir(),
+        field="engine",
+        value=str(given.engine),
+        allowed="an engine bundle",
+        fix="run `make demo`",
+    )
     OUT.mkdir(parents=True, exist_ok=True)
     picture = OUT / "soak.png"
     log = OUT / "soak.log"
@@ -101,7 +107,13 @@ def soak(bundle: Path, seconds: float, clients: int, picture: Path | None, log: 
         ServerFailed: when tritonserver or a model's process ended, with the end of the log.
     """
     engine = load_engine(bundle)
-    require(engine.tokenizer is not None, "engine", str(bundle), "an engine with a tokenizer", "build one")
+    require(
+        engine.tokenizer is not None,
+        field="engine",
+        value=str(bundle),
+        allowed="an engine with a tokenizer",
+        fix="build one",
+    )
     limits = engine.limits
     short, long = known(engine, SHORT, long=False), known(engine, LONG, long=True)
     engine.close()

@@ -142,7 +142,13 @@ def _values(node: yaml.MappingNode, path: tuple[str, ...], default: Any, lines: 
             found.append(Value(name, default[key.value], kind, about, extra))
             continue
         described = isinstance(value, yaml.MappingNode) and bool(value.value)
-        require(described, ".".join(name), default[key.value], "a value with a `# --` comment above it", "describe it")
+        require(
+            described,
+            field=".".join(name),
+            value=default[key.value],
+            allowed="a value with a `# --` comment above it",
+            fix="describe it",
+        )
         found += _values(value, name, default[key.value], lines)
     return found
 
@@ -161,7 +167,9 @@ def _comments(lines: list[str], line: int, key: str) -> tuple[str, Schema]:
     try:
         return " ".join(words), json.loads(schema[0]) if schema else {}
     except ValueError as error:
-        raise FieldError(f"{key}: @schema", schema[0], f"JSON ({error})", "correct the comment") from None
+        raise FieldError(
+            field=f"{key}: @schema", value=schema[0], allowed=f"JSON ({error})", fix="correct the comment"
+        ) from None
 
 
 def render_schema(values: list[Value]) -> str:
@@ -204,10 +212,10 @@ def render_readme(values: list[Value], readme: str) -> str:
         rows.append(f"| `{value.key}` | `{default}` | {about} |")
     require(
         _TABLE.search(readme) is not None,
-        str(README),
-        "no markers",
-        "<!-- values --> ... <!-- end of values -->",
-        "add them",
+        field=str(README),
+        value="no markers",
+        allowed="<!-- values --> ... <!-- end of values -->",
+        fix="add them",
     )
     return _TABLE.sub(lambda _: "\n".join(rows) + "\n", readme)
 
@@ -238,7 +246,7 @@ def main(arguments: list[str] | None = None) -> int:
                 path.parent.mkdir(exist_ok=True)
                 path.write_text(content)
             same = path.is_file() and path.read_text() == content
-            require(same, str(path), "another text", "what it is made from says", REMEDY)
+            require(same, field=str(path), value="another text", allowed="what it is made from says", fix=REMEDY)
     except FieldError as error:
         print(error, file=sys.stderr)
         return 1

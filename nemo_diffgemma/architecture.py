@@ -61,7 +61,13 @@ class Architecture:
             self._check(_is_integer(getattr(self, name), 1), name, "an integer >= 1")
         self._check(len(self.layer_types) == self.num_hidden_layers, "layer_types", f"{self.num_hidden_layers} entries")
         for kind in self.layer_types:
-            require(kind in (SLIDING, GLOBAL), "model.layer_types", kind, f"{SLIDING} or {GLOBAL}", _REMEDY)
+            require(
+                kind in (SLIDING, GLOBAL),
+                field="model.layer_types",
+                value=kind,
+                allowed=f"{SLIDING} or {GLOBAL}",
+                fix=_REMEDY,
+            )
         self._check(self.layer_types[-1] == GLOBAL, "layer_types", f"a last entry of {GLOBAL}")
         self._check(self.top_k_experts <= self.num_experts, "top_k_experts", f"at most {self.num_experts}")
         self._check(self.head_dim % 2 == 0, "head_dim", "an even integer")
@@ -91,7 +97,7 @@ class Architecture:
         return _is_integer(value, 0) and value < self.vocab_size  # type: ignore[operator]
 
     def _check(self, condition: bool, name: str, allowed: str) -> None:
-        require(condition, f"model.{name}", getattr(self, name), allowed, f"set model.{name}")
+        require(condition, field=f"model.{name}", value=getattr(self, name), allowed=allowed, fix=f"set model.{name}")
 
     # -- what follows from the fields ------------------------------------------------
 
@@ -137,17 +143,23 @@ class Architecture:
         path = Path(directory) / "config.json"
         require(
             path.is_file(),
-            "checkpoint",
-            str(directory),
-            "a directory with a config.json",
-            "name a Hugging Face-layout checkpoint directory; `make train` writes one",
+            field="checkpoint",
+            value=str(directory),
+            allowed="a directory with a config.json",
+            fix="name a Hugging Face-layout checkpoint directory; `make train` writes one",
         )
         fix = "download or export the checkpoint again"
         try:
             config = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise FieldError("config.json", f"{path}: {error}", "a JSON object", fix) from None
-        require(isinstance(config, dict), "config.json", f"{path}: {type(config).__name__}", "a JSON object", fix)
+            raise FieldError(field="config.json", value=f"{path}: {error}", allowed="a JSON object", fix=fix) from None
+        require(
+            isinstance(config, dict),
+            field="config.json",
+            value=f"{path}: {type(config).__name__}",
+            allowed="a JSON object",
+            fix=fix,
+        )
         return cls.from_hf(config)
 
     def with_changes(self, **changes: Any) -> Self:
@@ -167,13 +179,25 @@ class Architecture:
         """
         names = {f.name for f in fields(cls)}
         for name in values:
-            require(str(name) in names, f"model.{name}", values[name], ", ".join(sorted(names)), f"remove model.{name}")
+            require(
+                str(name) in names,
+                field=f"model.{name}",
+                value=values[name],
+                allowed=", ".join(sorted(names)),
+                fix=f"remove model.{name}",
+            )
         values = dict(values)
         for name in ("layer_types", "eos_token_ids"):
             if name in values:
                 values[name] = tuple(values[name])
         missing = [f.name for f in fields(cls) if f.name not in values and f.default is f.default_factory]
-        require(not missing, "model", ", ".join(missing), "every field set", f"set model.{(missing or [''])[0]}")
+        require(
+            not missing,
+            field="model",
+            value=", ".join(missing),
+            allowed="every field set",
+            fix=f"set model.{(missing or [''])[0]}",
+        )
         return cls(**values)
 
 

@@ -122,7 +122,9 @@ def _vision_modules(arch: Architecture, device: str) -> dict[str, torch.Tensor]:
             }
     except Exception as error:  # of whatever kind: the config is a user's, and transformers checks it in many places
         found, fix = f"{type(error).__name__}: {' '.join(str(error).split())}", "correct config.json"
-        raise FieldError("config.json:vision_config", found, "a tower that transformers builds", fix) from None
+        raise FieldError(
+            field="config.json:vision_config", value=found, allowed="a tower that transformers builds", fix=fix
+        ) from None
     return {prefix + name: t for prefix, module in parts.items() for name, t in module.state_dict().items()}
 
 
@@ -144,7 +146,13 @@ class Checkpoint:
         self.arch = Architecture.load(self.directory)
         quantised = json.loads((self.directory / "config.json").read_text(encoding="utf-8")).get("quantization_config")
         fix = "name the checkpoint that it was made from"
-        require(quantised is None, "config.json:quantization_config", quantised, "none: weights as trained", fix)
+        require(
+            quantised is None,
+            field="config.json:quantization_config",
+            value=quantised,
+            allowed="none: weights as trained",
+            fix=fix,
+        )
         weights = find_weights(self.directory)
         self.passed_over = weights.passed_over
         self._stored = _without_copies(weights.tensors, tied_names(self.arch))
@@ -155,14 +163,32 @@ class Checkpoint:
         wanted = self.text_shapes | self.vision_shapes
         missing = sorted(wanted.keys() - self._stored.keys())
         extra = sorted(self._stored.keys() - wanted.keys())
-        require(not missing, "checkpoint:missing tensor", some(missing), "every tensor of its config.json", REFETCH)
-        require(not extra, "checkpoint:extra tensor", some(extra), "no tensor beyond its config.json", REFETCH)
+        require(
+            not missing,
+            field="checkpoint:missing tensor",
+            value=some(missing),
+            allowed="every tensor of its config.json",
+            fix=REFETCH,
+        )
+        require(
+            not extra,
+            field="checkpoint:extra tensor",
+            value=some(extra),
+            allowed="no tensor beyond its config.json",
+            fix=REFETCH,
+        )
         for name, shape in wanted.items():
             found = self._stored[name]
-            require(found.shape == shape, f"checkpoint:shape of {name}", list(found.shape), str(list(shape)), REFETCH)
+            require(
+                found.shape == shape,
+                field=f"checkpoint:shape of {name}",
+                value=list(found.shape),
+                allowed=str(list(shape)),
+                fix=REFETCH,
+            )
             good = found.dtype in _READ or name in self.vision_shapes
             fix = "name the checkpoint that it was made from"
-            require(good, f"checkpoint:dtype of {name}", found.dtype, ", ".join(_READ), fix)
+            require(good, field=f"checkpoint:dtype of {name}", value=found.dtype, allowed=", ".join(_READ), fix=fix)
 
     @cached_property
     def text_shapes(self) -> dict[str, Shape]:
@@ -187,7 +213,11 @@ class Checkpoint:
         tensor = self._stored[name].read()
         low, high = tensor.aminmax()  # NaN shows in both; many times faster than isfinite over every number
         require(
-            bool(low.isfinite() & high.isfinite()), f"checkpoint:{name}", "NaN or infinity", "finite numbers", REFETCH
+            bool(low.isfinite() & high.isfinite()),
+            field=f"checkpoint:{name}",
+            value="NaN or infinity",
+            allowed="finite numbers",
+            fix=REFETCH,
         )
         return tensor
 
@@ -209,8 +239,14 @@ class Checkpoint:
         try:
             found = json.loads(path.read_text(encoding="utf-8"))
         except (ValueError, RecursionError) as error:
-            raise FieldError(path.name, f"{path}: {error}", "a JSON object", REFETCH) from None
-        require(isinstance(found, dict), path.name, f"{path}: {type(found).__name__}", "a JSON object", REFETCH)
+            raise FieldError(field=path.name, value=f"{path}: {error}", allowed="a JSON object", fix=REFETCH) from None
+        require(
+            isinstance(found, dict),
+            field=path.name,
+            value=f"{path}: {type(found).__name__}",
+            allowed="a JSON object",
+            fix=REFETCH,
+        )
         return dict(found)
 
     @property
@@ -245,9 +281,9 @@ def _without_copies(tensors: Mapping[str, Stored], tied: Mapping[str, str]) -> d
             continue
         require(
             found[name].equals(tensors[other]),
-            f"checkpoint:{other}",
-            f"other numbers than {found[name].name}",
-            "the same: they are one tensor of the model (tie_word_embeddings)",
-            "remove the wrong one, or export the checkpoint again",
+            field=f"checkpoint:{other}",
+            value=f"other numbers than {found[name].name}",
+            allowed="the same: they are one tensor of the model (tie_word_embeddings)",
+            fix="remove the wrong one, or export the checkpoint again",
         )
     return found

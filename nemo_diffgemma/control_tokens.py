@@ -140,7 +140,12 @@ class ControlTokens:
         free = (chr(code) for code in _PRIVATE if chr(code) not in taken)
         private = dict(zip(sorted(self._every), free, strict=False))
         if len(private) < len(self._every):
-            raise FieldError("messages", f"{len(taken)} private-use characters", "fewer", "leave some of them out")
+            raise FieldError(
+                field="messages",
+                value=f"{len(taken)} private-use characters",
+                allowed="fewer",
+                fix="leave some of them out",
+            )
         every = {ord(c): there for c, there in private.items()}
         ends = {ord(c): private[c] for c in self._ends}
         return _Table(ends, every, {ord(there): c for c, there in private.items()})

@@ -1,4 +1,4 @@
-"""The one error a user's mistake raises: it names the field, the value, what is allowed and the remedy."""
+"""The one error a user's mistake raises: it names the field, the value, what is allowed and the fix."""
 
 _LONGEST = 400  # characters of a value that a message shows
 
@@ -12,29 +12,29 @@ class FieldError(ValueError):
         field: Dotted name of what was set, as the user wrote it (``model.num_experts``).
         value: What was found.
         allowed: What would have been accepted, in words.
-        remedy: The command or edit that fixes it.
+        fix: The command or edit that fixes it.
     """
 
-    def __init__(self, field: str, value: object, allowed: str, remedy: str):
-        self.field, self.value, self.allowed, self.remedy = field, value, allowed, remedy
+    def __init__(self, field: str, value: object, allowed: str, fix: str):
+        self.field, self.value, self.allowed, self.fix = field, value, allowed, fix
         shown = repr(value)
         if len(shown) > _LONGEST:
             shown = f"{shown[: _LONGEST // 2]}...{shown[-_LONGEST // 2 :]}"
-        super().__init__(f"{field}: {shown} cannot be used; allowed: {allowed}; fix: {remedy}")
+        super().__init__(f"{field}: {shown} cannot be used; allowed: {allowed}; fix: {fix}")
 
     def __reduce__(self) -> tuple[type, tuple[str, object, str, str]]:
         # An exception is otherwise made again from its message alone, when it comes from another process.
-        return type(self), (self.field, self.value, self.allowed, self.remedy)
+        return type(self), (self.field, self.value, self.allowed, self.fix)
 
 
-def require(condition: bool, field: str, value: object, allowed: str, remedy: str) -> None:
+def require(condition: bool, field: str, value: object, allowed: str, fix: str) -> None:
     """Raise :class:`FieldError` unless ``condition`` holds."""
     if not condition:
-        raise FieldError(field, value, allowed, remedy)
+        raise FieldError(field=field, value=value, allowed=allowed, fix=fix)
 
 
 def require_integer(field: str, value: object, least: int, most: int | None = None) -> None:
     """Raise :class:`FieldError` unless ``value`` is an integer (no bool) from ``least`` to ``most``."""
     good = isinstance(value, int) and not isinstance(value, bool) and value >= least and (most is None or value <= most)
     allowed = f"an integer >= {least}" if most is None else f"an integer from {least} to {most}"
-    require(good, field, value, allowed, f"pass {field}={least}")
+    require(good, field=field, value=value, allowed=allowed, fix=f"pass {field}={least}")

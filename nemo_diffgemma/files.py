@@ -96,15 +96,21 @@ def check_replaceable(directory: Path, marker: str, field: str) -> None:
     fix = f"pass {field}=DIR with a new folder; nothing was changed"
     if not place.exists():
         return
-    require(place.is_dir(), field, str(directory), "a folder, or a path where nothing is", fix)
+    require(place.is_dir(), field=field, value=str(directory), allowed="a folder, or a path where nothing is", fix=fix)
     here = Path.cwd().resolve()
     allowed = "a folder of its own: the one you are in, and those above it, cannot be replaced"
-    require(place != here and place not in here.parents, field, str(directory), allowed, fix)
+    require(place != here and place not in here.parents, field=field, value=str(directory), allowed=allowed, fix=fix)
     allowed = "a folder below the mount point, which itself cannot be replaced"
-    require(not os.path.ismount(place), field, str(directory), allowed, f"pass {field}={directory / 'NAME'}")
+    require(
+        not os.path.ismount(place),
+        field=field,
+        value=str(directory),
+        allowed=allowed,
+        fix=f"pass {field}={directory / 'NAME'}",
+    )
     foreign = _foreign(place, marker)
     allowed = f"a new or empty folder, or one written here before ({marker} in it lists its files)"
-    require(not foreign, field, f"{directory} holds {some(foreign)}", allowed, fix)
+    require(not foreign, field=field, value=f"{directory} holds {some(foreign)}", allowed=allowed, fix=fix)
 
 
 def partial_directory(directory: Path, token: str) -> Path:

@@ -37,16 +37,24 @@ def read_config(config: Mapping[str, Any]) -> Architecture:
     """
     found = config.get("model_type")
     fix = "name a DiffusionGemma checkpoint directory"
-    require(found == "diffusion_gemma", "config.json:model_type", found, "'diffusion_gemma'", fix)
+    require(
+        found == "diffusion_gemma", field="config.json:model_type", value=found, allowed="'diffusion_gemma'", fix=fix
+    )
     given = copy.deepcopy(dict(config))  # transformers writes into what it is given
     stated = given.pop("text_config", None) or {}
     vision = given.pop("vision_config", None)
     for name, value in (("text_config", stated), ("vision_config", vision)):
         good = isinstance(value, dict) or value is None
-        require(good, f"config.json:{name}", value, "an object of names and values", _REMEDY)
+        require(good, field=f"config.json:{name}", value=value, allowed="an object of names and values", fix=_REMEDY)
     # transformers takes it for rope_parameters, and null for no RoPE at all
     allowed = "rope_parameters in its place"
-    require("rope_scaling" not in stated, f"{_TEXT}.rope_scaling", stated.get("rope_scaling"), allowed, _REMEDY)
+    require(
+        "rope_scaling" not in stated,
+        field=f"{_TEXT}.rope_scaling",
+        value=stated.get("rope_scaling"),
+        allowed=allowed,
+        fix=_REMEDY,
+    )
     _check_rope_types(stated.get("rope_parameters"))
 
     from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig  # takes seconds
@@ -55,10 +63,18 @@ def read_config(config: Mapping[str, Any]) -> Architecture:
     whole: Any = _accepted("config.json", given, lambda: DiffusionGemmaConfig(**given, text_config=text))
     shapes = _layer_shapes(text)
     allowed = "true: encoder, decoder and output projection share their weights"
-    require(whole.tie_word_embeddings is True, "config.json:tie_word_embeddings", False, allowed, _REMEDY)
+    require(
+        whole.tie_word_embeddings is True,
+        field="config.json:tie_word_embeddings",
+        value=False,
+        allowed=allowed,
+        fix=_REMEDY,
+    )
     for name, values in _FIXED.items():
         value = getattr(text, name)
-        require(value in values, f"{_TEXT}.{name}", value, " or ".join(map(repr, values)), _REMEDY)
+        require(
+            value in values, field=f"{_TEXT}.{name}", value=value, allowed=" or ".join(map(repr, values)), fix=_REMEDY
+        )
     ids = {name: _token_id(whole, text, name) for name in ("pad", "bos", "eos")}
     ends = tuple(ids["eos"]) if isinstance(ids["eos"], list | tuple) else () if ids["eos"] is None else (ids["eos"],)
     pad = ids["pad"] if ids["pad"] is not None else ends[0] if ends else 0
@@ -79,7 +95,7 @@ def read_config(config: Mapping[str, Any]) -> Architecture:
     except FieldError as error:
         name = error.field.removeprefix("model.")
         where = "config.json:" if name == "canvas_length" else f"{_TEXT}."
-        raise FieldError(where + name, error.value, error.allowed, _REMEDY) from None
+        raise FieldError(field=where + name, value=error.value, allowed=error.allowed, fix=_REMEDY) from None
 
 
 def write_config(arch: Architecture, dtype: str) -> dict[str, Any]:
@@ -143,7 +159,7 @@ def _accepted(where: str, given: Mapping[str, Any], make: Callable[[], _Made]) -
         field = where if name is None else f"{where}{'.' if ':' in where else ':'}{name}"
         value = given[name] if name is not None else f"{type(error).__name__}: {text}"
         allowed = f"what transformers takes: {text}" if name is not None else "what transformers takes"
-        raise FieldError(field, value, allowed, _REMEDY) from None
+        raise FieldError(field=field, value=value, allowed=allowed, fix=_REMEDY) from None
 
 
 def _token_id(whole: Any, text: Any, name: str) -> Any:
@@ -154,7 +170,7 @@ def _token_id(whole: Any, text: Any, name: str) -> Any:
     ids = found if isinstance(found, list | tuple) and name == "eos" else [] if found is None else [found]
     good = all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
     where = _TEXT + "." if outer is None else "config.json:"
-    require(good, f"{where}{field}", found, "a token id, or null", _REMEDY)
+    require(good, field=f"{where}{field}", value=found, allowed="a token id, or null", fix=_REMEDY)
     return found
 
 
@@ -162,17 +178,25 @@ def _layer_shapes(text: Any) -> dict[str, int]:
     """Head sizes and key-value heads of both kinds of layer."""
     field = f"{_TEXT}.per_layer_config"
     unknown = sorted((text.per_layer_attributes or set()) - _PER_LAYER)
-    require(not unknown, field, ", ".join(unknown), "head_dim and num_key_value_heads", _REMEDY)
+    require(not unknown, field=field, value=", ".join(unknown), allowed="head_dim and num_key_value_heads", fix=_REMEDY)
     layers: dict[str, set[tuple[int, int]]] = {SLIDING: set(), GLOBAL: set()}
     for index, kind in enumerate(text.layer_types):
-        require(kind in layers, f"{_TEXT}.layer_types", kind, f"{SLIDING} or {GLOBAL}", _REMEDY)
+        require(kind in layers, field=f"{_TEXT}.layer_types", value=kind, allowed=f"{SLIDING} or {GLOBAL}", fix=_REMEDY)
         layer = text.per_layer_config[index]
         skipped = getattr(layer, "skip", None)
-        require(not skipped, f"{field}.{index}.skip", skipped, "nothing that is left out", _REMEDY)
+        require(
+            not skipped, field=f"{field}.{index}.skip", value=skipped, allowed="nothing that is left out", fix=_REMEDY
+        )
         layers[kind].add((layer.num_key_value_heads, layer.head_dim))
     for kind, found in layers.items():
         shown = " and ".join(f"{heads} x {size}" for heads, size in sorted(found, key=str))
-        require(len(found) <= 1, field, shown, f"one shape for all {kind} layers (key-value heads x head_dim)", _REMEDY)
+        require(
+            len(found) <= 1,
+            field=field,
+            value=shown,
+            allowed=f"one shape for all {kind} layers (key-value heads x head_dim)",
+            fix=_REMEDY,
+        )
     if not layers[SLIDING]:  # the config's own are then those of no layer
         text.allow_global_per_layer_attribute_access = True
         layers[SLIDING].add((text.num_key_value_heads, text.head_dim))
@@ -191,14 +215,26 @@ def _check_rope_types(given: Any) -> None:
         found = given.get(kind) if isinstance(given, dict) else None
         named = found.get("rope_type", found.get("type", "default")) if isinstance(found, dict) else "default"
         field = f"{_TEXT}.rope_parameters.{kind}.rope_type"
-        require(named in ("default", "proportional"), field, named, "default or proportional", _REMEDY)
+        require(
+            named in ("default", "proportional"),
+            field=field,
+            value=named,
+            allowed="default or proportional",
+            fix=_REMEDY,
+        )
 
 
 def _rope(text: Any) -> dict[str, float]:
     """Bases of both kinds of layer, and how much of a head turns in global ones."""
     # transformers puts it where rope_parameters says nothing of a kind of layer
     shared = getattr(text, "partial_rotary_factor", None)
-    require(shared is None, f"{_TEXT}.partial_rotary_factor", shared, "one in rope_parameters alone", _REMEDY)
+    require(
+        shared is None,
+        field=f"{_TEXT}.partial_rotary_factor",
+        value=shared,
+        allowed="one in rope_parameters alone",
+        fix=_REMEDY,
+    )
     given = text.rope_parameters
     sliding = _rope_of(given, SLIDING) if SLIDING in text.layer_types else {}
     turning = _rope_of(given, GLOBAL)
@@ -219,7 +255,13 @@ def _rope_of(given: Any, kind: str) -> dict[str, Any]:
     """
     field = f"{_TEXT}.rope_parameters.{kind}"
     found = given.get(kind) if isinstance(given, dict) else None
-    require(isinstance(found, dict), field, found, "an object with rope_type and rope_theta", _REMEDY)
+    require(
+        isinstance(found, dict),
+        field=field,
+        value=found,
+        allowed="an object with rope_type and rope_theta",
+        fix=_REMEDY,
+    )
     assert isinstance(found, dict)
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
     extra = {k: v for k, v in found.items() if k not in known and v != 1.0}
@@ -228,7 +270,13 @@ def _rope_of(given: Any, kind: str) -> dict[str, Any]:
     types = ("default", "proportional") if share == 1.0 or kind == SLIDING else ("proportional",)
     good = found.get("rope_type") in types and not extra and (partial or share == 1.0) and _is_number(share)
     allowed = "rope_type default" + (", or proportional with partial_rotary_factor" if kind == GLOBAL else "")
-    require(good and _is_number(found.get("rope_theta")), field, found, f"{allowed}; and rope_theta", _REMEDY)
+    require(
+        good and _is_number(found.get("rope_theta")),
+        field=field,
+        value=found,
+        allowed=f"{allowed}; and rope_theta",
+        fix=_REMEDY,
+    )
     return found
 
 

@@ -52,12 +52,16 @@ def check_choice(directory: Path, override: str) -> None:
     """Raise :class:`FieldError` unless ``override`` is ``key=value`` and, for a group, an existing choice."""
     plain = override.lstrip("+~")
     fix = "leave it out" if override.startswith("~") else f"pass {plain}"
-    require(plain == override, "command line", override, "key=value, of a key that there is", fix)
+    require(
+        plain == override, field="command line", value=override, allowed="key=value, of a key that there is", fix=fix
+    )
     key, separator, value = override.partition("=")
     if not separator or not key:
-        raise FieldError("command line", override, "key=value", f"write {override}=... or see --help")
+        raise FieldError(
+            field="command line", value=override, allowed="key=value", fix=f"write {override}=... or see --help"
+        )
     if (directory / key).is_dir() and value not in (known := choices(directory, key)):
-        raise FieldError(key, value, ", ".join(known), f"pass {key}={_nearest(value, known)}")
+        raise FieldError(field=key, value=value, allowed=", ".join(known), fix=f"pass {key}={_nearest(value, known)}")
 
 
 def unknown_key(key: str, value: str, known: Sequence[str]) -> FieldError:
@@ -67,7 +71,9 @@ def unknown_key(key: str, value: str, known: Sequence[str]) -> FieldError:
         parent = parent.rpartition(".")[0]
         siblings = [k for k in known if k.rpartition(".")[0] == parent]
     near = difflib.get_close_matches(key, [*siblings, *known], n=1, cutoff=0.6)
-    return FieldError(key, value, ", ".join(siblings), f"pass {near[0]}=..." if near else "see --help")
+    return FieldError(
+        field=key, value=value, allowed=", ".join(siblings), fix=f"pass {near[0]}=..." if near else "see --help"
+    )
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
@@ -93,10 +99,14 @@ def _unreadable(overrides: Sequence[str], error: Exception) -> FieldError:
         try:
             parsed = parser.parse_override(override)
         except HydraException:
-            return FieldError(key, value, "a value that Hydra reads", f"quote it: \"{key}='VALUE'\"")
+            return FieldError(
+                field=key, value=value, allowed="a value that Hydra reads", fix=f"quote it: \"{key}='VALUE'\""
+            )
         if parsed.is_sweep_override():
-            return FieldError(key, value, "one value", f"pass one, or quote it: \"{key}='{value}'\"")
+            return FieldError(
+                field=key, value=value, allowed="one value", fix=f"pass one, or quote it: \"{key}='{value}'\""
+            )
     said = str(error).strip().partition("\n")[0]
     key, _, value = next((o for o in overrides if "${" in o), f"command line={' '.join(overrides)}").partition("=")
     fix = "write \\${ for a ${ that stands for itself" if "${" in value else "see --help"
-    return FieldError(key, value, said, fix)
+    return FieldError(field=key, value=value, allowed=said, fix=fix)

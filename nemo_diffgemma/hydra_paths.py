@@ -37,7 +37,13 @@ def _quoted_override(override: str) -> str:
     if not separator or key not in PATHS | SEVERAL:
         return override
     # an empty path is the folder one is in
-    require(value.strip() != "", key, value, "a path", f"pass {key}=PATH (was it an unset variable?), or leave it out")
+    require(
+        value.strip() != "",
+        field=key,
+        value=value,
+        allowed="a path",
+        fix=f"pass {key}=PATH (was it an unset variable?), or leave it out",
+    )
     if key in SEVERAL and value[0] == "[" and value[-1] == "]" and not os.path.exists(value):
         items = [match[1] for match in _ITEM.finditer(value[1:-1]) if match[1]]
         return f"{key}=[{','.join(_quoted(key, item) for item in items)}]"

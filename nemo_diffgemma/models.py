@@ -21,7 +21,7 @@ def configured(name: str) -> Architecture:
     """
     folder = files(nemo_diffgemma) / "conf" / "model"
     known = sorted(p.name.removesuffix(".yaml") for p in folder.iterdir())
-    require(name in known, "model", name, ", ".join(known), f"pass model={RELEASED}")
+    require(name in known, field="model", value=name, allowed=", ".join(known), fix=f"pass model={RELEASED}")
     values = OmegaConf.to_container(OmegaConf.create((folder / f"{name}.yaml").read_text()))
     assert isinstance(values, dict)
     return Architecture.from_dict({str(k): v for k, v in values.items()})

@@ -34,7 +34,13 @@ def read_questions(path: Path, limit: int | None = None) -> list[Question]:
     Raises:
         FieldError: when the file is missing or no such file, or what is read of it has a line that is no conversation.
     """
-    require(path.is_file(), "questions", str(path), "a JSONL file of conversations", "name one that exists")
+    require(
+        path.is_file(),
+        field="questions",
+        value=str(path),
+        allowed="a JSONL file of conversations",
+        fix="name one that exists",
+    )
     reader = Reader([path], "questions")
     found = [Question(c.asked, c.answer, c.tools) for c in islice(reader, limit)]
     reader.faults.check()

@@ -49,10 +49,10 @@ class Tokenizer:
     def __init__(self, directory: str | Path):
         require(
             (Path(directory) / "tokenizer.json").is_file(),
-            "tokenizer",
-            str(directory),
-            "a directory with a tokenizer.json",
-            "pass token ids instead of text, or add the tokenizer's files and build again",
+            field="tokenizer",
+            value=str(directory),
+            allowed="a directory with a tokenizer.json",
+            fix="pass token ids instead of text, or add the tokenizer's files and build again",
         )
         self._inner: PreTrainedTokenizerFast = _load(Path(directory))
         self._rust: RustTokenizer = self._inner.backend_tokenizer
@@ -118,10 +118,10 @@ class Tokenizer:
         """
         require(
             bool(self._template),
-            "messages",
-            "a conversation",
-            "raw text: this checkpoint has no chat template",
-            "send text_input, or add chat_template.jinja to the checkpoint and build again",
+            field="messages",
+            value="a conversation",
+            allowed="raw text: this checkpoint has no chat template",
+            fix="send text_input, or add chat_template.jinja to the checkpoint and build again",
         )
         masked = [self._controls.mask((chat.messages, chat.tools)) for chat in chats]
         texts = self._render([Chat(*m.value) for m in masked], add_generation_prompt)
@@ -148,12 +148,24 @@ class Tokenizer:
                 raise text
             unknown = [marker for marker in _MARKER.findall(text) if marker not in self._controls.tokens]
             allowed = "a tokenizer that has each control token of its chat template as one token"
-            require(not unknown, "data.tokenizer", " ".join(unknown), allowed, "pass the model's own tokenizer")
+            require(
+                not unknown,
+                field="data.tokenizer",
+                value=" ".join(unknown),
+                allowed=allowed,
+                fix="pass the model's own tokenizer",
+            )
         after = str(whole).partition(_STAND_IN)[2]
         space = after[: len(after) - len(after.lstrip())]
         token = self._controls.starts(after.lstrip())
         allowed = "a tokenizer whose chat template ends an answer with a control token"
-        require(token is not None, "data.tokenizer", after, allowed, "pass the model's own tokenizer")
+        require(
+            token is not None,
+            field="data.tokenizer",
+            value=after,
+            allowed=allowed,
+            fix="pass the model's own tokenizer",
+        )
         return self.encode(f"{space}{token}")
 
     def _render(self, chats: Sequence[Chat], add_generation_prompt: bool) -> list[str | FieldError]:
@@ -176,7 +188,7 @@ class Tokenizer:
             except Exception as error:  # a template is a program, and may raise anything
                 said = str(error) or type(error).__name__
                 allowed = "what the chat template renders"
-                found.append(FieldError("messages", said, allowed, "correct the conversation"))
+                found.append(FieldError(field="messages", value=said, allowed=allowed, fix="correct the conversation"))
         return found
 
     def _apply(
@@ -217,7 +229,13 @@ class Tokenizer:
         (text,) = self._apply([messages], tools, add_generation_prompt=False)
         for character, (field, value) in wanted.items():
             allowed = "what the chat template renders: it leaves this out"
-            require(character in text, field, value, allowed, "leave it out, or say it in a message's text")
+            require(
+                character in text,
+                field=field,
+                value=value,
+                allowed=allowed,
+                fix="leave it out, or say it in a message's text",
+            )
 
     # -- token ids ---------------------------------------------------------------------------------------------------
 
@@ -231,7 +249,12 @@ class Tokenizer:
         found = [self._names[i] for i in ids if i in self._names]
         if found == [token for token in control if token in self._counted]:
             return ids
-        return FieldError("messages", found, f"no control tokens but the chat template's: {control}", "spell it apart")
+        return FieldError(
+            field="messages",
+            value=found,
+            allowed=f"no control tokens but the chat template's: {control}",
+            fix="spell it apart",
+        )
 
 
 def _uses_tools(chat: Chat) -> bool:
@@ -291,7 +314,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path
     )
     inner.train_from_iterator(texts, trainer)
     size = inner.get_vocab_size()
-    require(size == vocab_size, "model.vocab_size", vocab_size, f"at most {size} for these texts", "lower it")
+    require(
+        size == vocab_size,
+        field="model.vocab_size",
+        value=vocab_size,
+        allowed=f"at most {size} for these texts",
+        fix="lower it",
+    )
     fast = PreTrainedTokenizerFast(
         tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
     )

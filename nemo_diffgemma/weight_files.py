@@ -83,19 +83,37 @@ def find_weights(directory: Path) -> Weights:
     where = _index(directory)
     single = directory / SINGLE
     if where is None:
-        require(single.is_file(), "checkpoint", str(directory), f"{SINGLE} or {INDEX} in it", REFETCH)
+        require(
+            single.is_file(),
+            field="checkpoint",
+            value=str(directory),
+            allowed=f"{SINGLE} or {INDEX} in it",
+            fix=REFETCH,
+        )
         return Weights(read_header(single), ())
     if single.is_file() and SINGLE not in where.values():
         found, fix = f"{SINGLE} and {INDEX}, which does not name it", "remove the one that is out of date"
-        raise FieldError("checkpoint", f"{directory}: {found}", "one of them", fix)
+        raise FieldError(field="checkpoint", value=f"{directory}: {found}", allowed="one of them", fix=fix)
     tensors: dict[str, Stored] = {}
     passed_over: list[str] = []
     for file in sorted(set(where.values())):
-        require((directory / file).is_file(), "checkpoint", file, f"every shard {INDEX} names", REFETCH)
+        require(
+            (directory / file).is_file(),
+            field="checkpoint",
+            value=file,
+            allowed=f"every shard {INDEX} names",
+            fix=REFETCH,
+        )
         held = read_header(directory / file)
         promised = [name for name, place in where.items() if place == file]
         lost = sorted(set(promised) - held.keys())
-        require(not lost, "checkpoint:missing tensor", some(lost), f"in {file}, where {INDEX} has it", REFETCH)
+        require(
+            not lost,
+            field="checkpoint:missing tensor",
+            value=some(lost),
+            allowed=f"in {file}, where {INDEX} has it",
+            fix=REFETCH,
+        )
         tensors |= {name: held[name] for name in promised}
         passed_over += sorted(held.keys() - set(promised))
     return Weights(tensors, tuple(passed_over))
@@ -110,14 +128,20 @@ def read_header(path: Path) -> dict[str, Stored]:
     field = f"checkpoint:{path.name}"
     # safetensors writes files that their owner alone may read: another user's, as in a container, stops here
     fix = f"chmod -R a+rX {path.parent}, or run as their owner"
-    require(os.access(path, os.R_OK), field, f"not readable for user {os.getuid()}", "a readable file", fix)
+    require(
+        os.access(path, os.R_OK),
+        field=field,
+        value=f"not readable for user {os.getuid()}",
+        allowed="a readable file",
+        fix=fix,
+    )
     try:
         with safe_open(path, "np") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118  no dict
             return {n: Stored(path, n, str(s.get_dtype()), tuple(s.get_shape())) for n, s in slices.items()}
     except SafetensorError as error:
         found = f"{path.stat().st_size} bytes: {str(error).rpartition('header: ')[2]}"
-        raise FieldError(field, found, "a whole safetensors file", REFETCH) from None
+        raise FieldError(field=field, value=found, allowed="a whole safetensors file", fix=REFETCH) from None
 
 
 def _index(directory: Path) -> dict[str, str] | None:
@@ -129,14 +153,24 @@ def _index(directory: Path) -> dict[str, str] | None:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError) as error:
-        raise FieldError(f"checkpoint:{INDEX}", f"{type(error).__name__}: {error}", allowed, REFETCH) from None
+        raise FieldError(
+            field=f"checkpoint:{INDEX}", value=f"{type(error).__name__}: {error}", allowed=allowed, fix=REFETCH
+        ) from None
     where = found.get("weight_map") if isinstance(found, dict) else None
-    require(isinstance(where, dict) and bool(where), f"checkpoint:{INDEX}", where, allowed, REFETCH)
+    require(
+        isinstance(where, dict) and bool(where), field=f"checkpoint:{INDEX}", value=where, allowed=allowed, fix=REFETCH
+    )
     assert isinstance(where, dict)
     for name, file in where.items():
         # by its spelling: a file may be a link to another folder, as in Hugging Face's cache
         inside = (
             isinstance(file, str) and file and not Path(file).is_absolute() and ".." not in PurePosixPath(file).parts
         )
-        require(bool(inside), f"checkpoint:{INDEX}:{name}", file, "a file in the checkpoint's directory", REFETCH)
+        require(
+            bool(inside),
+            field=f"checkpoint:{INDEX}:{name}",
+            value=file,
+            allowed="a file in the checkpoint's directory",
+            fix=REFETCH,
+        )
     return where

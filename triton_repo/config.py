@@ -87,8 +87,14 @@ def check_engine(parameters: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
         FieldError: when the config is for another GPU.
     """
     wanted = parameters.get(_GPU_PARAMETER, {}).get("string_value", manifest["gpu"])
-    remedy = f"pass --model-config-name={manifest['gpu']}, or build with `make engine GPU={wanted}`"
-    require(manifest["gpu"] == wanted, "engine:gpu", manifest["gpu"], f"{wanted}, as this config says", remedy)
+    fix = f"pass --model-config-name={manifest['gpu']}, or build with `make engine GPU={wanted}`"
+    require(
+        manifest["gpu"] == wanted,
+        field="engine:gpu",
+        value=manifest["gpu"],
+        allowed=f"{wanted}, as this config says",
+        fix=fix,
+    )
 
 
 def files() -> dict[Path, str]:
@@ -118,11 +124,11 @@ def validate(text: str) -> Any:
     try:
         config = text_format.Parse(text, model_config_pb2.ModelConfig())
     except text_format.ParseError as error:
-        raise FieldError("config.pbtxt", str(error), "Triton's ModelConfig", _REMEDY) from error
+        raise FieldError(field="config.pbtxt", value=str(error), allowed="Triton's ModelConfig", fix=_REMEDY) from error
     for tensors in (config.input, config.output):
         names = [tensor.name for tensor in tensors]
         twice = sorted({name for name in names if names.count(name) > 1})
-        require(not twice, "config.pbtxt", twice, "each tensor once", _REMEDY)
+        require(not twice, field="config.pbtxt", value=twice, allowed="each tensor once", fix=_REMEDY)
     return config
 
 
@@ -136,9 +142,15 @@ def check() -> None:
     for path, text in rendered.items():
         validate(text)
         found = "no file" if not path.is_file() else "as rendered" if path.read_text() == text else "another text"
-        require(found == "as rendered", str(path), found, "what is rendered", "python -m triton_repo.config --write")
+        require(
+            found == "as rendered",
+            field=str(path),
+            value=found,
+            allowed="what is rendered",
+            fix="python -m triton_repo.config --write",
+        )
     strange = sorted(str(path) for path in REPOSITORY.glob("**/*.pbtxt") if path not in rendered)
-    require(not strange, "configs", strange, "only configs that are rendered", "remove them")
+    require(not strange, field="configs", value=strange, allowed="only configs that are rendered", fix="remove them")
 
 
 def _tensor(kind: str, tensor: Tensor, optional: str) -> str:

@@ -88,21 +88,36 @@ class Bundle:
         path = directory / MANIFEST
         require(
             path.is_file(),
-            "engine",
-            str(directory),
-            f"a bundle directory with a {MANIFEST}",
-            "run `make engine GPU=cpu`, or name the directory it wrote",
+            field="engine",
+            value=str(directory),
+            allowed=f"a bundle directory with a {MANIFEST}",
+            fix="run `make engine GPU=cpu`, or name the directory it wrote",
         )
         try:
             manifest = json.loads(path.read_text())
             contract, stated = manifest["contract"], manifest["manifest_hash"]
         except (ValueError, KeyError, TypeError) as error:
             raise FieldError(
-                "engine:manifest.json", f"{type(error).__name__}: {error}", "a whole manifest", _rebuild({})
+                field="engine:manifest.json",
+                value=f"{type(error).__name__}: {error}",
+                allowed="a whole manifest",
+                fix=_rebuild({}),
             ) from None
         rebuild = _rebuild(manifest)
-        require(contract == CONTRACT, "engine:contract", contract, f"contract version {CONTRACT}", rebuild)
-        require(manifest_hash(manifest) == stated, "engine:manifest_hash", stated, manifest_hash(manifest), rebuild)
+        require(
+            contract == CONTRACT,
+            field="engine:contract",
+            value=contract,
+            allowed=f"contract version {CONTRACT}",
+            fix=rebuild,
+        )
+        require(
+            manifest_hash(manifest) == stated,
+            field="engine:manifest_hash",
+            value=stated,
+            allowed=manifest_hash(manifest),
+            fix=rebuild,
+        )
         bundle = cls(directory, manifest)
         if not elsewhere:
             bundle._check_hardware()
@@ -128,43 +143,55 @@ class Bundle:
             self._check_gpu(built_for)
             return
         here = this_machine()
-        remedy = f"run `make engine GPU=cpu` here, or load it on {describe(built_for)}"
+        fix = f"run `make engine GPU=cpu` here, or load it on {describe(built_for)}"
         require(
             all(built_for.get(key) == here[key] for key in ("kind", "machine", "system")),
-            "engine:hardware",
-            f"built for {describe(built_for)}",
-            f"{describe(here)}, which this machine is",
-            remedy,
+            field="engine:hardware",
+            value=f"built for {describe(built_for)}",
+            allowed=f"{describe(here)}, which this machine is",
+            fix=fix,
         )
         missing = sorted(set(built_for["features"]) - set(here["features"]))
         require(
             not missing,
-            "engine:hardware",
-            f"compiled for a CPU with {', '.join(missing)}",
-            "what this machine's CPU has",
-            remedy,
+            field="engine:hardware",
+            value=f"compiled for a CPU with {', '.join(missing)}",
+            allowed="what this machine's CPU has",
+            fix=fix,
         )
 
     def _check_gpu(self, built_for: dict[str, Any]) -> None:
         has_any = torch.cuda.is_available()
         require(
             has_gpu(built_for["sm"]),
-            "engine:hardware",
-            f"built for {describe(built_for)}",
-            f"what this machine has: {torch.cuda.get_device_name() if has_any else 'no CUDA GPU'}",
-            f"run `make engine GPU=cpu` here, or load it on {describe(built_for)}",
+            field="engine:hardware",
+            value=f"built for {describe(built_for)}",
+            allowed=f"what this machine has: {torch.cuda.get_device_name() if has_any else 'no CUDA GPU'}",
+            fix=f"run `make engine GPU=cpu` here, or load it on {describe(built_for)}",
         )
 
     def _check_files(self, rebuild: str) -> None:
         for name, entry in self.manifest["files"].items():
             path = self.directory / name
             field = f"engine:{name}"
-            require(path.is_file(), field, "missing", "every file of the manifest", rebuild)
+            require(path.is_file(), field=field, value="missing", allowed="every file of the manifest", fix=rebuild)
             size = path.stat().st_size
-            require(size == entry["bytes"], field, f"{size} bytes", f"{entry['bytes']} bytes", rebuild)
+            require(
+                size == entry["bytes"],
+                field=field,
+                value=f"{size} bytes",
+                allowed=f"{entry['bytes']} bytes",
+                fix=rebuild,
+            )
         for name, entry in self.manifest["files"].items():
             found = file_sha256(self.directory / name)
-            require(found == entry["sha256"], f"engine:{name}", f"sha256 {found}", entry["sha256"], rebuild)
+            require(
+                found == entry["sha256"],
+                field=f"engine:{name}",
+                value=f"sha256 {found}",
+                allowed=entry["sha256"],
+                fix=rebuild,
+            )
 
     @cached_property
     def arch(self) -> Architecture:

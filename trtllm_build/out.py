@@ -39,11 +39,19 @@ def check_place(folder: Path, sources: list[Path]) -> None:
     place, fix = folder.resolve(), "pass out=DIR with a folder of its own; nothing was changed"
     for source in sources:
         inside = place == source.resolve() or place in source.resolve().parents
-        require(not inside, "out", str(folder), f"a folder that does not hold {source}, which the build reads", fix)
+        require(
+            not inside,
+            field="out",
+            value=str(folder),
+            allowed=f"a folder that does not hold {source}, which the build reads",
+            fix=fix,
+        )
     above = existing(place.parent)
-    require(above.is_dir(), "out", str(folder), f"a path below a folder, which {above} is not", fix)
+    require(
+        above.is_dir(), field="out", value=str(folder), allowed=f"a path below a folder, which {above} is not", fix=fix
+    )
     allowed = f"a folder that user {os.getuid()} can write to, which {above} is not"
-    require(os.access(above, os.W_OK | os.X_OK), "out", str(folder), allowed, fix)
+    require(os.access(above, os.W_OK | os.X_OK), field="out", value=str(folder), allowed=allowed, fix=fix)
     if place.exists():
         damage(folder)
 
@@ -57,10 +65,10 @@ def check_space(folder: Path, needed: int) -> None:
     free = shutil.disk_usage(above).free + sum(folder_bytes(left) for left in _left_behind(folder))
     require(
         needed <= free,
-        "out",
-        f"{folder}, with {free / 1e9:.1f} GB left on its volume",
-        f"a volume with {needed / 1e9:.1f} GB left, which the bundle takes",
-        "free some, or pass out=DIR on a larger volume",
+        field="out",
+        value=f"{folder}, with {free / 1e9:.1f} GB left on its volume",
+        allowed=f"a volume with {needed / 1e9:.1f} GB left, which the bundle takes",
+        fix="free some, or pass out=DIR on a larger volume",
     )
 
 
@@ -114,10 +122,10 @@ def work_directory(folder: Path, stamp: str, note: Report) -> Path:
         return work
     require(
         not work.exists() or not any(work.iterdir()),
-        "out",
-        f"{folder}, beside {work}",
-        f"nothing under that name but what a build left there ({INPUTS} in it says so)",
-        f"remove {work}, or pass out=DIR with another folder",
+        field="out",
+        value=f"{folder}, beside {work}",
+        allowed=f"nothing under that name but what a build left there ({INPUTS} in it says so)",
+        fix=f"remove {work}, or pass out=DIR with another folder",
     )
     work.mkdir(parents=True, exist_ok=True)
     (work / INPUTS).write_text(stamp, encoding="utf-8")

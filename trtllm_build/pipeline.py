@@ -80,7 +80,13 @@ def _build(plan: Plan, report: Report) -> Manifest:
     for field, path in (("calibration", plan.calibration), ("held_out", plan.held_out)):
         if path is not None:
             read = len(read_questions(path))
-            require(read > 0, field, str(path), "at least one conversation in it", f"pass {field}=FILE with some")
+            require(
+                read > 0,
+                field=field,
+                value=str(path),
+                allowed="at least one conversation in it",
+                fix=f"pass {field}=FILE with some",
+            )
     generation(plan, checkpoint)
     if not (plan.out / MANIFEST).is_file():  # before the checkpoint is hashed, unless there may be nothing to do
         check_space(plan.out, needed_bytes(plan, checkpoint))
@@ -190,7 +196,13 @@ def find_scales(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) ->
     assert plan.calibration is not None
     questions = read_questions(plan.calibration, _CALIBRATION)
     fix = "add its tokenizer's files to the checkpoint"
-    require(bool(checkpoint.tokenizer_files), "calibration", plan.name, "a model with a tokenizer", fix)
+    require(
+        bool(checkpoint.tokenizer_files),
+        field="calibration",
+        value=plan.name,
+        allowed="a model with a tokenizer",
+        fix=fix,
+    )
     from trtllm_build.gates.calibrate import calibrate
 
     scales = calibrate(checkpoint, Bundle.unfinished(work, on_cpu(plan.limits), {}), questions)
@@ -209,11 +221,19 @@ def generation(plan: Plan, checkpoint: Checkpoint | None) -> tuple[tuple[int, ..
     ends = plan.arch.eos_token_ids if end is None else tuple(end) if isinstance(end, list) else (end,)
     last, fix = plan.arch.vocab_size - 1, "correct generation_config.json"
     good = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= last for i in ends)
-    require(good, "generation_config.json:eos_token_id", end, f"a token id from 0 to {last}, or a list of them", fix)
+    require(
+        good,
+        field="generation_config.json:eos_token_id",
+        value=end,
+        allowed=f"a token id from 0 to {last}, or a list of them",
+        fix=fix,
+    )
     try:
         return ends, SamplerConfig.from_generation_config(values)
     except FieldError as error:
-        raise FieldError(f"generation_config.json:{error.field}", error.value, error.allowed, fix) from None
+        raise FieldError(
+            field=f"generation_config.json:{error.field}", value=error.value, allowed=error.allowed, fix=fix
+        ) from None
 
 
 def describe_model(plan: Plan, checkpoint: Checkpoint | None, work: Path) -> None:

@@ -77,16 +77,24 @@ def make_plan(overrides: Sequence[str]) -> Plan:
     for key, value in given.items():
         fixed = key.startswith("gpu.") and not key.startswith("gpu.limits.")
         allowed = f"what gpu={given.get('gpu', 'cpu')} says, but for gpu.limits.*"
-        require(not fixed, key, value, allowed, "leave it out, or name another gpu")
+        require(not fixed, field=key, value=value, allowed=allowed, fix="leave it out, or name another gpu")
     gpu = _gpu_config(given.get("gpu", "cpu"))
     backend = given.get("backend", gpu.backend)
     backends = {gpu.backend: list(gpu.precisions), **gpu.get("others", {})}
     known = f"{', '.join(backends)} for gpu={gpu.name}"
-    require(backend in backends, "backend", backend, known, f"pass backend={gpu.backend}, or leave it out")
+    require(
+        backend in backends,
+        field="backend",
+        value=backend,
+        allowed=known,
+        fix=f"pass backend={gpu.backend}, or leave it out",
+    )
     precision = given.get("precision", backends[backend][0])
     of = f"gpu={gpu.name}" if backend == gpu.backend else f"gpu={gpu.name} backend={backend}"
     allowed = f"{', '.join(backends[backend])} for {of}"
-    require(precision in backends[backend], "precision", precision, allowed, "pass one of these")
+    require(
+        precision in backends[backend], field="precision", value=precision, allowed=allowed, fix="pass one of these"
+    )
     config = compose_config(
         CONF, "build", [*(o for o in overrides if not o.startswith("precision=")), f"precision={precision}"]
     )
@@ -107,32 +115,40 @@ def make_plan(overrides: Sequence[str]) -> Plan:
     for limit in ("slots", "context", "queue", "cache_tokens"):
         value = getattr(limits, limit)
         good = (isinstance(value, int) and value >= 1) or (limit == "cache_tokens" and value is None)
-        require(good, f"gpu.limits.{limit}", value, "an integer >= 1", f"pass gpu.limits.{limit}=8")
+        require(
+            good, field=f"gpu.limits.{limit}", value=value, allowed="an integer >= 1", fix=f"pass gpu.limits.{limit}=8"
+        )
     for switch in ("compile", "unified"):
-        require(isinstance(config[switch], bool), switch, config[switch], "true or false", f"pass {switch}=true")
+        require(
+            isinstance(config[switch], bool),
+            field=switch,
+            value=config[switch],
+            allowed="true or false",
+            fix=f"pass {switch}=true",
+        )
     loss = config.largest_loss
     require(
         isinstance(loss, int | float) and 0 <= loss <= 1,
-        "largest_loss",
-        loss,
-        "a number from 0 to 1",
-        "pass largest_loss=0.02",
+        field="largest_loss",
+        value=loss,
+        allowed="a number from 0 to 1",
+        fix="pass largest_loss=0.02",
     )
     recipe = Recipe.from_config(config.precision)
     classes = set(recipe.quantize)
     require(
         gpu.backend != "cuda" or classes in (set(), {"experts", "attention", "mlp"}),
-        "precision.quantize",
-        sorted(classes),
-        "[experts, attention, mlp] or none of them, for the cuda backend",
-        f"pass gpu={gpu.name} without precision.quantize",
+        field="precision.quantize",
+        value=sorted(classes),
+        allowed="[experts, attention, mlp] or none of them, for the cuda backend",
+        fix=f"pass gpu={gpu.name} without precision.quantize",
     )
     require(
         context <= arch.max_position_embeddings,
-        "gpu.limits.context",
-        context,
-        f"at most {arch.max_position_embeddings}, the model's max_position_embeddings",
-        f"pass gpu.limits.context={arch.max_position_embeddings}",
+        field="gpu.limits.context",
+        value=context,
+        allowed=f"at most {arch.max_position_embeddings}, the model's max_position_embeddings",
+        fix=f"pass gpu.limits.context={arch.max_position_embeddings}",
     )
     built_for = gpu.name if backend == gpu.backend else f"{gpu.name}-{backend}"
     out = paths["out"] or Path("engines") / name / f"{built_for}-{precision}"
@@ -164,23 +180,41 @@ def _path(config: DictConfig, given: Mapping[str, str], key: str) -> Path | None
     if OmegaConf.is_missing(config, key) or config[key] is None:
         return None
     value = config[key] if isinstance(config[key], str) else given.get(key, str(config[key]))
-    require(bool(value.strip()), key, value, "a path, or nothing at all", f"pass {key}=PATH, or leave it out")
+    require(
+        bool(value.strip()),
+        field=key,
+        value=value,
+        allowed="a path, or nothing at all",
+        fix=f"pass {key}=PATH, or leave it out",
+    )
     return Path(value)
 
 
 def _source(config: DictConfig, gpu: DictConfig, checkpoint: Path | None) -> tuple[Path | None, str, Architecture]:
     """The checkpoint directory or None, the model's name, its shapes."""
     weights = config.weights
-    require(weights in (None, "random"), "weights", weights, "random, or nothing", "pass weights=random")
+    require(
+        weights in (None, "random"),
+        field="weights",
+        value=weights,
+        allowed="random, or nothing",
+        fix="pass weights=random",
+    )
     if weights is None:
         if checkpoint is None:
             fix = "pass checkpoint=DIR; `make train` writes one"
-            raise FieldError("checkpoint", None, "a checkpoint directory", fix)
+            raise FieldError(field="checkpoint", value=None, allowed="a checkpoint directory", fix=fix)
         return checkpoint, checkpoint.resolve().name, Architecture.load(checkpoint)
     fix = "leave one of them out"
-    require(checkpoint is None, "checkpoint", str(checkpoint), "none with weights=random", fix)
+    require(checkpoint is None, field="checkpoint", value=str(checkpoint), allowed="none with weights=random", fix=fix)
     allowed = "a GPU of the cuda backend (h100, h200): random weights are made on it"
-    require(gpu.backend == "cuda", "weights", weights, allowed, f"leave weights out, or pass gpu=h100 for {gpu.name}")
+    require(
+        gpu.backend == "cuda",
+        field="weights",
+        value=weights,
+        allowed=allowed,
+        fix=f"leave weights out, or pass gpu=h100 for {gpu.name}",
+    )
     return None, f"random_{config.model}", configured(config.model)
 
 
@@ -189,12 +223,18 @@ def _calibration(given: Path | None, checkpoint: Path | None, recipe: Recipe, ba
     static = recipe.static or (recipe.format is not None and backend != "cuda")
     if not static:
         allowed = f"nothing: precision={recipe.name} calibrates nothing"
-        require(given is None, "calibration", _shown(given), allowed, "leave it out")
+        require(given is None, field="calibration", value=_shown(given), allowed=allowed, fix="leave it out")
         return None
     found = given or _carried(checkpoint, CALIBRATION)
     allowed = f"a JSONL file of conversations, here or as {CALIBRATION} of the checkpoint"
     good = found is not None and found.is_file() and checkpoint is not None
-    require(good, "calibration", _shown(given), allowed, "pass calibration=FILE and a checkpoint, or precision=fp8")
+    require(
+        good,
+        field="calibration",
+        value=_shown(given),
+        allowed=allowed,
+        fix="pass calibration=FILE and a checkpoint, or precision=fp8",
+    )
     return found
 
 
@@ -202,10 +242,22 @@ def _held_out(given: Path | None, checkpoint: Path | None, backend: str) -> Path
     """The file that quality is measured on; only where it is."""
     if checkpoint is None or backend not in _MEASURE_QUALITY:
         what = "random weights have" if checkpoint is None else f"a build for {backend} measures"
-        require(given is None, "held_out", _shown(given), f"nothing: {what} no quality", "leave it out")
+        require(
+            given is None,
+            field="held_out",
+            value=_shown(given),
+            allowed=f"nothing: {what} no quality",
+            fix="leave it out",
+        )
         return None
     allowed = f"a JSONL file of conversations, here or as {HELD_OUT} of the checkpoint"
-    require(given is None or given.is_file(), "held_out", _shown(given), allowed, "pass held_out=FILE, or leave it out")
+    require(
+        given is None or given.is_file(),
+        field="held_out",
+        value=_shown(given),
+        allowed=allowed,
+        fix="pass held_out=FILE, or leave it out",
+    )
     return given or _carried(checkpoint, HELD_OUT)
 
 

@@ -39,12 +39,26 @@ class SamplerConfig:
         for name in ("t_min", "t_max", "entropy_bound", "confidence_threshold"):
             value = getattr(self, name)
             good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < float("inf")
-            require(good, name, value, "a finite number >= 0", f"pass {name}={getattr(type(self), name)}")
+            require(
+                good,
+                field=name,
+                value=value,
+                allowed="a finite number >= 0",
+                fix=f"pass {name}={getattr(type(self), name)}",
+            )
         require(
-            self.t_min >= LEAST_TEMPERATURE, "t_min", self.t_min, f"a number >= {LEAST_TEMPERATURE}", "pass t_min=0.4"
+            self.t_min >= LEAST_TEMPERATURE,
+            field="t_min",
+            value=self.t_min,
+            allowed=f"a number >= {LEAST_TEMPERATURE}",
+            fix="pass t_min=0.4",
         )
         require(
-            self.t_max >= self.t_min, "t_max", self.t_max, f"at least t_min ({self.t_min})", f"pass t_max={self.t_min}"
+            self.t_max >= self.t_min,
+            field="t_max",
+            value=self.t_max,
+            allowed=f"at least t_min ({self.t_min})",
+            fix=f"pass t_max={self.t_min}",
         )
 
     @classmethod
@@ -56,7 +70,7 @@ class SamplerConfig:
         """
         known = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
         sampler = values.get("sampler_config") or {}
-        require(isinstance(sampler, dict), "sampler_config", sampler, "an object", "remove it")
+        require(isinstance(sampler, dict), field="sampler_config", value=sampler, allowed="an object", fix="remove it")
         if sampler.get("entropy_bound") is not None:
             known["entropy_bound"] = sampler["entropy_bound"]
         return cls(**known)

@@ -41,7 +41,13 @@ def wait_for_bundle(
         TimeoutError: when it has not come.
     """
     good = timeout_s >= 0  # and no NaN, which would never pass
-    require(good, "--timeout", timeout_s, "seconds, 0 or more", "pass --timeout 3600, or leave it out to look once")
+    require(
+        good,
+        field="--timeout",
+        value=timeout_s,
+        allowed="seconds, 0 or more",
+        fix="pass --timeout 3600, or leave it out to look once",
+    )
     path = directory / MANIFEST
     start = clock()
     said = None
@@ -79,8 +85,23 @@ def _check(path: Path, gpu: str) -> None:
         contract, built_for, hardware = manifest["contract"], manifest["gpu"], describe(manifest["hardware"])
     except (ValueError, KeyError, TypeError, IndexError) as error:
         raise FieldError(
-            "engine:manifest.json", f"{type(error).__name__}: {error}", "a whole manifest", rebuild
+            field="engine:manifest.json",
+            value=f"{type(error).__name__}: {error}",
+            allowed="a whole manifest",
+            fix=rebuild,
         ) from None
-    require(contract == CONTRACT, "engine:contract", contract, f"contract version {CONTRACT}", rebuild)
+    require(
+        contract == CONTRACT,
+        field="engine:contract",
+        value=contract,
+        allowed=f"contract version {CONTRACT}",
+        fix=rebuild,
+    )
     found = f"{built_for}, for {hardware}"
-    require(built_for == gpu, "engine:gpu", found, f"{gpu}, which this pod or machine is meant for", rebuild)
+    require(
+        built_for == gpu,
+        field="engine:gpu",
+        value=found,
+        allowed=f"{gpu}, which this pod or machine is meant for",
+        fix=rebuild,
+    )

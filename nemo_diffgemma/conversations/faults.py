@@ -31,6 +31,6 @@ class Faults:
         if others:
             unnamed = others - len(self._more)
             names = ", ".join(self._more) + (f" and {unnamed:,} more" if unnamed else "")
-            remedy = f"{first.remedy} (so it is with {others:,} more: {names})"
-            first = FieldError(first.field, first.value, first.allowed, remedy)
+            fix = f"{first.fix} (so it is with {others:,} more: {names})"
+            first = FieldError(field=first.field, value=first.value, allowed=first.allowed, fix=fix)
         raise first

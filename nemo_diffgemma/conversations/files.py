@@ -52,19 +52,32 @@ def find_files(field: str, patterns: Sequence[str]) -> tuple[Path, ...]:
         FieldError: for a path without a file, and a pattern that nothing matches.
     """
     found: list[Path] = []
-    require(bool(patterns), field, list(patterns), "one file or more", f"pass {field}=FILE")
+    require(bool(patterns), field=field, value=list(patterns), allowed="one file or more", fix=f"pass {field}=FILE")
     for pattern in patterns:
         path = Path(pattern)
         if path.is_dir():
             inside = path / ("*.parquet" if any(path.glob("*.parquet")) else "*.jsonl")
-            raise FieldError(field, pattern, "files, not a folder", f"pass {field}={shlex.quote(str(inside))}")
+            raise FieldError(
+                field=field,
+                value=pattern,
+                allowed="files, not a folder",
+                fix=f"pass {field}={shlex.quote(str(inside))}",
+            )
         if path.is_file():
             found.append(path)
             continue
         allowed = "a file that can be read twice" if path.exists() else "a JSONL file that exists"
-        require(not path.exists() and has_magic(pattern), field, pattern, allowed, f"pass {field}=FILE")
+        require(
+            not path.exists() and has_magic(pattern),
+            field=field,
+            value=pattern,
+            allowed=allowed,
+            fix=f"pass {field}=FILE",
+        )
         matches = [Path(name) for name in sorted(glob(pattern, recursive=True)) if os.path.isfile(name)]
-        require(bool(matches), field, pattern, "a pattern that matches a file", f"pass {field}=FILE")
+        require(
+            bool(matches), field=field, value=pattern, allowed="a pattern that matches a file", fix=f"pass {field}=FILE"
+        )
         found += matches
     return tuple(found)
 
@@ -96,13 +109,15 @@ def records(path: Path, field: str, faults: Faults, tick: Tick = lambda _done: N
                 return
             yield from _lines(raw, raw, path, field, faults, tick)
     except (EOFError, gzip.BadGzipFile, zlib.error) as error:
-        raise FieldError(field, str(path), f"a whole gzip file ({error})", "fetch it again") from None
+        raise FieldError(
+            field=field, value=str(path), allowed=f"a whole gzip file ({error})", fix="fetch it again"
+        ) from None
     except OSError as error:
         allowed, fix = (
             f"a file that can be read ({error.strerror})",
             "make it readable for this user; ls -l says whose it is",
         )
-        raise FieldError(field, str(path), allowed, fix) from None
+        raise FieldError(field=field, value=str(path), allowed=allowed, fix=fix) from None
 
 
 def _head(file: IO[bytes]) -> bytes:
@@ -129,7 +144,7 @@ def _lines(
             yield where, _record(where, text, start + line.index(text), path)
         except FieldError as error:
             faults.add(where, error)
-    require(not empty, field, str(path), "at least one conversation", f"write {ONE_A_LINE}")
+    require(not empty, field=field, value=str(path), allowed="at least one conversation", fix=f"write {ONE_A_LINE}")
 
 
 def _record(where: str, line: bytes, start: int, path: Path) -> Record:
@@ -141,22 +156,26 @@ def _record(where: str, line: bytes, start: int, path: Path) -> Record:
         found = f"byte 0x{line[error.start]:02x} at byte {start + error.start} of the file"
         # the bytes that Latin-1 has no characters for are punctuation of Windows'
         encoding = "WINDOWS-1252" if any(0x80 <= byte <= 0x9F for byte in line) else "ISO-8859-1"
-        remedy = f"iconv -f {encoding} -t UTF-8 {quoted} > NEW.jsonl, if that is its encoding"
-        raise FieldError(where, found, f"UTF-8 ({error.reason})", remedy) from None
+        fix = f"iconv -f {encoding} -t UTF-8 {quoted} > NEW.jsonl, if that is its encoding"
+        raise FieldError(field=where, value=found, allowed=f"UTF-8 ({error.reason})", fix=fix) from None
     except json.JSONDecodeError as error:
-        rest, remedy = error.doc[error.pos :].lstrip(), f"write {ONE_A_LINE}"
+        rest, fix = error.doc[error.pos :].lstrip(), f"write {ONE_A_LINE}"
         if error.msg == "Extra data" and rest == ",":
-            remedy = f"no comma after an object: sed 's/,[[:space:]]*$//' {quoted} > NEW.jsonl"
+            fix = f"no comma after an object: sed 's/,[[:space:]]*$//' {quoted} > NEW.jsonl"
         elif error.msg == "Extra data" and "\r" in error.doc:
-            remedy = f"lines end with a line feed: tr '\\r' '\\n' < {quoted} > NEW.jsonl"
+            fix = f"lines end with a line feed: tr '\\r' '\\n' < {quoted} > NEW.jsonl"
         found = f"{error.msg} at column {error.colno}"
-        raise FieldError(where, found, "a JSON object", remedy) from None
+        raise FieldError(field=where, value=found, allowed="a JSON object", fix=fix) from None
     except ValueError:
         allowed = "numbers of at most 4,300 digits"
-        raise FieldError(where, "a longer number", allowed, "write it as a text, or leave it out") from None
+        raise FieldError(
+            field=where, value="a longer number", allowed=allowed, fix="write it as a text, or leave it out"
+        ) from None
     except RecursionError:
-        raise FieldError(where, "brackets too deep in each other", "a JSON object", "leave them out") from None
-    require(isinstance(value, dict), where, value, "a JSON object", f"write {ONE_A_LINE}")
+        raise FieldError(
+            field=where, value="brackets too deep in each other", allowed="a JSON object", fix="leave them out"
+        ) from None
+    require(isinstance(value, dict), field=where, value=value, allowed="a JSON object", fix=f"write {ONE_A_LINE}")
     return dict(value)
 
 
@@ -165,7 +184,9 @@ def _refuse_others(head: bytes, path: Path, field: str) -> None:
     quoted = shlex.quote(str(path))
 
     def refuse(what: str, command: str) -> None:
-        raise FieldError(field, f"{path} is {what}", "JSON lines, which may be gzipped, or Parquet", command)
+        raise FieldError(
+            field=field, value=f"{path} is {what}", allowed="JSON lines, which may be gzipped, or Parquet", fix=command
+        )
 
     for start, what, command in _OTHERS:
         if head.startswith(start):
@@ -190,7 +211,9 @@ def _parquet(path: Path, field: str, tick: Tick) -> Iterator[tuple[str, Record]]
         import pyarrow.parquet
     except ImportError as error:
         allowed = f"Parquet only with pyarrow ({error})"
-        raise FieldError(field, str(path), allowed, "pip install 'pyarrow>=24,<26', or write JSON lines") from None
+        raise FieldError(
+            field=field, value=str(path), allowed=allowed, fix="pip install 'pyarrow>=24,<26', or write JSON lines"
+        ) from None
     size, number = path.stat().st_size, 0
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
@@ -202,5 +225,7 @@ def _parquet(path: Path, field: str, tick: Tick) -> Iterator[tuple[str, Record]]
                 tick(size * number // rows)
     except pyarrow.ArrowException as error:
         said = str(error).partition("\n")[0]
-        raise FieldError(field, str(path), f"a whole Parquet file ({said})", "fetch it again") from None
-    require(number > 0, field, str(path), "at least one conversation", "write one row for each")
+        raise FieldError(
+            field=field, value=str(path), allowed=f"a whole Parquet file ({said})", fix="fetch it again"
+        ) from None
+    require(number > 0, field=field, value=str(path), allowed="at least one conversation", fix="write one row for each")

@@ -43,7 +43,9 @@ def recognise(record: Record, where: str) -> str:
         if any(given.issuperset(names) for names in fields):
             return form
     allowed = "; ".join(f"{form}: {' or '.join(map(_listed, fields))}" for form, fields in _FIELDS.items())
-    raise FieldError(where, sorted(given), f"fields of one form ({allowed})", f"write {ONE_A_LINE}")
+    raise FieldError(
+        field=where, value=sorted(given), allowed=f"fields of one form ({allowed})", fix=f"write {ONE_A_LINE}"
+    )
 
 
 def convert(record: Record, form: str, where: str) -> tuple[list[Message], list[Record]]:
@@ -65,12 +67,30 @@ def convert(record: Record, form: str, where: str) -> tuple[list[Message], list[
     if form in ("sharegpt", "alpaca") and system:
         messages.insert(0, {"role": "system", "content": _text(f"{where}: system", system)})
     last = messages[-1]
-    remedy = "end with the answer to learn"
-    require(last["role"] == "assistant", f"{where}: {name} of the last message", last["role"], "assistant", remedy)
+    fix = "end with the answer to learn"
+    require(
+        last["role"] == "assistant",
+        field=f"{where}: {name} of the last message",
+        value=last["role"],
+        allowed="assistant",
+        fix=fix,
+    )
     calls = last.get("tool_calls")
-    require(not calls, f"{where}: tool_calls of the last message", calls, "none: a text is learnt", remedy)
+    require(
+        not calls,
+        field=f"{where}: tool_calls of the last message",
+        value=calls,
+        allowed="none: a text is learnt",
+        fix=fix,
+    )
     asked = any(message["role"] == "user" for message in messages)
-    require(asked, f"{where}: {name}", [m["role"] for m in messages], "a user's message before the answer", "add it")
+    require(
+        asked,
+        field=f"{where}: {name}",
+        value=[m["role"] for m in messages],
+        allowed="a user's message before the answer",
+        fix="add it",
+    )
     return messages, _tools(record, where)
 
 
@@ -87,7 +107,7 @@ def _from_sharegpt(record: Record, where: str) -> tuple[list[Message], str]:
 
     def message(field: str, value: Record) -> Message:
         role = value.get("from")
-        require(role in _FROM, f"{field}.from", role, ", ".join(_FROM), "correct the role")
+        require(role in _FROM, field=f"{field}.from", value=role, allowed=", ".join(_FROM), fix="correct the role")
         if role == "function_call":
             return {"role": "assistant", "content": "", "tool_calls": [_call(f"{field}.value", value.get("value"))]}
         return _plain(_FROM[str(role)], f"{field}.value", value.get("value"))
@@ -110,7 +130,7 @@ def _from_alpaca(record: Record, where: str) -> tuple[list[Message], str]:
     for index, pair in enumerate(record.get("history") or ()):
         field = f"{where}: history[{index}]"
         good = isinstance(pair, list) and len(pair) == 2
-        require(good, field, pair, "a question and its answer", "write [QUESTION, ANSWER]")
+        require(good, field=field, value=pair, allowed="a question and its answer", fix="write [QUESTION, ANSWER]")
         messages += [_plain("user", f"{field}[0]", pair[0]), _plain("assistant", f"{field}[1]", pair[1])]
     instruction = _plain("user", f"{where}: instruction", record.get("instruction"))
     if record.get("input"):
@@ -139,25 +159,37 @@ _FIELDS = {
 def _each(record: Record, where: str, key: str, make: Callable[[str, Record], Message]) -> list[Message]:
     values = record.get(key)
     good = isinstance(values, list) and bool(values)
-    require(good, f"{where}: {key}", values, "a list of messages", f"write {ONE_A_LINE}")
+    require(good, field=f"{where}: {key}", value=values, allowed="a list of messages", fix=f"write {ONE_A_LINE}")
     assert isinstance(values, list)
     messages = []
     for index, value in enumerate(values):
         field = f"{where}: {key}[{index}]"
-        require(isinstance(value, dict), field, value, "an object with role and content", f"write {ONE_A_LINE}")
+        require(
+            isinstance(value, dict),
+            field=field,
+            value=value,
+            allowed="an object with role and content",
+            fix=f"write {ONE_A_LINE}",
+        )
         messages.append(make(field, value))
     return messages
 
 
 def _message(field: str, value: Record) -> Message:
     role = value.get("role")
-    require(role in ROLES, f"{field}.role", role, ", ".join(ROLES), "correct the role")
+    require(role in ROLES, field=f"{field}.role", value=role, allowed=", ".join(ROLES), fix="correct the role")
     calls = value.get("tool_calls") or []
     if not calls:
         message = _plain("system" if role == "developer" else str(role), f"{field}.content", value.get("content"))
     else:
         good = role == "assistant" and isinstance(calls, list)
-        require(good, f"{field}.tool_calls", calls, "a list, in a message of the assistant", "leave it out")
+        require(
+            good,
+            field=f"{field}.tool_calls",
+            value=calls,
+            allowed="a list, in a message of the assistant",
+            fix="leave it out",
+        )
         content = value.get("content")
         message = {
             "role": role,
@@ -172,7 +204,13 @@ def _plain(role: str, field: str, content: Any) -> Message:
     text = _text(field, content)
     # an empty system message says nothing, and a tool may have nothing to say
     needed = role in ("user", "assistant")
-    require(not needed or (not text.isspace() and text != ""), field, content, "text", "write it, or drop the line")
+    require(
+        not needed or (not text.isspace() and text != ""),
+        field=field,
+        value=content,
+        allowed="text",
+        fix="write it, or drop the line",
+    )
     return {"role": role, "content": text}
 
 
@@ -181,18 +219,36 @@ def _text(field: str, value: Any) -> str:
         parts = []
         for index, part in enumerate(value):
             good = isinstance(part, dict) and part.get("type") == "text" and isinstance(part.get("text"), str)
-            require(good, f"{field}[{index}]", part, '{"type": "text", "text": "..."}', "leave the part out")
+            require(
+                good,
+                field=f"{field}[{index}]",
+                value=part,
+                allowed='{"type": "text", "text": "..."}',
+                fix="leave the part out",
+            )
             parts.append(part["text"])
         value = "".join(parts)
-    require(isinstance(value, str), field, value, "text", "write it, or drop the line")
+    require(isinstance(value, str), field=field, value=value, allowed="text", fix="write it, or drop the line")
     whole = value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
-    require(whole, field, value, "text without half a surrogate pair (\\ud83d and the like)", "write the character")
+    require(
+        whole,
+        field=field,
+        value=value,
+        allowed="text without half a surrogate pair (\\ud83d and the like)",
+        fix="write the character",
+    )
     return str(value)
 
 
 def _tool_call(field: str, call: Any) -> Record:
     function = call.get("function") if isinstance(call, dict) else None
-    require(isinstance(function, dict), field, call, '{"type": "function", "function": {...}}', "correct the call")
+    require(
+        isinstance(function, dict),
+        field=field,
+        value=call,
+        allowed='{"type": "function", "function": {...}}',
+        fix="correct the call",
+    )
     more = {"id": _text(f"{field}.id", call["id"])} if call.get("id") is not None else {}
     return more | _call(f"{field}.function", function)
 
@@ -203,12 +259,18 @@ def _call(field: str, function: Any) -> Record:
         function = _object(field, function)
     name = function.get("name") if isinstance(function, dict) else None
     good = isinstance(name, str) and name != ""
-    require(good, field, function, '{"name": "...", "arguments": {...}}', "correct the call")
+    require(good, field=field, value=function, allowed='{"name": "...", "arguments": {...}}', fix="correct the call")
     arguments = function.get("arguments")
     if isinstance(arguments, str):
         arguments = _object(f"{field}.arguments", arguments) if arguments.strip() else {}
     arguments = {} if arguments is None else arguments
-    require(isinstance(arguments, dict), f"{field}.arguments", arguments, "an object, or its JSON", "correct them")
+    require(
+        isinstance(arguments, dict),
+        field=f"{field}.arguments",
+        value=arguments,
+        allowed="an object, or its JSON",
+        fix="correct them",
+    )
     _text(field, json.dumps([name, arguments], ensure_ascii=False))
     return {"type": "function", "function": {"name": name, "arguments": arguments}}
 
@@ -217,7 +279,7 @@ def _object(field: str, text: str) -> Any:
     try:
         return json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FieldError(field, text, "JSON", f"correct it: {error}") from None
+        raise FieldError(field=field, value=text, allowed="JSON", fix=f"correct it: {error}") from None
 
 
 def _tools(record: Record, where: str) -> list[Record]:
@@ -225,12 +287,12 @@ def _tools(record: Record, where: str) -> list[Record]:
     if not tools:
         return []
     tools = _object(f"{where}: tools", tools) if isinstance(tools, str) else tools
-    require(isinstance(tools, list), f"{where}: tools", tools, "a list", "correct it")
+    require(isinstance(tools, list), field=f"{where}: tools", value=tools, allowed="a list", fix="correct it")
     for index, tool in enumerate(tools):
         function = tool.get("function") if isinstance(tool, dict) else None
         good = isinstance(function, dict) and isinstance(function.get("name"), str)
         allowed = '{"type": "function", "function": {"name": "...", ...}}'
-        require(good, f"{where}: tools[{index}]", tool, allowed, "correct the declaration")
+        require(good, field=f"{where}: tools[{index}]", value=tool, allowed=allowed, fix="correct the declaration")
     _text(f"{where}: tools", json.dumps(tools, ensure_ascii=False))
     return list(tools)
 

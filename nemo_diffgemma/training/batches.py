@@ -101,7 +101,13 @@ class BatchOrder:
 
     def __init__(self, examples: Sequence[Example], batch: int, seed: int):
         allowed = f"at most the {len(examples)} examples of data.train"
-        require(len(examples) >= batch, "data.batch", batch, allowed, f"pass data.batch={len(examples)}")
+        require(
+            len(examples) >= batch,
+            field="data.batch",
+            value=batch,
+            allowed=allowed,
+            fix=f"pass data.batch={len(examples)}",
+        )
         self._examples, self._batch, self._seed = examples, batch, seed
         self._epoch, self._batches = -1, list[list[int]]()
 

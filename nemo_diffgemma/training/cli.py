@@ -85,7 +85,12 @@ def _main(arguments: list[str], ending: Ending) -> None:
     overrides = [a for a in arguments if not a.startswith("-")]
     for flag in flags:
         if flag not in ("--dry-run", "--json") or "--dry-run" not in flags:
-            raise FieldError("command line", flag, "--dry-run, --dry-run --json, --help", "see diffgemma-train --help")
+            raise FieldError(
+                field="command line",
+                value=flag,
+                allowed="--dry-run, --dry-run --json, --help",
+                fix="see diffgemma-train --help",
+            )
     config = load_config(overrides)
     if not flags:
         check_launcher(config.parallel)

@@ -138,7 +138,12 @@ def parse_config(config: DictConfig) -> TrainConfig:
         FieldError: when a value cannot be used; the message names its key.
     """
     if OmegaConf.is_missing(config.data, "train"):
-        raise FieldError("data.train", None, "a JSONL file of conversations", "pass data.train=FILE, or data=demo")
+        raise FieldError(
+            field="data.train",
+            value=None,
+            allowed="a JSONL file of conversations",
+            fix="pass data.train=FILE, or data=demo",
+        )
     values = OmegaConf.to_container(config, resolve=True)
     assert isinstance(values, dict)
     init_from = _path(values["init_from"])
@@ -168,18 +173,42 @@ def parse_config(config: DictConfig) -> TrainConfig:
 def _check_together(config: TrainConfig) -> None:
     arch, world = config.arch, config.parallel.world_size
     batch, longest = config.data.batch, config.data.max_tokens
-    require(batch % world == 0, "data.batch", batch, f"a multiple of the {world} processes", f"pass data.batch={world}")
+    require(
+        batch % world == 0,
+        field="data.batch",
+        value=batch,
+        allowed=f"a multiple of the {world} processes",
+        fix=f"pass data.batch={world}",
+    )
     limit = arch.max_position_embeddings
-    require(longest <= limit, "data.max_tokens", longest, f"at most {limit} (model)", f"pass data.max_tokens={limit}")
+    require(
+        longest <= limit,
+        field="data.max_tokens",
+        value=longest,
+        allowed=f"at most {limit} (model)",
+        fix=f"pass data.max_tokens={limit}",
+    )
     run, output = config.run.resolve(), config.output.resolve()
     apart = output != run and output not in run.parents
     allowed = f"a folder that run={config.run} does not lie in"
-    require(apart, "output", str(config.output), allowed, f"pass output={config.run / 'checkpoint'}, or leave it out")
+    require(
+        apart,
+        field="output",
+        value=str(config.output),
+        allowed=allowed,
+        fix=f"pass output={config.run / 'checkpoint'}, or leave it out",
+    )
     if config.init_from is not None:
         base = config.init_from.resolve()
         apart = base not in (run, output) and base not in run.parents
         allowed = f"folders apart from init_from={config.init_from}, which stays as it is"
-        require(apart, "output", f"run={config.run} output={config.output}", allowed, "pass run=DIR output=DIR")
+        require(
+            apart,
+            field="output",
+            value=f"run={config.run} output={config.output}",
+            allowed=allowed,
+            fix="pass run=DIR output=DIR",
+        )
 
 
 def _data(values: Mapping[str, Any], init_from: Path | None) -> Data:
@@ -188,15 +217,23 @@ def _data(values: Mapping[str, Any], init_from: Path | None) -> Data:
         generate = None
         train, validation = _files("data.train", values["train"]), _files("data.validation", values["validation"])
         wanted = "a directory with a tokenizer.json"
-        remedy = "pass data.tokenizer=DIR, or init_from=CHECKPOINT, whose tokenizer is then used"
+        fix = "pass data.tokenizer=DIR, or init_from=CHECKPOINT, whose tokenizer is then used"
         found = tokenizer is not None and (tokenizer / "tokenizer.json").is_file()
-        require(found, "data.tokenizer", None if tokenizer is None else str(tokenizer), wanted, remedy)
+        require(
+            found, field="data.tokenizer", value=None if tokenizer is None else str(tokenizer), allowed=wanted, fix=fix
+        )
     else:
         sizes = values["generate"]
         generate = Generate(**{f.name: _count(f"data.generate.{f.name}", sizes[f.name]) for f in fields(Generate)})
         for name in ("train", "validation", "tokenizer"):
             good, allowed = isinstance(values[name], str), "one path, where the demo task is written"
-            require(good, f"data.{name}", values[name], allowed, "pass data.generate=null to use your own files")
+            require(
+                good,
+                field=f"data.{name}",
+                value=values[name],
+                allowed=allowed,
+                fix="pass data.generate=null to use your own files",
+            )
         train, validation = (Path(values["train"]),), (Path(values["validation"]),)
     form = values.get("format")
     return Data(
@@ -227,24 +264,44 @@ def _parallel(values: Mapping[str, Any], arch: Architecture) -> Parallel:
     )
     world, experts = parallel.world_size, parallel.expert_parallel
     if parallel.name == "single":
-        require(world == 1, "parallel.devices", world, "1 with parallel=single", "pass parallel=fsdp2")
+        require(
+            world == 1,
+            field="parallel.devices",
+            value=world,
+            allowed="1 with parallel=single",
+            fix="pass parallel=fsdp2",
+        )
     else:
         allowed = f"2 processes or more with parallel={parallel.name}"
-        require(world > 1, "parallel.devices", world, allowed, "pass parallel=single for one")
+        require(world > 1, field="parallel.devices", value=world, allowed=allowed, fix="pass parallel=single for one")
     divides = world % experts == 0 and arch.num_experts % experts == 0
     allowed = f"a common divisor of {world} processes and {arch.num_experts} experts"
-    require(divides, "parallel.expert_parallel", experts, allowed, "pass parallel.expert_parallel=N")
+    require(
+        divides, field="parallel.expert_parallel", value=experts, allowed=allowed, fix="pass parallel.expert_parallel=N"
+    )
     if parallel.name == "fsdp2_ep":
-        require(experts > 1, "parallel.expert_parallel", experts, "2 or more", "pass parallel=fsdp2 for none")
+        require(
+            experts > 1,
+            field="parallel.expert_parallel",
+            value=experts,
+            allowed="2 or more",
+            fix="pass parallel=fsdp2 for none",
+        )
     else:
-        require(experts == 1, "parallel.expert_parallel", experts, "1 without expert parallelism", "parallel=fsdp2_ep")
+        require(
+            experts == 1,
+            field="parallel.expert_parallel",
+            value=experts,
+            allowed="1 without expert parallelism",
+            fix="parallel=fsdp2_ep",
+        )
     return parallel
 
 
 def _optim(values: Mapping[str, Any]) -> Optim:
     betas = values["betas"]
     pair = isinstance(betas, list) and len(betas) == 2 and all(isinstance(b, float) and 0 <= b < 1 for b in betas)
-    require(pair, "optim.betas", betas, "two numbers in [0, 1)", "pass optim.betas=[0.9,0.95]")
+    require(pair, field="optim.betas", value=betas, allowed="two numbers in [0, 1)", fix="pass optim.betas=[0.9,0.95]")
     names = ("lr", "min_lr", "weight_decay", "clip_norm", "autoregressive_weight", "self_conditioning_probability")
     optim = Optim(
         **{name: _number(f"optim.{name}", values[name]) for name in names},
@@ -255,16 +312,34 @@ def _optim(values: Mapping[str, Any]) -> Optim:
         train_router=_flag("optim.train_router", values["train_router"]),
     )
     for name in ("lr", "clip_norm"):
-        require(getattr(optim, name) > 0, f"optim.{name}", getattr(optim, name), "a number > 0", f"set optim.{name}")
+        require(
+            getattr(optim, name) > 0,
+            field=f"optim.{name}",
+            value=getattr(optim, name),
+            allowed="a number > 0",
+            fix=f"set optim.{name}",
+        )
     probability = optim.self_conditioning_probability
-    require(probability <= 1, "optim.self_conditioning_probability", probability, "0 to 1", "pass 0.5")
-    require(optim.min_lr <= optim.lr, "optim.min_lr", optim.min_lr, f"at most optim.lr {optim.lr}", "lower it")
+    require(
+        probability <= 1,
+        field="optim.self_conditioning_probability",
+        value=probability,
+        allowed="0 to 1",
+        fix="pass 0.5",
+    )
+    require(
+        optim.min_lr <= optim.lr,
+        field="optim.min_lr",
+        value=optim.min_lr,
+        allowed=f"at most optim.lr {optim.lr}",
+        fix="lower it",
+    )
     return optim
 
 
 def _folder(field: str, value: Any) -> Path:
     good = value is not None and str(value).strip() != ""
-    require(good, field, value, "a path", f"pass {field}=PATH")
+    require(good, field=field, value=value, allowed="a path", fix=f"pass {field}=PATH")
     return Path(str(value))
 
 
@@ -274,21 +349,21 @@ def _path(value: Any) -> Path | None:
 
 def _count(field: str, value: Any, least: int = 1) -> int:
     good = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    require(good, field, value, f"an integer >= {least}", f"pass {field}={least}")
+    require(good, field=field, value=value, allowed=f"an integer >= {least}", fix=f"pass {field}={least}")
     return int(value)
 
 
 def _number(field: str, value: Any) -> float:
     good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-    require(good, field, value, "a number >= 0", f"pass {field}=NUMBER")
+    require(good, field=field, value=value, allowed="a number >= 0", fix=f"pass {field}=NUMBER")
     return float(value)
 
 
 def _flag(field: str, value: Any) -> bool:
-    require(isinstance(value, bool), field, value, "true or false", f"pass {field}=true")
+    require(isinstance(value, bool), field=field, value=value, allowed="true or false", fix=f"pass {field}=true")
     return bool(value)
 
 
 def _one_of(field: str, value: Any, allowed: Sequence[str]) -> str:
-    require(value in allowed, field, value, ", ".join(allowed), f"pass {field}={allowed[0]}")
+    require(value in allowed, field=field, value=value, allowed=", ".join(allowed), fix=f"pass {field}={allowed[0]}")
     return str(value)

@@ -58,7 +58,13 @@ def load_corpus(config: TrainConfig, say: Callable[[str], None] | None) -> Corpu
     validation = load(data.validation, "data.validation", None) if data.validation else None
     largest = max(max(e.prompt + e.response) for e in [*train.examples, *(validation.examples if validation else ())])
     allowed = f"token ids below model.vocab_size {arch.vocab_size}"
-    require(largest < arch.vocab_size, "data.tokenizer", f"token id {largest}", allowed, "pass the model's tokenizer")
+    require(
+        largest < arch.vocab_size,
+        field="data.tokenizer",
+        value=f"token id {largest}",
+        allowed=allowed,
+        fix="pass the model's tokenizer",
+    )
     return Corpus(train, validation)
 
 
@@ -68,7 +74,11 @@ def check_tokenizer(tokens: Tokenizer, arch: Architecture) -> None:
     found = f"{tokens.decode([end], skip_special_tokens=False)!r} (token {end}) ends a turn of its chat template"
     allowed = f"one of the model's eos_token_ids {known}: where none is, answers do not end"
     require(
-        end in known, "data.tokenizer", found, allowed, f"pass the model's tokenizer, or add {end} to eos_token_ids"
+        end in known,
+        field="data.tokenizer",
+        value=found,
+        allowed=allowed,
+        fix=f"pass the model's tokenizer, or add {end} to eos_token_ids",
     )
 
 
@@ -87,7 +97,7 @@ def _generate(data: Data, arch: Architecture, run: Path) -> None:
             ours = run.resolve() in path.resolve().parents if written is None else _hash(path) == written.get(key)
             allowed = "nothing, or what the demo task wrote there"
             fix = "pass data.generate=null to train on your own files (data=chat), or another run=DIR"
-            require(ours or not path.exists(), key, str(path), allowed, fix)
+            require(ours or not path.exists(), field=key, value=str(path), allowed=allowed, fix=fix)
         whole = written is not None and all(path.exists() for path in places.values())
         if whole and json.loads(note.read_text(encoding="utf-8"))["made_of"] == made_of:
             return

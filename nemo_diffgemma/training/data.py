@@ -81,7 +81,9 @@ class Encoder:
         self, talk: Conversation, prompt: list[int] | FieldError, answer: list[int]
     ) -> Example | FieldError | None:
         if isinstance(prompt, FieldError):
-            return FieldError(f"{talk.where}: {prompt.field}", prompt.value, prompt.allowed, prompt.remedy)
+            return FieldError(
+                field=f"{talk.where}: {prompt.field}", value=prompt.value, allowed=prompt.allowed, fix=prompt.fix
+            )
         response = answer + self.tokenizer.answer_end
         response += [self.end] * (-len(response) % self.canvas)
         length = len(prompt) + len(response)
@@ -89,8 +91,8 @@ class Encoder:
             return Example(prompt, response)
         if self.too_long == "refuse":
             allowed = f"at most data.max_tokens {self.max_tokens}"
-            remedy = "raise it, or pass data.too_long=cut (drops older messages) or data.too_long=skip"
-            return FieldError(talk.where, f"{length} tokens", allowed, remedy)
+            fix = "raise it, or pass data.too_long=cut (drops older messages) or data.too_long=skip"
+            return FieldError(field=talk.where, value=f"{length} tokens", allowed=allowed, fix=fix)
         shorter = self._shorter(talk, self.max_tokens - len(response)) if self.too_long == "cut" else None
         (self.skipped if shorter is None else self.cut).append(talk.where)
         return None if shorter is None else Example(shorter, response)
@@ -157,5 +159,11 @@ def load_examples(
     reader.faults.check()
     summary = f"{key}: {reader.summary()}{encoder.summary()}"
     allowed = "at least one conversation that is left"
-    require(bool(examples), key, summary, allowed, "raise data.max_tokens, or pass data.too_long=cut")
+    require(
+        bool(examples),
+        field=key,
+        value=summary,
+        allowed=allowed,
+        fix="raise data.max_tokens, or pass data.too_long=cut",
+    )
     return Loaded(examples, lines, summary)

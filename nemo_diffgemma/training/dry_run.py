@@ -70,8 +70,8 @@ def summary(config: TrainConfig) -> dict[str, Any]:
             "name": parallel.name,
             "processes": parallel.world_size,
             "expert_parallel": parallel.expert_parallel,
-            "experts_a_process": config.arch.num_experts // parallel.expert_parallel,
-            "bytes_a_process": held | {"sum": sum(held.values())},
+            "experts_per_process": config.arch.num_experts // parallel.expert_parallel,
+            "bytes_per_process": held | {"sum": sum(held.values())},
         },
     }
 
@@ -89,8 +89,8 @@ def show(values: dict[str, Any]) -> None:
     table.add_section()
     parallel = values["parallel"]
     title = f"parallel={parallel['name']}"
-    table.add_row(title, f"{parallel['processes']} processes, {parallel['experts_a_process']} experts each")
-    for name, size in parallel["bytes_a_process"].items():
+    table.add_row(title, f"{parallel['processes']} processes, {parallel['experts_per_process']} experts each")
+    for name, size in parallel["bytes_per_process"].items():
         table.add_row(f"a process holds, {name.replace('_', ' ')}", _size(size))
     Console().print(table)
 

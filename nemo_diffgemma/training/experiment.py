@@ -59,7 +59,7 @@ def changes(before: dict[str, Any], now: dict[str, Any], run: Path) -> list[str]
         if key in _FIXED:
             fix = f"pass resume=false to begin anew in it, or run=DIR for a folder of its own; {run} is unchanged"
             what, other = ("the same", "another one") if key in _HASHED else (old, value)
-            raise FieldError(key, other, f"{what} as when {run} began: {_FIXED[key]}", fix)
+            raise FieldError(field=key, value=other, allowed=f"{what} as when {run} began: {_FIXED[key]}", fix=fix)
         found.append(f"{key}: {old} -> {value}")
     return found
 

@@ -59,20 +59,33 @@ def check_launcher(parallel: Parallel) -> None:
     elif _in_slurm():
         tasks, nodes = int(os.environ["SLURM_NTASKS"]), int(os.environ.get("SLURM_NNODES", "1"))
         if (tasks == 1 and world > 1) or "SLURM_PROCID" not in os.environ:
-            raise FieldError("SLURM_NTASKS", tasks, f"{world}, as parallel.devices times parallel.nodes", _SRUN)
+            raise FieldError(
+                field="SLURM_NTASKS",
+                value=tasks,
+                allowed=f"{world}, as parallel.devices times parallel.nodes",
+                fix=_SRUN,
+            )
         _check_count("Slurm", tasks, tasks // nodes, parallel)
     elif int(os.environ.get("SLURM_STEP_NUM_TASKS", "1")) > 1:
         name, allowed = os.environ.get("SLURM_JOB_NAME"), f"a name that is none of a shell's ({', '.join(_SHELLS)})"
-        raise FieldError("SLURM_JOB_NAME", name, allowed, "srun --job-name=train --ntasks-per-node=N ...")
+        raise FieldError(
+            field="SLURM_JOB_NAME", value=name, allowed=allowed, fix="srun --job-name=train --ntasks-per-node=N ..."
+        )
 
 
 def _check_count(who: str, world: int, local: int, parallel: Parallel) -> None:
     found = f"{parallel.world_size} (devices {parallel.devices}, nodes {parallel.nodes})"
     name = "fsdp2" if parallel.name == "single" else parallel.name
-    remedy = f"pass parallel={name} parallel.devices={local} parallel.nodes={world // local}"
-    remedy = remedy if world > 1 else f"start {parallel.world_size} of them"
+    fix = f"pass parallel={name} parallel.devices={local} parallel.nodes={world // local}"
+    fix = fix if world > 1 else f"start {parallel.world_size} of them"
     allowed = f"the {world} processes that {who} started"
-    require(parallel.world_size == world and parallel.devices == local, "parallel", found, allowed, remedy)
+    require(
+        parallel.world_size == world and parallel.devices == local,
+        field="parallel",
+        value=found,
+        allowed=allowed,
+        fix=fix,
+    )
 
 
 def _in_slurm() -> bool:

@@ -40,9 +40,15 @@ def _step_to_go_on_from(config: TrainConfig) -> int | None:
     found = None if config.resume == "false" else run_folder.newest_step(config.run)
     allowed = f"a training checkpoint in {config.run / run_folder.CHECKPOINTS}"
     fix = "pass resume=auto, which begins where there is nothing to go on from, or run=DIR"
-    require(found is not None or config.resume != "true", "resume", True, allowed, fix)
+    require(found is not None or config.resume != "true", field="resume", value=True, allowed=allowed, fix=fix)
     steps, allowed = config.optim.steps, f"{found} or more: {config.run} is at that step"
-    require((found or 0) <= steps, "optim.steps", steps, allowed, f"pass optim.steps={found}, or resume=false")
+    require(
+        (found or 0) <= steps,
+        field="optim.steps",
+        value=steps,
+        allowed=allowed,
+        fix=f"pass optim.steps={found}, or resume=false",
+    )
     return found
 
 

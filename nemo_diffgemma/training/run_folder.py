@@ -32,7 +32,12 @@ def held(run: Path) -> Iterator[None]:
     made = [folder for folder in (run, *run.parents) if not folder.exists()]
 
     def busy() -> None:
-        raise FieldError("run", str(run), "a folder that no other run is using now", "wait for it, or pass run=DIR")
+        raise FieldError(
+            field="run",
+            value=str(run),
+            allowed="a folder that no other run is using now",
+            fix="wait for it, or pass run=DIR",
+        )
 
     def unsupported() -> None:
         print(f"warning: {run}: this file system has no locks; start no other run in it now")
@@ -50,11 +55,19 @@ def held(run: Path) -> Iterator[None]:
 def _check_ours(run: Path) -> None:
     if not run.exists():
         return
-    require(run.is_dir(), "run", str(run), "a folder, or a path where nothing is", "pass run=DIR")
+    require(
+        run.is_dir(), field="run", value=str(run), allowed="a folder, or a path where nothing is", fix="pass run=DIR"
+    )
     found = sorted(p.name for p in run.iterdir() if p.name != _LOCK)
     ours = not found or (run / MARKER).is_file()
     allowed = "a new or empty folder, or one of an earlier run"
-    require(ours, "run", f"{run} holds {some(found)}", allowed, f"pass run={run / 'run'}; nothing was changed")
+    require(
+        ours,
+        field="run",
+        value=f"{run} holds {some(found)}",
+        allowed=allowed,
+        fix=f"pass run={run / 'run'}; nothing was changed",
+    )
 
 
 def read(run: Path) -> dict[str, Any]:
@@ -69,7 +82,9 @@ def read(run: Path) -> dict[str, Any]:
     try:
         return dict(json.loads(path.read_text(encoding="utf-8")))
     except (ValueError, TypeError) as error:
-        raise FieldError(str(path), str(error), "what a run wrote of itself", "pass run=DIR") from None
+        raise FieldError(
+            field=str(path), value=str(error), allowed="what a run wrote of itself", fix="pass run=DIR"
+        ) from None
 
 
 def claim(run: Path) -> None:

@@ -43,7 +43,13 @@ def check_space(run: Path, run_bytes: int, output: Path, output_bytes: int) -> N
         free, wanted = shutil.disk_usage(existing).free, needed[existing.stat().st_dev]
         folder = places[field][0]
         fix = f"free {_size(wanted - free)}, or pass {field}=DIR on another volume"
-        require(free >= wanted, field, f"{folder}: {_size(free)} free", f"{_size(wanted)} for this run", fix)
+        require(
+            free >= wanted,
+            field=field,
+            value=f"{folder}: {_size(free)} free",
+            allowed=f"{_size(wanted)} for this run",
+            fix=fix,
+        )
 
 
 def _writable(field: str, folder: Path) -> Path:
@@ -56,7 +62,9 @@ def _writable(field: str, folder: Path) -> Path:
             return existing
     except OSError as error:
         allowed = f"a folder that user {os.getuid()} may write to"
-        raise FieldError(field, f"{folder}: {error.strerror}", allowed, f"pass {field}=DIR") from None
+        raise FieldError(
+            field=field, value=f"{folder}: {error.strerror}", allowed=allowed, fix=f"pass {field}=DIR"
+        ) from None
 
 
 def _size(count: int) -> str:

@@ -115,7 +115,7 @@ def test_others_leave_it_to_the_first_to_say_what_is_wrong(
     monkeypatch.setattr(ending.time, "sleep", slept.append)
 
     def mistake() -> None:
-        raise FieldError("seed", -1, "0 or more", "pass seed=0")
+        raise FieldError(field="seed", value=-1, allowed="0 or more", fix="pass seed=0")
 
     for rank, waits in (("0", 0), ("1", 1)):
         for name, value in (TORCHRUN | {"RANK": rank}).items():

@@ -1,4 +1,4 @@
-"""What is wrong with a checkpoint, a plan or a bundle is said before anything runs: field, value, allowed, remedy."""
+"""What is wrong with a checkpoint, a plan or a bundle is said before anything runs: field, value, allowed, fix."""
 
 from __future__ import annotations
 
@@ -56,7 +56,7 @@ def test_checkpoint_that_is_not_there(tmp_path: Path) -> None:
     error = plan_error("gpu=cpu", f"checkpoint={tmp_path / 'none'}")
     assert error.field == "checkpoint"
     assert "a directory with a config.json" in error.allowed
-    assert "`make train` writes one" in error.remedy
+    assert "`make train` writes one" in error.fix
 
 
 def test_checkpoint_with_a_missing_tensor(checkpoint: Path) -> None:

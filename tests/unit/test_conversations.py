@@ -342,7 +342,7 @@ def test_what_makes_json_lines_of_an_array_does(tmp_path: Path) -> None:
     path.write_text(json.dumps([GOOD, GOOD], indent=1), encoding="utf-8")
     with pytest.raises(FieldError) as caught:
         read(path)
-    subprocess.run(caught.value.remedy, shell=True, check=True, cwd=tmp_path)
+    subprocess.run(caught.value.fix, shell=True, check=True, cwd=tmp_path)
     assert texts(read(tmp_path / "NEW.jsonl")) == [("a", "b")] * 2
 
 
@@ -351,7 +351,7 @@ def test_what_makes_utf8_of_another_encoding_does(tmp_path: Path) -> None:
     path.write_bytes(json.dumps(talk("café", "thé"), ensure_ascii=False).encode("latin-1"))
     with pytest.raises(FieldError) as caught:
         read(path)
-    subprocess.run(caught.value.remedy.partition(", if")[0], shell=True, check=True, cwd=tmp_path)
+    subprocess.run(caught.value.fix.partition(", if")[0], shell=True, check=True, cwd=tmp_path)
     assert texts(read(tmp_path / "NEW.jsonl")) == [("café", "thé")]
 
 

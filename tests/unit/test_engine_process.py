@@ -78,7 +78,7 @@ def test_what_it_refuses_comes_as_it_was_raised(local: Engine, remote: EnginePro
         local.submit(request, lambda event: None)
     (refusal,) = events(remote, request)
     assert isinstance(refusal, FieldError)
-    assert (str(refusal), refusal.field, refusal.remedy) == (str(error.value), error.value.field, error.value.remedy)
+    assert (str(refusal), refusal.field, refusal.fix) == (str(error.value), error.value.field, error.value.fix)
 
 
 def test_cancelling_frees_the_slot(remote: EngineProcess) -> None:

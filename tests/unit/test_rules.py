@@ -230,7 +230,7 @@ def test_ids_outside_the_vocabulary_are_refused_by_name(options: dict[str, Any],
         rules(**options)
     assert (error.value.field, error.value.value) == (field, value)
     assert error.value.allowed == "token ids from 0 to 49"
-    assert error.value.remedy == "use this engine's tokenizer"
+    assert error.value.fix == "use this engine's tokenizer"
 
 
 @pytest.mark.parametrize(
@@ -247,7 +247,7 @@ def test_a_position_left_without_any_token_is_refused(options: dict[str, Any], p
     assert error.value.field.startswith("allowed")
     assert error.value.value == f"only tokens that end the answer at position {position}"
     assert error.value.allowed == f"another token before position {until} (min_tokens, pinned)"
-    assert error.value.remedy == "allow one more token there"
+    assert error.value.fix == "allow one more token there"
 
 
 def test_only_end_tokens_may_be_allowed_where_the_answer_may_end() -> None:
@@ -280,4 +280,4 @@ def test_requests_are_refused_by_name(options: dict[str, Any], field: str, value
     assert error.value.field == field
     assert value is None or error.value.value == value
     assert error.value.allowed == allowed
-    assert error.value.remedy
+    assert error.value.fix

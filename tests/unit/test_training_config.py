@@ -119,10 +119,10 @@ def test_the_26b_has_the_published_sizes() -> None:
     assert values["bytes"]["bfloat16"] == 2 * parameters["total"]
     # routers are frozen in the reference recipe
     assert parameters["trained"] == parameters["total"] - 30 * (128 * 2816 + 2816)
-    held = values["parallel"]["bytes_a_process"]
+    held = values["parallel"]["bytes_per_process"]
     assert held["weights"] == parameters["total"] * 4 // 8
     assert held["adamw_states"] == parameters["trained"] * 8 // 8
-    assert values["parallel"]["experts_a_process"] == 16
+    assert values["parallel"]["experts_per_process"] == 16
 
 
 def test_dry_run_prints_json_and_leaves_nothing(tmp_path: Path) -> None:

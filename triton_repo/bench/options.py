@@ -124,12 +124,24 @@ def _check(given: argparse.Namespace) -> None:
     for name in ("rate", "duration"):
         value = getattr(given, name)
         good = value is None or (value > 0 and math.isfinite(value))
-        require(good, name, value, "a number > 0", f"pass --{name} 10")
+        require(good, field=name, value=value, allowed="a number > 0", fix=f"pass --{name} 10")
     for name, least in (("concurrency", 1), ("requests", 1), ("input_tokens", 1), ("max_tokens", 1), ("warm_up", 0)):
         value = getattr(given, name)
         option = f"--{name.replace('_', '-')}"
-        require(value is None or value >= least, name, value, f"an integer >= {least}", f"pass {option} {least}")
-    require(0 <= given.seed < 2**63, "seed", given.seed, "an integer from 0 to 2**63 - 1", "pass --seed 0")
+        require(
+            value is None or value >= least,
+            field=name,
+            value=value,
+            allowed=f"an integer >= {least}",
+            fix=f"pass {option} {least}",
+        )
+    require(
+        0 <= given.seed < 2**63,
+        field="seed",
+        value=given.seed,
+        allowed="an integer from 0 to 2**63 - 1",
+        fix="pass --seed 0",
+    )
 
 
 def _output(name: str, text: str | None) -> Path | None:
@@ -137,7 +149,7 @@ def _output(name: str, text: str | None) -> Path | None:
         return None
     path = Path(text)
     good = path.parent.is_dir() and not path.is_dir()
-    require(good, name, text, "a file in a folder that exists", f"mkdir -p {path.parent}")
+    require(good, field=name, value=text, allowed="a file in a folder that exists", fix=f"mkdir -p {path.parent}")
     if name == "png":
         check_drawable(path)
     return path

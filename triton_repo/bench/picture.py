@@ -18,7 +18,13 @@ _BINS = 40
 def check_drawable(path: Path) -> None:
     """Raise FieldError when nothing here can draw."""
     there = importlib.util.find_spec("matplotlib") is not None
-    require(there, "png", str(path), "a picture needs matplotlib", "pip install matplotlib, or leave --png out")
+    require(
+        there,
+        field="png",
+        value=str(path),
+        allowed="a picture needs matplotlib",
+        fix="pip install matplotlib, or leave --png out",
+    )
 
 
 def write_picture(records: Sequence[Record], title: str, path: Path) -> None:

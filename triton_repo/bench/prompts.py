@@ -33,9 +33,17 @@ def from_file(path: Path) -> Prompts:
         lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.reason if isinstance(error, UnicodeDecodeError) else error.strerror
-        raise FieldError("prompts", str(path), f"a text file ({reason})", "name one that exists") from error
+        raise FieldError(
+            field="prompts", value=str(path), allowed=f"a text file ({reason})", fix="name one that exists"
+        ) from error
     found = [_messages(line, f"prompts:{number}") for number, line in enumerate(lines, 1) if line.strip()]
-    require(bool(found), "prompts", str(path), "at least one line with a prompt", "write one prompt a line")
+    require(
+        bool(found),
+        field="prompts",
+        value=str(path),
+        allowed="at least one line with a prompt",
+        fix="write one prompt a line",
+    )
     return lambda index: {"messages": found[index % len(found)]}
 
 
@@ -55,15 +63,15 @@ def _messages(line: str, field: str) -> list[dict[str, str]]:
     try:
         value = json.loads(line)
     except ValueError as error:
-        raise FieldError(field, line, shape, f"correct the JSON: {error}") from error
+        raise FieldError(field=field, value=line, allowed=shape, fix=f"correct the JSON: {error}") from error
     if isinstance(value.get("prompt"), str):
         return _said(value["prompt"])
     messages = value.get("messages")
     good = isinstance(messages, list) and all(_is_message(message) for message in messages)
-    require(good, field, line, shape, "correct that line")
+    require(good, field=field, value=line, allowed=shape, fix="correct that line")
     if messages and messages[-1]["role"] == "assistant":
         messages = messages[:-1]
-    require(bool(messages), field, line, shape, "give it something that is asked")
+    require(bool(messages), field=field, value=line, allowed=shape, fix="give it something that is asked")
     return list(messages)
 
 

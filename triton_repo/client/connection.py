@@ -44,7 +44,13 @@ class Tls:
     def __post_init__(self) -> None:
         missing = "tls_key" if self.key is None else "tls_cert"
         both = (self.cert is None) == (self.key is None)
-        require(both, missing, None, "a file in PEM: tls_cert and tls_key go together", f"pass {missing} too")
+        require(
+            both,
+            field=missing,
+            value=None,
+            allowed="a file in PEM: tls_cert and tls_key go together",
+            fix=f"pass {missing} too",
+        )
 
 
 @dataclass(frozen=True)
@@ -68,7 +74,13 @@ class Retry:
     total_s: float = 30.0
 
     def __post_init__(self) -> None:
-        require(self.attempts >= 1, "attempts", self.attempts, "an integer >= 1", "pass attempts=1 to try once")
+        require(
+            self.attempts >= 1,
+            field="attempts",
+            value=self.attempts,
+            allowed="an integer >= 1",
+            fix="pass attempts=1 to try once",
+        )
 
 
 class Tries:
@@ -114,4 +126,6 @@ def _content(name: str, path: str | Path | None) -> bytes | None:
     try:
         return Path(path).read_bytes()
     except OSError as error:
-        raise FieldError(name, str(path), f"a file in PEM ({error.strerror})", "correct the path") from error
+        raise FieldError(
+            field=name, value=str(path), allowed=f"a file in PEM ({error.strerror})", fix="correct the path"
+        ) from error

@@ -61,11 +61,11 @@ def encode(values: Mapping[str, object], request_id: str, model: str = MODEL) ->
             continue
         tensor = ALL_INPUTS.get(name)
         if tensor is None:
-            raise FieldError(name, value, f"one of {SUPPORTED}", "leave it out")
+            raise FieldError(field=name, value=value, allowed=f"one of {SUPPORTED}", fix="leave it out")
         listed = tensor.dims == (-1,) and isinstance(value, Sequence) and not isinstance(value, str)
         items = list(value) if listed and isinstance(value, Sequence) else [value]
         if not all(_fits(item, tensor) for item in items):
-            raise FieldError(name, value, _RANGES[tensor.dtype], f"pass {name} as such")
+            raise FieldError(field=name, value=value, allowed=_RANGES[tensor.dtype], fix=f"pass {name} as such")
         datatype = "BYTES" if tensor.dtype == "STRING" else tensor.dtype
         request.inputs.add(name=name, datatype=datatype, shape=[1, len(items)])
         request.raw_input_contents.append(_content(items, tensor))

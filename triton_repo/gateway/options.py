@@ -43,14 +43,26 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     _together(given, "grpc_cert", "grpc_key")
     for name in ("tls_cert", "tls_key", "tls_client_ca", "grpc_ca", "grpc_cert", "grpc_key"):
         path = getattr(given, name)
-        require(path is None or Path(path).is_file(), _option(name), path, "a file in PEM", "correct the path")
+        require(
+            path is None or Path(path).is_file(),
+            field=_option(name),
+            value=path,
+            allowed="a file in PEM",
+            fix="correct the path",
+        )
     return given
 
 
 def _together(given: argparse.Namespace, name: str, needed: str) -> None:
     path = getattr(given, name)
     whole = path is None or getattr(given, needed) is not None
-    require(whole, _option(name), path, f"only with {_option(needed)}", f"pass {_option(needed)} FILE")
+    require(
+        whole,
+        field=_option(name),
+        value=path,
+        allowed=f"only with {_option(needed)}",
+        fix=f"pass {_option(needed)} FILE",
+    )
 
 
 def _option(name: str) -> str:

@@ -25,7 +25,7 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        remedy = "set TMPDIR to another folder, for instance TMPDIR=$HOME"
+        fix = "set TMPDIR to another folder, for instance TMPDIR=$HOME"
         self._lock = ExitStack()
         try:
             _sweep(Path(tempfile.gettempdir()))
@@ -35,12 +35,14 @@ class Scratch:
             self.path = made.rename(made.with_name(made.name[1:]))
         except OSError as error:
             named = os.environ.get("TMPDIR") or "/tmp"
-            raise FieldError("TMPDIR", named, f"a folder that can be written ({error})", remedy) from error
+            raise FieldError(
+                field="TMPDIR", value=named, allowed=f"a folder that can be written ({error})", fix=fix
+            ) from error
         runs = not os.statvfs(self.path).f_flag & os.ST_NOEXEC
         if not runs:
             self.remove()
         allowed = "a folder that programs can be run from (it is mounted noexec)"
-        require(runs, "TMPDIR", str(self.path.parent), allowed, remedy)
+        require(runs, field="TMPDIR", value=str(self.path.parent), allowed=allowed, fix=fix)
 
     @property
     def shm_prefix(self) -> str:

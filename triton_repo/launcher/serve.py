@@ -74,18 +74,32 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _server(given: argparse.Namespace) -> Server:
     for option in ("start", "drain", "stall"):
         value = getattr(given, f"{option}_timeout")
-        require(0 < value < 86400, f"--{option}-timeout", value, "seconds > 0, less than a day", "leave it out")
+        require(
+            0 < value < 86400,
+            field=f"--{option}-timeout",
+            value=value,
+            allowed="seconds > 0, less than a day",
+            fix="leave it out",
+        )
     tls = None
     if given.tls_cert or given.tls_key:
         for option in ("cert", "key"):
             path = getattr(given, f"tls_{option}")
             allowed = "a file: --tls-cert and --tls-key go together"
-            require(path is not None, f"--tls-{option}", None, allowed, f"pass --tls-{option} FILE")
+            require(
+                path is not None, field=f"--tls-{option}", value=None, allowed=allowed, fix=f"pass --tls-{option} FILE"
+            )
         tls = ServerTls(given.tls_cert, given.tls_key, given.tls_client_ca, given.tls_ca)
     for option in ("client_ca", "ca"):
         path = getattr(given, f"tls_{option}")
         name = f"--tls-{option.replace('_', '-')}"
-        require(tls is not None or path is None, name, str(path), "used with --tls-cert", "pass --tls-cert, --tls-key")
+        require(
+            tls is not None or path is None,
+            field=name,
+            value=str(path),
+            allowed="used with --tls-cert",
+            fix="pass --tls-cert, --tls-key",
+        )
     return Server(
         given.engine,
         host=given.host,

@@ -65,7 +65,7 @@ class ServerTls:
     def __post_init__(self) -> None:
         for option, path in (("cert", self.cert), ("key", self.key), ("client-ca", self.client_ca), ("ca", self.ca)):
             good = path is None or path.is_file()
-            require(good, f"--tls-{option}", str(path), "a file in PEM", "correct the path")
+            require(good, field=f"--tls-{option}", value=str(path), allowed="a file in PEM", fix="correct the path")
 
     def options(self) -> list[str]:
         """tritonserver's."""
@@ -83,7 +83,13 @@ class ServerTls:
         with socket.create_connection((host, port), timeout=10) as raw, context.wrap_socket(raw) as connection:
             found = connection.getpeercert() or {}
         names = [str(entry[1]) for entry in found.get("subjectAltName", ())]
-        require(bool(names), "--tls-cert", str(self.cert), "a certificate with a subjectAltName", "issue one with it")
+        require(
+            bool(names),
+            field="--tls-cert",
+            value=str(self.cert),
+            allowed="a certificate with a subjectAltName",
+            fix="issue one with it",
+        )
         return names[0]
 
 
@@ -123,7 +129,13 @@ class Server:
         progress: Callable[[str], None] = lambda _line: None,
     ):
         needs = tls is None or openai_port is None or tls.ca is not None
-        require(needs, "--tls-ca", None, "with --openai-port and TLS, what signed --tls-cert", "pass --tls-ca FILE")
+        require(
+            needs,
+            field="--tls-ca",
+            value=None,
+            allowed="with --openai-port and TLS, what signed --tls-cert",
+            fix="pass --tls-ca FILE",
+        )
         self.bundle = Path(bundle).resolve()
         self._host = host
         self._near = LOOPBACK if host in _ANYWHERE else host  # where this machine reaches it
@@ -303,7 +315,10 @@ class Server:
         except OSError as error:
             allowed = f"a folder with room for 5 MB ({error})"
             raise FieldError(
-                "TMPDIR", str(directory.parent), allowed, "make room, or set it to another folder"
+                field="TMPDIR",
+                value=str(directory.parent),
+                allowed=allowed,
+                fix="make room, or set it to another folder",
             ) from error
         admin = f"{_RESTRICTED}:admin={secrets.token_hex(16)}"
         options = [

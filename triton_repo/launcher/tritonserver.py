@@ -51,8 +51,8 @@ class Installation:
         """
         library = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
         allowed = f"a Python with its shared library, {library}: tritonserver's stub loads it"
-        remedy = f"Debian, Ubuntu: apt install {library.partition('.so')[0]}; pyenv: install it with --enable-shared"
-        require(_loads(library), "python", sys.executable, allowed, remedy)
+        fix = f"Debian, Ubuntu: apt install {library.partition('.so')[0]}; pyenv: install it with --enable-shared"
+        require(_loads(library), field="python", value=sys.executable, allowed=allowed, fix=fix)
         named = os.environ.get(BINARY_VARIABLE)
         package = importlib.util.find_spec("pytriton")
         pytriton = Path(package.origin).parent if package and package.origin else None
@@ -60,13 +60,19 @@ class Installation:
         if found := named or shutil.which("tritonserver"):
             binary = Path(found)
             require(
-                binary.is_file(), BINARY_VARIABLE, found, "the path of a tritonserver binary", "correct or unset it"
+                binary.is_file(),
+                field=BINARY_VARIABLE,
+                value=found,
+                allowed="the path of a tritonserver binary",
+                fix="correct or unset it",
             )
             root = binary.resolve().parent.parent
         else:
             if pytriton is None:
-                remedy = "pip install 'diffgemma[serve]', or run in NVIDIA's Triton container"
-                raise FieldError(BINARY_VARIABLE, None, "a tritonserver binary, here or on PATH", remedy)
+                fix = "pip install 'diffgemma[serve]', or run in NVIDIA's Triton container"
+                raise FieldError(
+                    field=BINARY_VARIABLE, value=None, allowed="a tritonserver binary, here or on PATH", fix=fix
+                )
             root = pytriton / "tritonserver"
             binary = root / "bin" / "tritonserver"
         stubs = root / "python_backend_stubs"
@@ -76,7 +82,11 @@ class Installation:
         stub = stubs / version / _STUB
         available = ", ".join(sorted(path.name for path in stubs.iterdir()))
         require(
-            stub.is_file(), "python", version, f"a Python that {root} has a stub for: {available}", "use one of them"
+            stub.is_file(),
+            field="python",
+            value=version,
+            allowed=f"a Python that {root} has a stub for: {available}",
+            fix="use one of them",
         )
         return cls(binary, root / "backends", stub, libraries)
 
@@ -92,11 +102,19 @@ class Installation:
         """
         source = self.backends / "python"
         stub = self.stub or source / _STUB
-        remedy = f"install tritonserver with it, or correct {BINARY_VARIABLE}"
-        require(stub.is_file(), "python backend", str(stub), "the backend's process, a file", remedy)
+        fix = f"install tritonserver with it, or correct {BINARY_VARIABLE}"
+        require(
+            stub.is_file(), field="python backend", value=str(stub), allowed="the backend's process, a file", fix=fix
+        )
         for path in (*source.iterdir(), stub):
-            remedy = f"chmod -R a+rX {source} {stub}"
-            require(os.access(path, os.R_OK), "python backend", str(path), "a file that this user may read", remedy)
+            fix = f"chmod -R a+rX {source} {stub}"
+            require(
+                os.access(path, os.R_OK),
+                field="python backend",
+                value=str(path),
+                allowed="a file that this user may read",
+                fix=fix,
+            )
         python = shutil.copytree(source, directory / "python", ignore=shutil.ignore_patterns("__pycache__", _STUB))
         shutil.copyfile(stub, python / _STUB)
         (python / _STUB).chmod(0o700)
@@ -213,8 +231,8 @@ def free_port(option: str, port: int, host: str = LOOPBACK) -> int:
         try:
             probe.bind((host, port))
         except (OSError, OverflowError) as error:
-            remedy = f"stop what listens there, or pass {option} 0 to take any free port"
-            raise FieldError(option, port, f"a free port on {host} ({error})", remedy) from error
+            fix = f"stop what listens there, or pass {option} 0 to take any free port"
+            raise FieldError(field=option, value=port, allowed=f"a free port on {host} ({error})", fix=fix) from error
         return int(probe.getsockname()[1])
 
 

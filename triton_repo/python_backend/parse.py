@@ -58,14 +58,14 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
     for name, value in parameters.items():
         if name == "id":  # of the request, for Triton, whose HTTP endpoints pass it on
             continue
-        raise FieldError(name, value, f"only these inputs: {SUPPORTED}", "leave it out")
+        raise FieldError(field=name, value=value, allowed=f"only these inputs: {SUPPORTED}", fix="leave it out")
     inputs = {name: _values(name, array) for name, array in arrays.items()}
     _refuse_unsupported(inputs)
     stream = bool(_scalar(inputs, "stream", False))
     drafts = bool(_scalar(inputs, "drafts", False))
-    require(stream or not drafts, "drafts", drafts, "false without stream", "pass stream=true")
+    require(stream or not drafts, field="drafts", value=drafts, allowed="false without stream", fix="pass stream=true")
     every = _scalar(inputs, "draft_every", int(drafts))
-    require(stream or every == 0, "draft_every", every, "0 without stream", "pass stream=true")
+    require(stream or every == 0, field="draft_every", value=every, allowed="0 without stream", fix="pass stream=true")
     canvas: int | None = _scalar(inputs, "canvas_length", None)
     prompt = _prompt(inputs, engine)
     end_id: int | None = _scalar(inputs, "end_id", None)
@@ -98,7 +98,7 @@ def _values(name: str, array: Any) -> list[Any]:
     """A tensor's elements as Python values."""
     flat = np.asarray(array).reshape(-1)
     most = ALL_INPUTS[name].most_items
-    require(len(flat) <= most, name, f"{len(flat)} elements", f"at most {most}", "shorten it")
+    require(len(flat) <= most, field=name, value=f"{len(flat)} elements", allowed=f"at most {most}", fix="shorten it")
     if ALL_INPUTS[name].dtype == "STRING":
         return [_text(name, item) for item in flat]
     if ALL_INPUTS[name].dtype == "FP32":
@@ -109,11 +109,15 @@ def _values(name: str, array: Any) -> list[Any]:
 
 def _text(name: str, item: bytes) -> str:
     most = ALL_INPUTS[name].most_bytes
-    require(len(item) <= most, name, f"{len(item)} bytes", f"at most {most} bytes", "shorten it")
+    require(
+        len(item) <= most, field=name, value=f"{len(item)} bytes", allowed=f"at most {most} bytes", fix="shorten it"
+    )
     try:
         return item.decode()
     except UnicodeDecodeError as error:
-        raise FieldError(name, item[:40], "UTF-8 text", f"encode it as UTF-8 ({error.reason})") from error
+        raise FieldError(
+            field=name, value=item[:40], allowed="UTF-8 text", fix=f"encode it as UTF-8 ({error.reason})"
+        ) from error
 
 
 def _scalar(inputs: Mapping[str, list[Any]], name: str, default: Any) -> Any:
@@ -125,14 +129,14 @@ def _refuse_unsupported(inputs: Mapping[str, list[Any]]) -> None:
         name = refused.tensor.name
         for value in inputs.get(name, ()):
             allowed = " or ".join(f"{neutral!r}" for neutral in refused.neutral) or "nothing: it is not supported"
-            require(value in refused.neutral, name, value, allowed, refused.instead)
+            require(value in refused.neutral, field=name, value=value, allowed=allowed, fix=refused.instead)
 
 
 def _aliased(inputs: Mapping[str, list[Any]], name: str, alias: str) -> int:
     """An input that has two names; 0 when neither is given."""
     value, other = _scalar(inputs, name, None), _scalar(inputs, alias, None)
     same = value is None or other is None or value == other
-    require(same, alias, other, f"the same as {name} ({value})", "send one of the two")
+    require(same, field=alias, value=other, allowed=f"the same as {name} ({value})", fix="send one of the two")
     return int(value if value is not None else other or 0)
 
 
@@ -141,9 +145,21 @@ def _suffix(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess, str
     text = _scalar(inputs, "suffix", "")
     if not text:
         return []
-    require(not stream, "stream", True, "false with suffix: the answer is one piece", "leave stream out")
+    require(
+        not stream,
+        field="stream",
+        value=True,
+        allowed="false with suffix: the answer is one piece",
+        fix="leave stream out",
+    )
     given = "max_tokens" in inputs
-    require(given, "max_tokens", None, "with suffix the number of tokens before it", "pass max_tokens=32")
+    require(
+        given,
+        field="max_tokens",
+        value=None,
+        allowed="with suffix the number of tokens before it",
+        fix="pass max_tokens=32",
+    )
     tokenizer = _tokenizer(engine, "suffix")
     # as the prompt is read: control tokens are for those who write the whole text themselves
     return tokenizer.literal(text) if "messages" in inputs else tokenizer.encode(text)
@@ -152,26 +168,42 @@ def _suffix(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess, str
 def _traceparent(inputs: Mapping[str, list[Any]]) -> str | None:
     value: str | None = _scalar(inputs, "traceparent", None)
     good = value is None or TRACEPARENT.fullmatch(value) is not None
-    require(good, "traceparent", value, "00-TRACE ID-PARENT ID-FLAGS in lower-case hexadecimal", "leave it out")
+    require(
+        good,
+        field="traceparent",
+        value=value,
+        allowed="00-TRACE ID-PARENT ID-FLAGS in lower-case hexadecimal",
+        fix="leave it out",
+    )
     return value
 
 
 def _tokenizer(engine: Engine | EngineProcess, name: str) -> Tokenizer:
     if engine.tokenizer is None:
-        raise FieldError(name, "text", "input_ids: this engine has no tokenizer", "send input_ids")
+        raise FieldError(
+            field=name, value="text", allowed="input_ids: this engine has no tokenizer", fix="send input_ids"
+        )
     return engine.tokenizer
 
 
 def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess) -> list[int]:
     given = [name for name in PROMPTS if name in inputs]
     found = " and ".join(given) or "none of them"
-    require(len(given) == 1, "prompt", found, f"exactly one of {', '.join(PROMPTS)}", "send one of them")
+    require(
+        len(given) == 1,
+        field="prompt",
+        value=found,
+        allowed=f"exactly one of {', '.join(PROMPTS)}",
+        fix="send one of them",
+    )
     (name,) = given
     if name == "input_ids":
         size = engine.limits.vocab_size
         strange = next((token for token in inputs[name] if not 0 <= token < size), None)
         allowed = f"token ids from 0 to {size - 1}"
-        require(strange is None, name, strange, allowed, "tokenize with this checkpoint's tokenizer")
+        require(
+            strange is None, field=name, value=strange, allowed=allowed, fix="tokenize with this checkpoint's tokenizer"
+        )
         return inputs[name]
     tokenizer = _tokenizer(engine, name)
     value = inputs[name][0]
@@ -183,13 +215,37 @@ def _messages(text: str) -> Sequence[Message]:
     try:
         messages = json.loads(text)
     except (ValueError, RecursionError) as error:
-        raise FieldError("messages", text, shape, f"correct the JSON: {error}") from error
-    require(isinstance(messages, list) and bool(messages), "messages", text, shape, "send at least one message")
+        raise FieldError(field="messages", value=text, allowed=shape, fix=f"correct the JSON: {error}") from error
+    require(
+        isinstance(messages, list) and bool(messages),
+        field="messages",
+        value=text,
+        allowed=shape,
+        fix="send at least one message",
+    )
     for i, message in enumerate(messages):
         good = isinstance(message, dict) and set(message) == {"role", "content"}
-        require(good, f"messages[{i}]", message, "an object with role and content, no more", f"send {shape}")
+        require(
+            good,
+            field=f"messages[{i}]",
+            value=message,
+            allowed="an object with role and content, no more",
+            fix=f"send {shape}",
+        )
         role, content = message["role"], message["content"]
-        require(role in _ROLES, f"messages[{i}].role", role, " or ".join(_ROLES), "use one of these roles")
+        require(
+            role in _ROLES,
+            field=f"messages[{i}].role",
+            value=role,
+            allowed=" or ".join(_ROLES),
+            fix="use one of these roles",
+        )
         whole = isinstance(content, str) and content == content.encode(errors="ignore").decode()
-        require(whole, f"messages[{i}].content", content, "a string without lone surrogates", "send text")
+        require(
+            whole,
+            field=f"messages[{i}].content",
+            value=content,
+            allowed="a string without lone surrogates",
+            fix="send text",
+        )
     return list(messages)

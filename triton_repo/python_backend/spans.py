@@ -48,10 +48,22 @@ class Spans:
         exporter = environment.get(_EXPORTER)
         if exporter == "none" or not (exporter or any(environment.get(name) for name in _ENDPOINTS)):
             return None
-        require(exporter in (None, "", "otlp"), _EXPORTER, exporter, "otlp or none", f"set {_EXPORTER}=otlp")
+        require(
+            exporter in (None, "", "otlp"),
+            field=_EXPORTER,
+            value=exporter,
+            allowed="otlp or none",
+            fix=f"set {_EXPORTER}=otlp",
+        )
         for name in _PROTOCOLS:
             protocol = environment.get(name) or _HTTP
-            require(protocol == _HTTP, name, protocol, _HTTP, f"set {name}={_HTTP}, and the collector's port for it")
+            require(
+                protocol == _HTTP,
+                field=name,
+                value=protocol,
+                allowed=_HTTP,
+                fix=f"set {name}={_HTTP}, and the collector's port for it",
+            )
         # a quarter of a second to import, and whoever does not export need not have them
         from opentelemetry.exporter.otlp.proto.http.trace_exporter import OTLPSpanExporter
         from opentelemetry.sdk.resources import Resource

@@ -21,11 +21,17 @@ def load_backend(bundle: Bundle) -> Backend:
     backend = bundle.manifest["backend"]
     require(
         backend != "edge_llm",
-        "engine:backend",
-        "edge_llm",
-        "a bundle that this project's runtime runs; this one is run by NVIDIA TensorRT Edge-LLM",
-        "run the commands under `remaining` in its manifest.json, on the DGX Spark",
+        field="engine:backend",
+        value="edge_llm",
+        allowed="a bundle that this project's runtime runs; this one is run by NVIDIA TensorRT Edge-LLM",
+        fix="run the commands under `remaining` in its manifest.json, on the DGX Spark",
     )
-    require(backend in _MODULES, "engine:backend", backend, ", ".join(_MODULES), "build the engine again")
+    require(
+        backend in _MODULES,
+        field="engine:backend",
+        value=backend,
+        allowed=", ".join(_MODULES),
+        fix="build the engine again",
+    )
     loaded: Backend = import_module(f"{__name__}.{_MODULES[backend]}").load(bundle)
     return loaded

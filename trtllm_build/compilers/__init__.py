@@ -60,6 +60,12 @@ def compiler(backend: str) -> Compiler:
     Raises:
         FieldError: for a backend that this version does not know.
     """
-    require(backend in _MODULES, "gpu.backend", backend, ", ".join(_MODULES), "choose a gpu= of conf/gpu")
+    require(
+        backend in _MODULES,
+        field="gpu.backend",
+        value=backend,
+        allowed=", ".join(_MODULES),
+        fix="choose a gpu= of conf/gpu",
+    )
     found: Compiler = import_module(f"{__name__}.{_MODULES[backend]}").compile_engine
     return found

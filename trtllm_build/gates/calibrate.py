@@ -71,10 +71,10 @@ def _device(wanted: int) -> torch.device:
     fitting = [name for name, size in free.items() if _ROOM * wanted < size]
     require(
         bool(fitting),
-        "calibration",
-        f"{max(free.values()) / 1e9:.0f} GB of free memory",
-        f"{_ROOM * wanted / 1e9:.0f} GB, for the model in bfloat16 and what it computes",
-        "build on a machine with as much, or with precision=bf16",
+        field="calibration",
+        value=f"{max(free.values()) / 1e9:.0f} GB of free memory",
+        allowed=f"{_ROOM * wanted / 1e9:.0f} GB, for the model in bfloat16 and what it computes",
+        fix="build on a machine with as much, or with precision=bf16",
     )
     return torch.device(fitting[0])
 

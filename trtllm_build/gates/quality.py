@@ -49,10 +49,10 @@ def checked_loss(exact: Quality, found: Quality, largest: float) -> float:
     loss = round(exact.exact_match - found.exact_match, 4)
     require(
         loss <= largest,
-        "quality:exact_match",
-        f"{loss} less than float32's",
-        f"at most {largest} less (largest_loss)",
-        "build with precision=bf16, or allow more with largest_loss=X",
+        field="quality:exact_match",
+        value=f"{loss} less than float32's",
+        allowed=f"at most {largest} less (largest_loss)",
+        fix="build with precision=bf16, or allow more with largest_loss=X",
     )
     return loss
 

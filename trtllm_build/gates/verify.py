@@ -150,7 +150,7 @@ def _bound(parity: Parity, ratio: float) -> float:
 def _check(parity: Parity, found: float, bound: float, allowed: str) -> None:
     if not found <= bound:  # a NaN fails too
         fix = "report it with the checkpoint's config.json; no engine was written"
-        raise FieldError("engine:parity", parity.as_dict(), allowed, fix)
+        raise FieldError(field="engine:parity", value=parity.as_dict(), allowed=allowed, fix=fix)
 
 
 @dataclass(frozen=True)

@@ -107,10 +107,10 @@ def lower(
     missing = [name for name in quantized_products(arch, recipe) if name not in scales]
     require(
         not missing,
-        "calibration",
-        f"no input scale for {len(missing)} products, the first {missing[:1]}",
-        "a scale for the input of every quantised product",
-        "calibrate with this checkpoint and recipe",
+        field="calibration",
+        value=f"no input scale for {len(missing)} products, the first {missing[:1]}",
+        allowed="a scale for the input of every quantised product",
+        fix="calibrate with this checkpoint and recipe",
     )
     dtype = getattr(torch, recipe.dtype)
     g = Graph(path, dtype)

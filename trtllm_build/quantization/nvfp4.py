@@ -45,10 +45,10 @@ def quantize_nvfp4(weight: Tensor) -> Nvfp4:
     width = weight.shape[-1]
     require(
         width % BLOCK == 0,
-        "precision",
-        f"nvfp4 of a weight {width} wide",
-        f"widths that are multiples of {BLOCK}",
-        "pass precision=fp8",
+        field="precision",
+        value=f"nvfp4 of a weight {width} wide",
+        allowed=f"widths that are multiples of {BLOCK}",
+        fix="pass precision=fp8",
     )
     scale = weight.abs().amax().float() / (LARGEST * _LARGEST_SCALE)
     values = torch.empty(*weight.shape[:-1], width // 2, dtype=torch.uint8)

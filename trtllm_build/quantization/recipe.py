@@ -67,31 +67,61 @@ class Recipe:
 
     def __post_init__(self) -> None:
         allowed = ", ".join(_DTYPES)
-        require(self.dtype in _DTYPES, "precision.dtype", self.dtype, allowed, "pass precision.dtype=bfloat16")
+        require(
+            self.dtype in _DTYPES,
+            field="precision.dtype",
+            value=self.dtype,
+            allowed=allowed,
+            fix="pass precision.dtype=bfloat16",
+        )
         scales = ("channel", "static")
         fix = "pass precision.expert_scales=channel"
-        require(self.expert_scales in scales, "precision.expert_scales", self.expert_scales, ", ".join(scales), fix)
+        require(
+            self.expert_scales in scales,
+            field="precision.expert_scales",
+            value=self.expert_scales,
+            allowed=", ".join(scales),
+            fix=fix,
+        )
         if self.format is None:
-            require(not self.quantize, "precision.quantize", list(self.quantize), "[] without a format", "set a format")
+            require(
+                not self.quantize,
+                field="precision.quantize",
+                value=list(self.quantize),
+                allowed="[] without a format",
+                fix="set a format",
+            )
             return
-        require(self.format in FORMATS, "precision.format", self.format, ", ".join(FORMATS), "pass precision=fp8")
+        require(
+            self.format in FORMATS,
+            field="precision.format",
+            value=self.format,
+            allowed=", ".join(FORMATS),
+            fix="pass precision=fp8",
+        )
         wrong = sorted(set(self.quantize) - set(_QUANTIZABLE))
-        require(not wrong, "precision.quantize", wrong, ", ".join(_QUANTIZABLE), "leave it out of precision.quantize")
+        require(
+            not wrong,
+            field="precision.quantize",
+            value=wrong,
+            allowed=", ".join(_QUANTIZABLE),
+            fix="leave it out of precision.quantize",
+        )
         require(
             "experts" in self.quantize,
-            "precision.quantize",
-            list(self.quantize),
-            "a list with experts in it: they are 90 % of the weights",
-            "add experts, or build with precision=bf16",
+            field="precision.quantize",
+            value=list(self.quantize),
+            allowed="a list with experts in it: they are 90 % of the weights",
+            fix="add experts, or build with precision=bf16",
         )
         for name in CLASSES:
             reason = self.keep.get(name, "")
             require(
                 (name in self.quantize) != bool(reason.strip()),
-                f"precision.keep.{name}",
-                reason,
-                "a reason for each class that is not in precision.quantize, and for no other",
-                f"add {name} to one of precision.quantize and precision.keep",
+                field=f"precision.keep.{name}",
+                value=reason,
+                allowed="a reason for each class that is not in precision.quantize, and for no other",
+                fix=f"add {name} to one of precision.quantize and precision.keep",
             )
 
     @classmethod

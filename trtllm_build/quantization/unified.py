@@ -79,10 +79,22 @@ def write_unified(
             here, a tensor is stored in an integer or a wider dtype, or one holds NaN or infinity.
     """
     known = bool(quantized) and set(quantized) <= set(MODULES)
-    require(known, "quantized", list(quantized), f"one or more of {', '.join(MODULES)}", "name the classes to quantise")
+    require(
+        known,
+        field="quantized",
+        value=list(quantized),
+        allowed=f"one or more of {', '.join(MODULES)}",
+        fix="name the classes to quantise",
+    )
     directory = Path(directory)
     other = directory.resolve() != checkpoint.directory.resolve()
-    require(other, "directory", str(directory), "any but the checkpoint's own", "name another directory")
+    require(
+        other,
+        field="directory",
+        value=str(directory),
+        allowed="any but the checkpoint's own",
+        fix="name another directory",
+    )
     check_replaceable(directory, MANIFEST, "directory")
     partial = partial_directory(directory, uuid.uuid4().hex)
     partial.mkdir(parents=True)
@@ -184,7 +196,13 @@ def _entries(checkpoint: Checkpoint, modules: Collection[str], nvfp4: bool) -> I
     for name, shape in (checkpoint.text_shapes | checkpoint.vision_shapes).items():
         stored = checkpoint.stored_dtype(name)
         allowed = ", ".join(sorted(DTYPES.values()))
-        require(stored in DTYPES.values(), f"checkpoint:{name}", stored, allowed, "convert the checkpoint")
+        require(
+            stored in DTYPES.values(),
+            field=f"checkpoint:{name}",
+            value=stored,
+            allowed=allowed,
+            fix="convert the checkpoint",
+        )
         for part in _parts(name, shape):
             if not _is_quantized(name, modules):
                 yield Entry(part.name, stored, part.shape)

@@ -146,10 +146,10 @@ def check_quantized(counts: list[ClassCount], recipe: Recipe) -> None:
     for c in counts:
         require(
             c.name not in recipe.quantize or c.dtype == _FP8,
-            f"weights:{c.name}",
-            f"{c.parameters:,} parameters in {c.dtype}",
-            f"all of them in {_FP8}, as precision.quantize says",
-            "report it with the checkpoint's config.json; no engine was written",
+            field=f"weights:{c.name}",
+            value=f"{c.parameters:,} parameters in {c.dtype}",
+            allowed=f"all of them in {_FP8}, as precision.quantize says",
+            fix="report it with the checkpoint's config.json; no engine was written",
         )
 
 
@@ -164,10 +164,10 @@ def compare_weights(checkpoint: Checkpoint, folder: Path, layers: list[int]) -> 
         worst, error, square = _distance(checkpoint.tensor(theirs), path, name)
         require(
             worst <= 1 + _SLACK,
-            f"weights:{theirs}",
-            f"{worst:.2f} times {_FP8}'s rounding error",
-            "at most 1",
-            f"remove {path.parent.parent} and build again",
+            field=f"weights:{theirs}",
+            value=f"{worst:.2f} times {_FP8}'s rounding error",
+            allowed="at most 1",
+            fix=f"remove {path.parent.parent} and build again",
         )
         entry = sums.setdefault(class_of(name), [0, 0.0, 0.0, 0.0])
         entry[0] += 1

@@ -44,10 +44,10 @@ class Detokenizer:
     def __init__(self, tokenizer: Tokenizer | None, stop: Sequence[str] = ()):
         require(
             tokenizer is not None or not stop,
-            "stop",
-            list(stop),
-            "no stop strings: this engine has no tokenizer",
-            "leave stop out, or add the tokenizer's files to the checkpoint and build again",
+            field="stop",
+            value=list(stop),
+            allowed="no stop strings: this engine has no tokenizer",
+            fix="leave stop out, or add the tokenizer's files to the checkpoint and build again",
         )
         self._tokenizer = tokenizer
         self._stop = tuple(stop)

@@ -162,7 +162,13 @@ class Engine:
         """
         sampling = tuple(self.sampler.__dataclass_fields__)
         for name, value in options.items():
-            require(name in sampling + _OPTIONS, name, value, ", ".join(sampling + _OPTIONS), f"remove {name}")
+            require(
+                name in sampling + _OPTIONS,
+                field=name,
+                value=value,
+                allowed=", ".join(sampling + _OPTIONS),
+                fix=f"remove {name}",
+            )
         sampler = replace(self.sampler, **{n: v for n, v in options.items() if n in sampling})
         rest = {n: v for n, v in options.items() if n not in sampling}
         return self.run(
@@ -254,10 +260,10 @@ class Engine:
             return tuple(prompt)
         require(
             self.tokenizer is not None,
-            "prompt",
-            prompt[:40],
-            "token ids: this engine has no tokenizer",
-            "pass a list of token ids, or add the tokenizer's files to the checkpoint and build again",
+            field="prompt",
+            value=prompt[:40],
+            allowed="token ids: this engine has no tokenizer",
+            fix="pass a list of token ids, or add the tokenizer's files to the checkpoint and build again",
         )
         assert self.tokenizer is not None
         return tuple(self.tokenizer.encode(prompt))
@@ -267,41 +273,41 @@ class Engine:
         wrong = [t for t in request.prompt_ids if not 0 <= t < limits.vocab_size]
         require(
             not wrong,
-            "prompt",
-            wrong[:1],
-            f"token ids from 0 to {limits.vocab_size - 1}",
-            "use this engine's tokenizer",
+            field="prompt",
+            value=wrong[:1],
+            allowed=f"token ids from 0 to {limits.vocab_size - 1}",
+            fix="use this engine's tokenizer",
         )
         prompt, total = len(request.prompt_ids), len(request.prompt_ids) + request.max_tokens
         require(
             prompt < limits.context,
-            "prompt",
-            f"{prompt} tokens",
-            f"at most {limits.context - 1} tokens (context {limits.context})",
-            "shorten the prompt, or build with a larger gpu.limits.context",
+            field="prompt",
+            value=f"{prompt} tokens",
+            allowed=f"at most {limits.context - 1} tokens (context {limits.context})",
+            fix="shorten the prompt, or build with a larger gpu.limits.context",
         )
         require(
             total <= limits.context,
-            "max_tokens",
-            request.max_tokens,
-            f"at most {limits.context - prompt} after a prompt of {prompt} tokens (context {limits.context})",
-            "lower max_tokens, shorten the prompt, or build with a larger gpu.limits.context",
+            field="max_tokens",
+            value=request.max_tokens,
+            allowed=f"at most {limits.context - prompt} after a prompt of {prompt} tokens (context {limits.context})",
+            fix="lower max_tokens, shorten the prompt, or build with a larger gpu.limits.context",
         )
         canvas = request.canvas(limits.canvas)
         require(
             canvas <= limits.canvas,
-            "canvas_length",
-            canvas,
-            f"at most {limits.canvas}, the model's own",
-            f"pass canvas_length={limits.canvas}",
+            field="canvas_length",
+            value=canvas,
+            allowed=f"at most {limits.canvas}, the model's own",
+            fix=f"pass canvas_length={limits.canvas}",
         )
         room = request.room(limits.canvas)
         require(
             limits.cache_tokens is None or room <= limits.cache_tokens,
-            "max_tokens",
-            request.max_tokens,
-            f"prompt and canvases of at most {limits.cache_tokens} tokens (gpu.limits.cache_tokens), not {room}",
-            "lower max_tokens, shorten the prompt, or build with a larger gpu.limits.cache_tokens",
+            field="max_tokens",
+            value=request.max_tokens,
+            allowed=f"prompt and canvases of at most {limits.cache_tokens} tokens (gpu.limits.cache_tokens), not {room}",
+            fix="lower max_tokens, shorten the prompt, or build with a larger gpu.limits.cache_tokens",
         )
 
 

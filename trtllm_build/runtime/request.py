@@ -62,42 +62,70 @@ class Request:
 
     def __post_init__(self) -> None:
         require(
-            len(self.prompt_ids) > 0, "prompt", "no tokens", "at least one token", "send a prompt that is not empty"
+            len(self.prompt_ids) > 0,
+            field="prompt",
+            value="no tokens",
+            allowed="at least one token",
+            fix="send a prompt that is not empty",
         )
         require_integer("max_tokens", self.max_tokens, 1)
         require_integer("seed", self.seed, 0, MAX_SEED)
         require_integer("min_tokens", self.min_tokens, 0, self.max_tokens)
         require_integer("draft_every", self.draft_every, 0)
         require_integer("priority", self.priority, -(2**31), 2**31 - 1)
-        require(isinstance(self.client, str), "client", self.client, "a string", 'pass client="name"')
+        require(
+            isinstance(self.client, str),
+            field="client",
+            value=self.client,
+            allowed="a string",
+            fix='pass client="name"',
+        )
         seconds = isinstance(self.deadline, int | float) and not isinstance(self.deadline, bool)
         good = self.deadline is None or (seconds and 0 < self.deadline < float("inf"))
-        require(good, "deadline", self.deadline, "seconds > 0, or None", "pass deadline=60")
+        require(good, field="deadline", value=self.deadline, allowed="seconds > 0, or None", fix="pass deadline=60")
         if self.canvas_length not in (None, FIT):
             good = isinstance(self.canvas_length, int) and not isinstance(self.canvas_length, bool)
             good = good and int(self.canvas_length or 0) >= 1
-            require(good, "canvas_length", self.canvas_length, f'an integer >= 1, "{FIT}" or None', "leave it out")
+            require(
+                good,
+                field="canvas_length",
+                value=self.canvas_length,
+                allowed=f'an integer >= 1, "{FIT}" or None',
+                fix="leave it out",
+            )
         _sequence("stop", self.stop, str)
         for text in self.stop:
-            require(text != "", "stop", text, "texts that are not empty", "leave it out")
+            require(text != "", field="stop", value=text, allowed="texts that are not empty", fix="leave it out")
         for name in ("stop_token_ids", "seed_canvas", "allowed"):
             if getattr(self, name) is not None:
                 _sequence(name, getattr(self, name), int)
         for name in ("pinned", "allowed_at"):
             value = getattr(self, name)
-            require(isinstance(value, Mapping), name, value, "a mapping from positions", f"pass {name}={{}}")
+            require(
+                isinstance(value, Mapping),
+                field=name,
+                value=value,
+                allowed="a mapping from positions",
+                fix=f"pass {name}={{}}",
+            )
         size = len(self.seed_canvas)
         require(
             size <= self.max_tokens,
-            "seed_canvas",
-            f"{size} tokens",
-            f"at most max_tokens ({self.max_tokens})",
-            "shorten it, or raise max_tokens",
+            field="seed_canvas",
+            value=f"{size} tokens",
+            allowed=f"at most max_tokens ({self.max_tokens})",
+            fix="shorten it, or raise max_tokens",
         )
         self._check_positions("pinned", self.pinned)
         self._check_positions("allowed_at", self.allowed_at)
         for name, ids in (("allowed", self.allowed), *((f"allowed_at[{p}]", i) for p, i in self.allowed_at.items())):
-            require(ids is None or len(ids) > 0, name, ids, "at least one token id", "leave it out to allow all")
+            require(
+                ids is None or len(ids) > 0,
+                field=name,
+                value=ids,
+                allowed="at least one token id",
+                fix="leave it out to allow all",
+            )
 
     def _check_positions(self, name: str, positions: Mapping[int, object]) -> None:
         for position in positions:
@@ -240,4 +268,4 @@ Event = Draft | Block
 
 def _sequence(name: str, value: object, kind: type) -> None:
     good = isinstance(value, tuple | list) and all(isinstance(v, kind) and not isinstance(v, bool) for v in value)
-    require(good, name, value, f"a tuple of {kind.__name__}", f"pass {name}=(...)")
+    require(good, field=name, value=value, allowed=f"a tuple of {kind.__name__}", fix=f"pass {name}=(...)")

@@ -44,10 +44,10 @@ class Rules:
         early = [p for p, token in request.pinned.items() if token in self._end_ids and p + 1 < self._earliest_end]
         require(
             not early,
-            "pinned",
-            f"token {request.pinned[early[0]]} at position {early[0]}" if early else "",
-            "a token that ends the answer at the last pinned position only",
-            "leave out the pins behind it",
+            field="pinned",
+            value=f"token {request.pinned[early[0]]} at position {early[0]}" if early else "",
+            allowed="a token that ends the answer at the last pinned position only",
+            fix="leave out the pins behind it",
         )
         self._free = not (request.pinned or request.allowed or request.allowed_at or self._earliest_end)
         self._sets: dict[_Group, Tensor] = {}
@@ -103,10 +103,10 @@ class Rules:
             left = set(ids) - self._end_ids if early else set(ids)
             require(
                 len(left) > 0,
-                f"allowed_at[{position}]" if position in self._request.allowed_at else "allowed",
-                f"only tokens that end the answer at position {position}",
-                f"another token before position {self._earliest_end} (min_tokens, pinned)",
-                "allow one more token there",
+                field=f"allowed_at[{position}]" if position in self._request.allowed_at else "allowed",
+                value=f"only tokens that end the answer at position {position}",
+                allowed=f"another token before position {self._earliest_end} (min_tokens, pinned)",
+                fix="allow one more token there",
             )
             self._sets[group] = torch.tensor(sorted(left))
         return self._sets[group]
@@ -114,7 +114,7 @@ class Rules:
     def _check_ids(self, name: str, ids: Collection[int]) -> None:
         wrong = [i for i in ids if not (isinstance(i, int) and 0 <= i < self._vocab_size)]
         allowed = f"token ids from 0 to {self._vocab_size - 1}"
-        require(not wrong, name, wrong[:1], allowed, "use this engine's tokenizer")
+        require(not wrong, field=name, value=wrong[:1], allowed=allowed, fix="use this engine's tokenizer")
 
 
 def _pinned(choices: Sequence[TokenChoice] | None, ids: Tensor) -> Tensor:

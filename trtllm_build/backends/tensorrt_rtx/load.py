@@ -30,7 +30,13 @@ def load(bundle: Bundle) -> Lowered:
 
     def table() -> Tensor:
         path = bundle.weight_path(HEAD)
-        require(path.is_file(), "engine:weights", str(path), "the embedding, to check logits", "build the engine again")
+        require(
+            path.is_file(),
+            field="engine:weights",
+            value=str(path),
+            allowed="the embedding, to check logits",
+            fix="build the engine again",
+        )
         with safe_open(path, "pt") as file:
             tensor: Tensor = file.get_tensor("embedding")
         return tensor

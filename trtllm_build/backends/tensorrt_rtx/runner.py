@@ -36,17 +36,17 @@ def check_device(hardware: Mapping[str, Any], version: str) -> None:
     here = torch.cuda.get_device_name() if torch.cuda.is_available() else "no CUDA GPU"
     require(
         has_gpu(hardware["sm"]),
-        "engine:hardware",
-        f"a plan for {device}",
-        f"what this machine has: {here}",
-        f"load it on {device}, or run `make engine GPU=cpu` here",
+        field="engine:hardware",
+        value=f"a plan for {device}",
+        allowed=f"what this machine has: {here}",
+        fix=f"load it on {device}, or run `make engine GPU=cpu` here",
     )
     require(
         trt.__version__ == version,
-        "engine:tensorrt_rtx",
-        f"a plan of TensorRT-RTX {version}",
-        f"{trt.__version__}, which is installed",
-        f"run `pip install tensorrt-rtx-cu13=={version}`, or build the engine again",
+        field="engine:tensorrt_rtx",
+        value=f"a plan of TensorRT-RTX {version}",
+        allowed=f"{trt.__version__}, which is installed",
+        fix=f"run `pip install tensorrt-rtx-cu13=={version}`, or build the engine again",
     )
 
 
@@ -72,8 +72,10 @@ class Runner:
         with plan.open("rb") as file, mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
             engine = runtime.deserialize_cuda_engine(memoryview(content))
         field = f"engine:{plan.name}"
-        remedy = "build the engine on this machine: the same command does it in minutes"
-        require(engine is not None, field, "refused by TensorRT-RTX", "a plan that it loads", remedy)
+        fix = "build the engine on this machine: the same command does it in minutes"
+        require(
+            engine is not None, field=field, value="refused by TensorRT-RTX", allowed="a plan that it loads", fix=fix
+        )
         config = engine.create_runtime_config()
         self._cache = config.create_runtime_cache()
         if kernels.is_file():

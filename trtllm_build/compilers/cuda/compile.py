@@ -190,9 +190,9 @@ def on_device_parity(bundle: Bundle, weights: DeviceWeights, ops: Ops, judge: Op
     parity = compare(expected, found, bundle.arch)
     require(
         parity.mean_relative <= bound,
-        "engine:parity on the device",
-        parity.as_dict(),
-        f"mean_relative at most {bound:.3g}",
-        "report it with the manifest's providers; no engine was written",
+        field="engine:parity on the device",
+        value=parity.as_dict(),
+        allowed=f"mean_relative at most {bound:.3g}",
+        fix="report it with the manifest's providers; no engine was written",
     )
     return parity

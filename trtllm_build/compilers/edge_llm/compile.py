@@ -52,7 +52,13 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
     assert checkpoint is not None, "random weights are for the cuda backend"
     unified = work / "unified"  # the quantised checkpoint, where the plan quantises
     written = plan.recipe.format is None or unified.is_dir()
-    require(written, "unified", plan.unified, "true: the exporter reads that directory", "leave unified=false out")
+    require(
+        written,
+        field="unified",
+        value=plan.unified,
+        allowed="true: the exporter reads that directory",
+        fix="leave unified=false out",
+    )
     result = export(unified if unified.is_dir() else checkpoint.directory, work / FOLDER, PYTHON, note)
     device = device_commands(plan.arch)
     note(f"compile  what remains, in the bundle's directory on the {plan.gpu}, TensorRT {TENSORRT}, CUDA {CUDA}:")
@@ -94,17 +100,21 @@ def export(checkpoint: Path, out: Path, python: Path, note: Note) -> dict[str, A
     _run_exporter(command, note)
     graph = written / "dllm"
     require(
-        (graph / "model.onnx").is_file(), "edge_llm:export", str(graph), "a model.onnx", "report it with the build log"
+        (graph / "model.onnx").is_file(),
+        field="edge_llm:export",
+        value=str(graph),
+        allowed="a model.onnx",
+        fix="report it with the build log",
     )
     found = _look_into(python, graph, checkpoint)
     check_graph(found, arch, nvfp4)
     weights = found["weights"]
     require(
         not weights["wrong"],
-        "edge_llm:weights",
-        f"{len(weights['wrong'])} of {weights['compared']} tensors not in the graph: {', '.join(weights['wrong'][:3])}",
-        "every text tensor of the checkpoint, but for float16's rounding",
-        f"report it: {EXPORTER} of the exporter read this checkpoint differently",
+        field="edge_llm:weights",
+        value=f"{len(weights['wrong'])} of {weights['compared']} tensors not in the graph: {', '.join(weights['wrong'][:3])}",
+        allowed="every text tensor of the checkpoint, but for float16's rounding",
+        fix=f"report it: {EXPORTER} of the exporter read this checkpoint differently",
     )
     for path in graph.iterdir():
         path.rename(out / path.name)
@@ -157,14 +167,24 @@ def device_commands(arch: Architecture) -> list[str]:
 
 def _versions(python: Path) -> dict[str, str]:
     """Versions of the packages in the exporter's environment."""
-    require(python.is_file(), "edge_llm:environment", str(python), "the exporter's environment", _SETUP)
+    require(
+        python.is_file(),
+        field="edge_llm:environment",
+        value=str(python),
+        allowed="the exporter's environment",
+        fix=_SETUP,
+    )
     code = f"import importlib.metadata as m, json; print(json.dumps({{p: m.version(p) for p in {_PACKAGES}}}))"
     done = subprocess.run([str(python), "-c", code], capture_output=True, text=True, check=False)
     last = (done.stderr.strip().splitlines() or [""])[-1]
-    require(done.returncode == 0, "edge_llm:environment", last, "the exporter's packages", _SETUP)
+    require(
+        done.returncode == 0, field="edge_llm:environment", value=last, allowed="the exporter's packages", fix=_SETUP
+    )
     versions: dict[str, str] = json.loads(done.stdout)
     field, found = "edge_llm:tensorrt-edgellm", versions["tensorrt-edgellm"]
-    require(found == EXPORTER, field, found, f"{EXPORTER}, whose graph is documented here", _SETUP)
+    require(
+        found == EXPORTER, field=field, value=found, allowed=f"{EXPORTER}, whose graph is documented here", fix=_SETUP
+    )
     return versions
 
 
@@ -182,10 +202,10 @@ def _run_exporter(command: list[str], note: Note) -> None:
                     note(f"export   {text.format(*match.groups())}")
     if process.returncode != 0:
         raise FieldError(
-            "edge_llm:export",
-            f"exit status {process.returncode}; last lines: " + " | ".join(line for line in tail if line),
-            "0",
-            "see its message; report it with the checkpoint's config.json",
+            field="edge_llm:export",
+            value=f"exit status {process.returncode}; last lines: " + " | ".join(line for line in tail if line),
+            allowed="0",
+            fix="see its message; report it with the checkpoint's config.json",
         )
 
 
@@ -195,6 +215,12 @@ def _look_into(python: Path, graph: Path, checkpoint: Path) -> dict[str, Any]:
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     last = (done.stderr.strip().splitlines() or [""])[-1]
     fix = "report it with the build log"
-    require(done.returncode == 0, "edge_llm:model.onnx", last, "a graph that onnx.checker accepts", fix)
+    require(
+        done.returncode == 0,
+        field="edge_llm:model.onnx",
+        value=last,
+        allowed="a graph that onnx.checker accepts",
+        fix=fix,
+    )
     report: dict[str, Any] = json.loads(done.stdout)
     return report

@@ -116,13 +116,13 @@ def check_graph(graph: Mapping[str, Any], arch: Architecture, nvfp4: bool) -> No
     experts = {port.name: port for port in expert_inputs(arch)} if nvfp4 else {}
     for port in found[len(wanted) :]:
         known = experts.get(port.name)
-        require(port == known, f"edge_llm:input {port.name}", port, str(known), REEXPORT)
+        require(port == known, field=f"edge_llm:input {port.name}", value=port, allowed=str(known), fix=REEXPORT)
     missing = {n for n in experts if n.endswith("_qweights")} - {port.name for port in found}
-    require(not missing, "edge_llm:inputs", sorted(missing), "none missing", REEXPORT)
+    require(not missing, field="edge_llm:inputs", value=sorted(missing), allowed="none missing", fix=REEXPORT)
     _compare("output", [_port(entry) for entry in graph["outputs"]], outputs(arch))
     layers = arch.num_hidden_layers
     ops = {"AttentionPlugin": layers} | ({EXPERT_OP: layers} if nvfp4 else {})
-    require(graph["plugins"] == ops, "edge_llm:plugins", graph["plugins"], str(ops), REEXPORT)
+    require(graph["plugins"] == ops, field="edge_llm:plugins", value=graph["plugins"], allowed=str(ops), fix=REEXPORT)
 
 
 def _resolve(entries: Sequence[tuple[str, str, tuple[Dim, ...]]], arch: Architecture) -> list[Port]:
@@ -147,6 +147,6 @@ def _port(entry: Sequence[Any]) -> Port:
 def _compare(kind: str, found: Sequence[Port], wanted: Sequence[Port]) -> None:
     for i, port in enumerate(wanted):
         have = found[i] if i < len(found) else None
-        require(have == port, f"edge_llm:{kind} {port.name}", have, str(port), REEXPORT)
+        require(have == port, field=f"edge_llm:{kind} {port.name}", value=have, allowed=str(port), fix=REEXPORT)
     extra = [port.name for port in found[len(wanted) :]]
-    require(not extra, f"edge_llm:{kind}s", extra, "none beyond the contract", REEXPORT)
+    require(not extra, field=f"edge_llm:{kind}s", value=extra, allowed="none beyond the contract", fix=REEXPORT)

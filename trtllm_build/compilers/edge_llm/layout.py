@@ -45,10 +45,10 @@ def quantization(checkpoint: Path) -> str | None:
     algorithm = json.loads(path.read_text())["quantization"]["quant_algo"]
     require(
         algorithm == NVFP4,
-        f"checkpoint:{QUANT_CONFIG}:quant_algo",
-        algorithm,
-        f"{NVFP4}, or a checkpoint that is not quantised, with backend=edge_llm",
-        "pass precision=nvfp4 or precision=bf16",
+        field=f"checkpoint:{QUANT_CONFIG}:quant_algo",
+        value=algorithm,
+        allowed=f"{NVFP4}, or a checkpoint that is not quantised, with backend=edge_llm",
+        fix="pass precision=nvfp4 or precision=bf16",
     )
     return NVFP4
 
@@ -64,7 +64,13 @@ def write_layout(checkpoint: Path, directory: Path, report: Callable[[str], None
     """
     for name in _NEEDED:
         fix = f"put {name} beside the weights; `make train` writes it"
-        require((checkpoint / name).is_file(), f"checkpoint:{name}", None, f"{name}, which Edge-LLM asks for", fix)
+        require(
+            (checkpoint / name).is_file(),
+            field=f"checkpoint:{name}",
+            value=None,
+            allowed=f"{name}, which Edge-LLM asks for",
+            fix=fix,
+        )
     arch = Architecture.load(checkpoint).with_changes(vision_config=None)
     config = arch.to_hf("bfloat16")
     if quantization(checkpoint) is None:

@@ -102,7 +102,13 @@ def check_weights(path: Path, arch: Architecture, read: Read, recipe: Recipe) ->
         for name, tensor in expected.items():
             found = stored_tensor(path, stored[f"layer_{i:03d}.{name}"])
             same = torch.equal(found, tensor.contiguous().flatten().view(torch.uint8))
-            require(same, f"onnx:layer_{i:03d}.{name}", "other bytes", "the checkpoint's, quantised", _REMEDY)
+            require(
+                same,
+                field=f"onnx:layer_{i:03d}.{name}",
+                value="other bytes",
+                allowed="the checkpoint's, quantised",
+                fix=_REMEDY,
+            )
         count += len(expected)
     return count
 
@@ -129,10 +135,10 @@ def check_graph(
     largest = max(compare(engine, graph, case, canvas - i, seed=i) for i, case in enumerate(lengths))
     require(
         largest <= TOLERANCE,
-        "onnx",
-        f"a difference of {largest:.1e} to the torch engine",
-        f"at most {TOLERANCE:.0e}, in float32",
-        _REMEDY,
+        field="onnx",
+        value=f"a difference of {largest:.1e} to the torch engine",
+        allowed=f"at most {TOLERANCE:.0e}, in float32",
+        fix=_REMEDY,
     )
     note(
         f"{len(lengths)} cases of both phases by ONNX Runtime: at most {largest:.1e} from the torch engine, in float32"

@@ -42,7 +42,9 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
     for package, extra in _PACKAGES.items():
         found = importlib.util.find_spec(package) is not None
         fix = f"run `pip install 'diffgemma[{extra}]'`, or `make setup`"
-        require(found, f"package {package}", None, f"installed, to build for gpu={plan.gpu}", fix)
+        require(
+            found, field=f"package {package}", value=None, allowed=f"installed, to build for gpu={plan.gpu}", fix=fix
+        )
     from trtllm_build.backends.tensorrt_rtx.load import PLAN
     from trtllm_build.compilers.tensorrt_rtx.engine_file import compile_plan
 

@@ -85,7 +85,9 @@ def compile_plan(
     Raises:
         FieldError: when TensorRT-RTX does not take the graph, with its own words.
     """
-    require(sm in SMS, "gpu.sm", sm, " or ".join(map(str, SMS)), "pass gpu=dgx_spark or gpu=rtx5090")
+    require(
+        sm in SMS, field="gpu.sm", value=sm, allowed=" or ".join(map(str, SMS)), fix="pass gpu=dgx_spark or gpu=rtx5090"
+    )
     sizes = ranges(arch, context)
     before = _resident("VmRSS")
     Path("/proc/self/clear_refs").write_text("5")  # the peak is counted from here
@@ -131,7 +133,7 @@ def _network_inputs(network: Any) -> list[Any]:
 
 
 def _refused(reason: str, out: Path) -> FieldError:
-    return FieldError("tensorrt_rtx", reason, "a graph that it compiles", f"see {out}.log")
+    return FieldError(field="tensorrt_rtx", value=reason, allowed="a graph that it compiles", fix=f"see {out}.log")
 
 
 def _stated(log: str, what: str) -> int:

@@ -110,25 +110,31 @@ def _toolchain() -> tuple[str, list[Path]]:
     """Version of nvcc, and the folders of the CUDA headers which flashinfer wants and a toolkit may lack."""
     found = shutil.which("nvcc")
     if found is None:
-        raise FieldError("nvcc", None, "the compiler of CUDA 13 on PATH", _NVCC)
+        raise FieldError(field="nvcc", value=None, allowed="the compiler of CUDA 13 on PATH", fix=_NVCC)
     if shutil.which("ninja") is None:
-        raise FieldError("ninja", None, "ninja on PATH", "pip install ninja")
+        raise FieldError(field="ninja", value=None, allowed="ninja on PATH", fix="pip install ninja")
     try:
         version = importlib.metadata.version("flashinfer-python")
     except importlib.metadata.PackageNotFoundError:
-        raise FieldError("flashinfer-python", None, FLASHINFER, _INSTALL) from None
-    require(version == FLASHINFER, "flashinfer-python", version, FLASHINFER, _INSTALL)
+        raise FieldError(field="flashinfer-python", value=None, allowed=FLASHINFER, fix=_INSTALL) from None
+    require(version == FLASHINFER, field="flashinfer-python", value=version, allowed=FLASHINFER, fix=_INSTALL)
     spec = importlib.util.find_spec("nvidia")
     roots = [Path(p) for p in (spec.submodule_search_locations or [])] if spec else []
     headers = []
     for header, package in (("cublasLt.h", "nvidia-cublas"), ("curand_kernel.h", "nvidia-curand")):
         folders = [f for root in roots for f in root.glob("*/include") if (f / header).exists()]
-        require(bool(folders), header, None, f"the header, as in package {package}", f"pip install {package}")
+        require(
+            bool(folders),
+            field=header,
+            value=None,
+            allowed=f"the header, as in package {package}",
+            fix=f"pip install {package}",
+        )
         headers.append(folders[0])
     said = subprocess.run([found, "--version"], capture_output=True, text=True, check=True).stdout
     match = re.search(r"V(\d+\.\d+\.\d+)", said)
     release = match[1] if match else "unknown"
-    require(release.startswith("13."), "nvcc", release, "13.x", _NVCC)
+    require(release.startswith("13."), field="nvcc", value=release, allowed="13.x", fix=_NVCC)
     return release, list(dict.fromkeys(headers))
 
 
@@ -192,7 +198,7 @@ def _compile(folder: Path, jobs: int) -> dict[str, float]:
         log = folder / "error.log"
         _write(log, "".join(said))
         first = next((line.strip() for line in said if "error" in line or "FAILED" in line), said[-1].strip())
-        raise FieldError("nvcc", first, "sources that compile and link", f"read {log}")
+        raise FieldError(field="nvcc", value=first, allowed="sources that compile and link", fix=f"read {log}")
     print(f"{folder / LIBRARY} after {time.monotonic() - started:.0f} s", flush=True)
     return _seconds(folder)
 

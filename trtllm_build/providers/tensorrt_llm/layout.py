@@ -68,9 +68,21 @@ def pack(
     """
     experts, hidden, width = down.shape
     for name, weight in (("gate_up", gate_up), ("down", down)):
-        require(weight.dtype == DTYPE, f"{name}.dtype", weight.dtype, str(DTYPE), "quantise the experts to e4m3 first")
+        require(
+            weight.dtype == DTYPE,
+            field=f"{name}.dtype",
+            value=weight.dtype,
+            allowed=str(DTYPE),
+            fix="quantise the experts to e4m3 first",
+        )
     for name, size in (("hidden", hidden), ("width", width)):
-        require(size % ALIGNMENT == 0, name, size, f"a multiple of {ALIGNMENT}", "use another provider of experts")
+        require(
+            size % ALIGNMENT == 0,
+            field=name,
+            value=size,
+            allowed=f"a multiple of {ALIGNMENT}",
+            fix="use another provider of experts",
+        )
     shapes = (
         ("gate_up", gate_up, (experts, 2 * width, hidden)),
         ("gate_up_scale", gate_up_scale, (experts,)),
@@ -80,7 +92,13 @@ def pack(
     )
     for name, tensor, shape in shapes:
         found = tuple(tensor.shape)
-        require(found == shape, f"{name}.shape", found, str(shape), "quantise with one scale an expert and matrix")
+        require(
+            found == shape,
+            field=f"{name}.shape",
+            value=found,
+            allowed=str(shape),
+            fix="quantise with one scale an expert and matrix",
+        )
     gate, up = gate_up.view(torch.uint8).chunk(2, dim=1)
     gated_scale = gated_scale.float().expand(experts)
     return Packed(

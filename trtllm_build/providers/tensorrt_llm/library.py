@@ -47,10 +47,17 @@ class FusedExperts:
         try:
             self._library = ctypes.CDLL(str(library))
         except OSError as error:
-            raise FieldError("library", str(library), "the library of this version", f"{fix} ({error})") from None
+            raise FieldError(
+                field="library", value=str(library), allowed="the library of this version", fix=f"{fix} ({error})"
+            ) from None
         capability = torch.cuda.get_device_capability() if torch.cuda.is_available() else None
         if capability != (9, 0):
-            raise FieldError("device", capability, "compute capability (9, 0)", "use another provider of experts")
+            raise FieldError(
+                field="device",
+                value=capability,
+                allowed="compute capability (9, 0)",
+                fix="use another provider of experts",
+            )
         self._library.experts_error.restype = ctypes.c_char_p
         for name in ("experts_open", "experts_tactics", "experts_workspace_bytes", "experts_run"):
             getattr(self._library, name).restype = c_int64

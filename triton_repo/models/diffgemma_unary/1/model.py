@@ -18,7 +18,13 @@ class Unary:
         found = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
         for name in ("stream", "drafts"):
             asked = name in found and bool(found[name].item())
-            require(not asked, name, True, "false: this model sends one response", "ask the model diffgemma")
+            require(
+                not asked,
+                field=name,
+                value=True,
+                allowed="false: this model sends one response",
+                fix="ask the model diffgemma",
+            )
         return {name: array for name, array in found.items() if name in ALL_INPUTS}
 
     def response(self, outputs: dict[str, Any]) -> list[Any]:

@@ -17,11 +17,19 @@ class Tokens:
 
     def inputs(self, request: Any) -> dict[str, Any]:
         found = {tensor.name(): tensor.as_numpy() for tensor in request.inputs()}
-        require("input_ids" in found, "input_ids", None, "token ids of the prompt", "send input_ids")
+        require(
+            "input_ids" in found, field="input_ids", value=None, allowed="token ids of the prompt", fix="send input_ids"
+        )
         ids = found["input_ids"].reshape(1, -1)
         count = int(found["input_lengths"].item()) if "input_lengths" in found else ids.shape[1]
         good = 1 <= count <= ids.shape[1]
-        require(good, "input_lengths", count, f"1 to {ids.shape[1]}, the size of input_ids", "send how many count")
+        require(
+            good,
+            field="input_lengths",
+            value=count,
+            allowed=f"1 to {ids.shape[1]}, the size of input_ids",
+            fix="send how many count",
+        )
         values = {TOKEN_INPUTS[name]: array.reshape(1, -1) for name, array in found.items() if TOKEN_INPUTS[name]}
         return {**values, "input_ids": ids[:, :count]}
 
