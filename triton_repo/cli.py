@@ -8,9 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.client.blocking import BlockingClient
-from triton_repo.client.client import GenerationError
-from triton_repo.client.terminal import parse_arguments, show
+from triton_repo.client.options import Options, parse_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -25,7 +23,19 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
         return bench.main(given[1:])
     try:
-        options = parse_arguments(given)
+        return _generate(parse_arguments(given))
+    except FieldError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+def _generate(options: Options) -> int:
+    # gRPC takes longer to import than `--help` may take
+    from triton_repo.client.blocking import BlockingClient
+    from triton_repo.client.failures import GenerationError
+    from triton_repo.client.terminal import show
+
+    try:
         with (
             BlockingClient(options.url, tls=options.tls, retry=options.retry) as client,
             closing(client.generate(**options.inputs)) as responses,

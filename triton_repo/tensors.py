@@ -6,8 +6,6 @@ import re
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
-
 MODEL = "diffgemma"
 UNARY_MODEL = "diffgemma_unary"  # one response a request, for plain ModelInfer
 TOKEN_MODEL = "tensorrt_llm"  # token level, under the names of TensorRT-LLM's model
@@ -25,13 +23,6 @@ DRAIN_VARIABLE = "DIFFGEMMA_DRAIN"
 LOG_PROMPTS_VARIABLE = "DIFFGEMMA_LOG_PROMPTS"
 
 DType = Literal["STRING", "BOOL", "INT32", "UINT64", "FP32"]
-NUMPY: dict[DType, Any] = {
-    "STRING": np.object_,
-    "BOOL": np.bool_,
-    "INT32": np.int32,
-    "UINT64": np.uint64,
-    "FP32": np.float32,
-}
 
 
 @dataclass(frozen=True)

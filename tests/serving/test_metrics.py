@@ -19,8 +19,8 @@ from prometheus_client.parser import text_string_to_metric_families
 
 from tests.serving.endless import ENDLESS
 from triton_repo.client.blocking import BlockingClient
-from triton_repo.client.connection import Retry
 from triton_repo.client.failures import GenerationError
+from triton_repo.client.settings import Retry
 from triton_repo.client.wire import Response
 from triton_repo.launcher.server import Server
 from triton_repo.python_backend.metrics import METRICS, OUTCOMES

@@ -12,8 +12,8 @@ from typing import Any
 from nemo_diffgemma.errors import require
 from triton_repo.bench import prompts
 from triton_repo.bench.picture import check_drawable
-from triton_repo.client.connection import Tls
-from triton_repo.client.terminal import SAMPLER, add_connection_options, add_sampler_options, tls_files
+from triton_repo.client.options import SAMPLER, add_connection_options, add_sampler_options, tls_files
+from triton_repo.client.settings import Tls
 
 _ABOUT = """\
 Measure a running diffgemma server (start one with `diffgemma-serve --engine DIR`): send it requests, print percentiles.

@@ -13,9 +13,8 @@ from types import TracebackType
 from typing import Any, Self
 
 import grpc
-from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from triton_repo.client.connection import DEFAULT_URL, Retry, Tls, Tries, credentials, open_channel
+from triton_repo.client.connection import Tries, credentials, open_channel
 from triton_repo.client.failures import (
     Cancelled,
     GenerationError,
@@ -26,6 +25,8 @@ from triton_repo.client.failures import (
     explained,
     unqualified,
 )
+from triton_repo.client.protocol import ModelReadyRequest, ServerMetadataRequest, Stub
+from triton_repo.client.settings import DEFAULT_URL, Retry, Tls
 from triton_repo.client.wire import Response, decode, encode
 from triton_repo.tensors import MODEL
 
@@ -103,7 +104,7 @@ class Client:
             timeout: seconds to wait for the answer.
         """
         try:
-            found = await self._stub().ModelReady(service_pb2.ModelReadyRequest(name=model), timeout=timeout)
+            found = await self._stub().ModelReady(ModelReadyRequest(name=model), timeout=timeout)
         except grpc.RpcError:
             return False
         return bool(found.ready)
@@ -121,7 +122,7 @@ class Client:
         tries, end = Tries(self._retry), _end(timeout)
         while True:
             try:
-                found = await self._stub().ServerMetadata(service_pb2.ServerMetadataRequest(), timeout=_left(end))
+                found = await self._stub().ServerMetadata(ServerMetadataRequest(), timeout=_left(end))
                 return ServerMetadata(found.name, found.version, tuple(found.extensions))
             except grpc.RpcError as error:
                 failure = self._failure(error)
@@ -251,11 +252,11 @@ class Client:
             # As tritonserver does to streams that outlive its exit timeout.
             raise Unavailable("it ended the stream before the answer was complete")
 
-    def _stub(self) -> Any:
+    def _stub(self) -> Stub:
         # Here and not in __init__: a channel belongs to the event loop that runs when it is made.
         if self._channel is None:
             self._channel = open_channel(self.url, self._credentials, self._name)
-        return service_pb2_grpc.GRPCInferenceServiceStub(self._channel)
+        return Stub(self._channel)
 
     def _failure(self, error: grpc.RpcError) -> GenerationError:
         """The error a user can act on."""

@@ -7,11 +7,9 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-import numpy as np
-from tritonclient.grpc import InferResult, service_pb2
-
 from nemo_diffgemma.errors import FieldError
-from triton_repo.tensors import ALL_INPUTS, ALL_OUTPUTS, MODEL, NUMPY, SUPPORTED, DType, Tensor
+from triton_repo.client.protocol import ModelInferRequest
+from triton_repo.tensors import ALL_INPUTS, ALL_OUTPUTS, MODEL, SUPPORTED, DType, Tensor
 
 _RANGES: dict[DType, str] = {
     "STRING": "text that can be encoded as UTF-8",
@@ -20,6 +18,9 @@ _RANGES: dict[DType, str] = {
     "UINT64": f"integers from 0 to {2**64 - 1}",
     "FP32": "finite numbers",
 }
+# Little-endian elements as `struct` spells them.
+_FORMATS: dict[str, str] = {"BOOL": "?", "INT32": "i", "UINT64": "Q", "FP32": "f"}
+_LARGEST_FLOAT = float.fromhex("0x1.fffffep+127")
 
 
 @dataclass(frozen=True)
@@ -55,7 +56,7 @@ def encode(values: Mapping[str, object], request_id: str, model: str = MODEL) ->
     Raises:
         FieldError: for a name that the model has no input of, or a value that does not fit the input's type.
     """
-    request = service_pb2.ModelInferRequest(model_name=model, id=request_id)
+    request = ModelInferRequest(model_name=model, id=request_id)
     for name, value in values.items():
         if value is None:
             continue
@@ -74,19 +75,18 @@ def encode(values: Mapping[str, object], request_id: str, model: str = MODEL) ->
 
 def decode(message: Any) -> Response:
     """The dataclass for Triton's ``ModelInferResponse``."""
-    result = InferResult(message)
-    values: dict[str, list[Any]] = {}
-    for name in ALL_OUTPUTS:
-        array = result.as_numpy(name)
-        values[name] = [None] if array is None else array.reshape(-1).tolist()
+    found = dict(zip((output.name for output in message.outputs), message.raw_output_contents, strict=True))
+    values: dict[str, list[Any]] = {
+        name: _items(found[name], tensor) if name in found else [None] for name, tensor in ALL_OUTPUTS.items()
+    }
     return Response(
-        text=values["text_output"][0].decode(),
+        text=values["text_output"][0],
         token_ids=tuple(values["output_ids"]),
         provisional=values["provisional"][0],
         canvas_index=values["canvas_index"][0],
         denoising_steps=values["denoising_steps"][0],
         entropy=values["entropy"][0],
-        finish_reason=values["finish_reason"][0].decode() or None,
+        finish_reason=values["finish_reason"][0] or None,
         num_input_tokens=values["num_input_tokens"][0],
         num_output_tokens=values["num_output_tokens"][0],
     )
@@ -95,17 +95,33 @@ def decode(message: Any) -> Response:
 def _content(items: Sequence[Any], tensor: Tensor) -> bytes:
     """Little-endian elements; strings each after their length in four bytes."""
     if tensor.dtype != "STRING":
-        return np.array(items, dtype=NUMPY[tensor.dtype]).tobytes()
+        return struct.pack(f"<{len(items)}{_FORMATS[tensor.dtype]}", *items)
     return b"".join(struct.pack("<I", len(item)) + item for item in (text.encode() for text in items))
 
 
+def _items(content: bytes, tensor: Tensor) -> list[Any]:
+    """What :func:`_content` wrote."""
+    if tensor.dtype != "STRING":
+        return [item for (item,) in struct.iter_unpack(f"<{_FORMATS[tensor.dtype]}", content)]
+    found, start = [], 0
+    while start < len(content):
+        (length,) = struct.unpack_from("<I", content, start)
+        found.append(content[start + 4 : start + 4 + length].decode())
+        start += 4 + length
+    return found
+
+
 def _fits(item: object, tensor: Tensor) -> bool:
-    if tensor.dtype == "STRING":
-        # Lone surrogates, which a command line of undecodable bytes yields, have no UTF-8.
-        return isinstance(item, str) and item == item.encode(errors="ignore").decode()
-    if tensor.dtype == "BOOL":
-        return isinstance(item, bool)
-    if isinstance(item, bool) or not isinstance(item, int | float if tensor.dtype == "FP32" else int):
-        return False
-    info = np.finfo(np.float32) if tensor.dtype == "FP32" else np.iinfo(NUMPY[tensor.dtype])
-    return bool(info.min <= item <= info.max)
+    match tensor.dtype:
+        case "STRING":
+            # Lone surrogates, which a command line of undecodable bytes yields, have no UTF-8.
+            return isinstance(item, str) and item == item.encode(errors="ignore").decode()
+        case "BOOL":
+            return isinstance(item, bool)
+        case "FP32":
+            number = isinstance(item, int | float) and not isinstance(item, bool)
+            return number and isinstance(item, int | float) and -_LARGEST_FLOAT <= item <= _LARGEST_FLOAT
+        case "INT32":
+            return isinstance(item, int) and not isinstance(item, bool) and -(2**31) <= item < 2**31
+        case "UINT64":
+            return isinstance(item, int) and not isinstance(item, bool) and 0 <= item < 2**64

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_diffgemma.errors import require
-from triton_repo.client.connection import DEFAULT_URL
+from triton_repo.client.settings import DEFAULT_URL
 from triton_repo.tensors import MODEL
 
 

@@ -7,8 +7,16 @@ from typing import Any
 import numpy as np
 
 from triton_repo.python_backend.parse import Generation
-from triton_repo.tensors import ALL_OUTPUTS, NUMPY
+from triton_repo.tensors import ALL_OUTPUTS, DType
 from trtllm_build.runtime.request import Block, Draft, Event
+
+_NUMPY: dict[DType, Any] = {
+    "STRING": np.object_,
+    "BOOL": np.bool_,
+    "INT32": np.int32,
+    "UINT64": np.uint64,
+    "FP32": np.float32,
+}
 
 Outputs = dict[str, Any]
 
@@ -68,7 +76,7 @@ class Reply:
         if entropy is None:
             del values["entropy"]
         return {
-            name: np.array([value], dtype=NUMPY[ALL_OUTPUTS[name].dtype])
+            name: np.array([value], dtype=_NUMPY[ALL_OUTPUTS[name].dtype])
             for name, value in values.items()
             if name not in self._generation.withheld
         }

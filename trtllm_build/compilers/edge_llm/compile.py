@@ -109,10 +109,11 @@ def export(checkpoint: Path, out: Path, python: Path, note: Note) -> dict[str, A
     found = _look_into(python, graph, checkpoint)
     check_graph(found, arch, nvfp4)
     weights = found["weights"]
+    wrong = weights["wrong"]
     require(
-        not weights["wrong"],
+        not wrong,
         field="edge_llm:weights",
-        value=f"{len(weights['wrong'])} of {weights['compared']} tensors not in the graph: {', '.join(weights['wrong'][:3])}",
+        value=f"{len(wrong)} of {weights['compared']} tensors not in the graph: {', '.join(wrong[:3])}",
         allowed="every text tensor of the checkpoint, but for float16's rounding",
         fix=f"report it: {EXPORTER} of the exporter read this checkpoint differently",
     )
