@@ -6,8 +6,6 @@ import importlib.util
 from collections.abc import Sequence
 from pathlib import Path
 
-import numpy as np
-
 from nemo_diffgemma.errors import require
 from triton_repo.bench.record import Record
 from triton_repo.bench.statistics import rate_over_time
@@ -46,14 +44,14 @@ def write_picture(records: Sequence[Record], title: str, path: Path) -> None:
     first = [record.first_block_s for record in good if record.first_block_s is not None]
     for values, label in ((first, "first block"), ([record.latency_s for record in good], "whole answer")):
         if values:
-            left.ecdf(1000 * np.array(values), label=label)
+            left.ecdf([1000 * value for value in values], label=label)
             left.legend()
     left.set(title="Latency", xlabel="milliseconds", ylabel="share of answers that took at most as long")
     middles, rates = rate_over_time(records, _BINS)
     right.plot(middles, rates, drawstyle="steps-mid")
     failed = [record.ended for record in records if not record.answered]
     if failed:
-        right.plot(failed, np.zeros(len(failed)), "x", color="tab:red", label="not answered", clip_on=False)
+        right.plot(failed, [0] * len(failed), "x", color="tab:red", label="not answered", clip_on=False)
         right.legend()
     right.set(title="Throughput", xlabel="seconds since the load began", ylabel="tokens a second", ylim=(0, None))
     for axes in (left, right):

@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass
+from statistics import fmean, quantiles
 from typing import Any
-
-import numpy as np
 
 from triton_repo.bench.record import Record
 
@@ -26,11 +25,11 @@ class Distribution:
     @classmethod
     def of(cls, values: Iterable[float | None]) -> Distribution | None:
         """Of those ``values`` that are there; None when none is."""
-        present = np.array([value for value in values if value is not None], dtype=np.float64)
-        if not len(present):
+        present = [value for value in values if value is not None]
+        if not present:
             return None
-        p50, p90, p99 = np.percentile(present, (50, 90, 99)).tolist()
-        return cls(len(present), float(present.mean()), p50, p90, p99, float(present.max()))
+        cuts = quantiles(present, n=100, method="inclusive") if len(present) > 1 else present * 99
+        return cls(len(present), fmean(present), cuts[49], cuts[89], cuts[98], max(present))
 
 
 @dataclass(frozen=True)
@@ -109,7 +108,7 @@ def rate_over_time(records: Sequence[Record], bins: int) -> tuple[list[float], l
     end = max((record.ended for record in records), default=0.0)
     if end <= 0:
         return [], []
-    tokens, edges = np.histogram(
-        [block.at for block in blocks], bins=bins, range=(0.0, end), weights=[block.tokens for block in blocks]
-    )
-    return ((edges[:-1] + edges[1:]) / 2).tolist(), (tokens / (end / bins)).tolist()
+    span, tokens = end / bins, [0] * bins
+    for block in blocks:
+        tokens[min(int(block.at / span), bins - 1)] += block.tokens
+    return [(number + 0.5) * span for number in range(bins)], [count / span for count in tokens]

@@ -76,9 +76,8 @@ def encode(values: Mapping[str, object], request_id: str, model: str = MODEL) ->
 def decode(message: Any) -> Response:
     """The dataclass for Triton's ``ModelInferResponse``."""
     found = dict(zip((output.name for output in message.outputs), message.raw_output_contents, strict=True))
-    values: dict[str, list[Any]] = {
-        name: _items(found[name], tensor) if name in found else [None] for name, tensor in ALL_OUTPUTS.items()
-    }
+    values: dict[str, list[Any]] = {name: [None] for name in ALL_OUTPUTS}
+    values |= {name: _items(content, ALL_OUTPUTS[name]) for name, content in found.items() if name in ALL_OUTPUTS}
     return Response(
         text=values["text_output"][0],
         token_ids=tuple(values["output_ids"]),

@@ -306,7 +306,7 @@ class Engine:
             limits.cache_tokens is None or room <= limits.cache_tokens,
             field="max_tokens",
             value=request.max_tokens,
-            allowed=f"at most {limits.cache_tokens} tokens of prompt and canvases (gpu.limits.cache_tokens), not {room}",
+            allowed=f"{limits.cache_tokens} tokens of prompt and canvases (gpu.limits.cache_tokens), not {room}",
             fix="lower max_tokens, shorten the prompt, or build with a larger gpu.limits.cache_tokens",
         )
 

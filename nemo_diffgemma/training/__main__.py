@@ -1,0 +1,15 @@
+"""``diffgemma-train``, or `python -m nemo_diffgemma.training`."""
+
+from nemo_diffgemma.extras import needs
+
+
+def main() -> None:
+    """Entry point of the console script."""
+    needs("train", "hydra", "torch", "transformers", "nemo", "nemo_automodel")
+    from nemo_diffgemma.training.cli import main as run
+
+    run()
+
+
+if __name__ == "__main__":
+    main()
