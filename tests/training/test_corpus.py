@@ -11,8 +11,8 @@ from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.training import corpus
 from nemo_diffgemma.training.config import TrainConfig, load_config
 from nemo_diffgemma.training.corpus import load_corpus
+from tests.model.templates import tokenizer
 from tests.support import small_architecture
-from tests.unit.templates import tokenizer
 
 
 def demo(run: Path, *overrides: str) -> TrainConfig:

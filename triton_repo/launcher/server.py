@@ -366,6 +366,8 @@ class Server:
             time.sleep(0.1)
 
     def _with_log(self, message: str) -> str:
+        if self._scratch is None:
+            return f"{message}; it was closed meanwhile"
         path = self.log_path
         if path is None:
             return message

@@ -64,7 +64,7 @@ class Pulse:
             if steps is None or steps == self._steps:
                 try:
                     self._server.probe(_PROBE_S)
-                except (ServerFailed, AssertionError):  # the latter: it was closed meanwhile
+                except ServerFailed:
                     continue
             self._steps = steps
             self._seen = time.monotonic()

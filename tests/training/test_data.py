@@ -12,7 +12,7 @@ from nemo_diffgemma.conversations.reader import Conversation
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.tokenizer import Tokenizer
 from nemo_diffgemma.training.data import Encoder, Example, load_examples
-from tests.unit.templates import ALTERNATING, GEMMA, tokenizer
+from tests.model.templates import ALTERNATING, GEMMA, tokenizer
 
 END, CANVAS = 1, 16
 

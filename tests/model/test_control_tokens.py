@@ -15,7 +15,7 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 from nemo_diffgemma.chat import Chat, Message
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, Tokenizer
-from tests.unit.templates import ALTERNATING, GEMMA, LEAKY, MORE, save, sentencepiece, tokenizer
+from tests.model.templates import ALTERNATING, GEMMA, LEAKY, MORE, save, sentencepiece, tokenizer
 
 CONTROL = (*SPECIAL_TOKENS[:3], *SPECIAL_TOKENS[4:], *MORE)
 PARTS = [*CONTROL, "<unk>", "<|tu", "rn|>", "rn>", "<", "|>", "turn", "eos", " ", "\n", "\n\n", "<table>", "system\n"]
