@@ -140,8 +140,9 @@ check: audit $(INSTALLED)  ## ruff, mypy, import layers, Dockerfile, generated f
 	@$(BIN)/hadolint Dockerfile
 	@$(BIN)/python -m triton_repo.config --check
 	@$(BIN)/python -m triton_repo.dashboard --check
-	@$(BIN)/mypy --no-incremental helm/generate.py
+	@$(BIN)/mypy --no-incremental helm/generate.py docs/house.py
 	@$(BIN)/python helm/generate.py --check
+	@$(BIN)/python docs/house.py --check
 
 format: $(INSTALLED)  ## format and write generated files
 	@$(BIN)/ruff check --fix .
@@ -149,6 +150,7 @@ format: $(INSTALLED)  ## format and write generated files
 	@$(BIN)/python -m triton_repo.config --write
 	@$(BIN)/python -m triton_repo.dashboard --write
 	@$(BIN)/python helm/generate.py --write
+	@$(BIN)/python docs/house.py --write
 
 clean:  ## remove what was built; the environment stays
 	rm -rf build engines runs

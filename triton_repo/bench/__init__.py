@@ -1,1 +1,1 @@
-"""TODO."""
+"""Load on a running server, and its figures: ``diffgemma bench``."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""``make demo``: train, build, serve, answer, judge, report."""

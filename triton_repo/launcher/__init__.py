@@ -1,1 +1,1 @@
-"""TODO."""
+"""What starts tritonserver and the gateway, watches them, starts them again, and ends them: ``diffgemma-serve``."""

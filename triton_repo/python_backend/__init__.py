@@ -1,1 +1,1 @@
-"""TODO."""
+"""What runs inside tritonserver: a request's tensors in, the engine's events out, metrics, spans and the log."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a build does for the CUDA backend: judge on the CPU, and tune on the GPU."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a build does for NVIDIA TensorRT Edge-LLM: export, and check what was exported."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""What a build does for TensorRT-RTX: lower, check, compile the engine file."""

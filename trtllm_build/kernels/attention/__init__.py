@@ -1,1 +1,1 @@
-"""TODO."""
+"""Triton kernels of attention: over pages, merged, appended to, per head."""

@@ -1,1 +1,1 @@
-"""TODO."""
+"""Triton kernels of the experts: routed, sorted, multiplied in groups."""

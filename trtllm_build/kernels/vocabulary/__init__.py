@@ -1,1 +1,1 @@
-"""TODO."""
+"""Triton kernels of the pass over the vocabulary: logits, statistics, samples, expected embeddings."""
