@@ -26,7 +26,8 @@ def layers(package: str) -> list[list[str]]:
     contracts = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["importlinter"]["contracts"]
     for contract in contracts:
         if contract.get("containers") == [package]:
-            return [[name.strip() for name in layer.split("|")] for layer in contract["layers"]]
+            found = [[name.strip() for name in layer.split("|")] for layer in contract["layers"]]
+            return [layer for layer in found if layer != ["__main__"]]
     rooms = sorted(path.name for path in (ROOT / package).iterdir() if (path / "__init__.py").is_file())
     return [["training"], [room for room in rooms if room != "training"], ["files and errors"]]
 
@@ -42,9 +43,8 @@ def files(package: str, room: str) -> int:
 def between() -> set[tuple[str, str]]:
     """Which package imports which."""
     graph = grimp.build_graph(*PACKAGES, cache_dir=None)
-    pairs = {
-        (m.split(".")[0], t.split(".")[0]) for m in graph.modules for t in graph.find_modules_directly_imported_by(m)
-    }
+    imports = ((m, t) for m in graph.modules for t in graph.find_modules_directly_imported_by(m))
+    pairs = {(source.split(".")[0], target.split(".")[0]) for source, target in imports}
     return {pair for pair in pairs if pair[0] != pair[1]}
 
 
@@ -81,7 +81,8 @@ def draw() -> str:
     )
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width + 24} {y}" '
-        f'font-family="Helvetica, Arial, sans-serif" font-size="12"><rect width="100%" height="100%" fill="#ffffff"/>{body}</svg>\n'
+        'font-family="Helvetica, Arial, sans-serif" font-size="12">'
+        f'<rect width="100%" height="100%" fill="#ffffff"/>{body}</svg>\n'
     )
 
 
