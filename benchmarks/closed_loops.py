@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 
 from triton_repo.bench import prompts
 from triton_repo.bench.driver import Load
-from triton_repo.bench.record import BlockSeen, Record
+from triton_repo.bench.record import BlockSeen, RequestRecord
 from triton_repo.client.client import Client, Refused, Retry
 from triton_repo.client.wire import Response
 
@@ -58,7 +58,7 @@ class Measured:
         cpu_s: seconds of CPU that this process took.
     """
 
-    records: list[Record]
+    records: list[RequestRecord]
     tokens: dict[int, tuple[int, ...]]
     cpu_s: float
 
@@ -80,7 +80,7 @@ def in_process(work: Work, concurrency: int, requests: int) -> Measured:
     assert engine is not None
     ask = work.prompts()
     sampler = replace(engine.sampler, **work.sampler)
-    ended: SimpleQueue[Record] = SimpleQueue()
+    ended: SimpleQueue[RequestRecord] = SimpleQueue()
     tokens: dict[int, tuple[int, ...]] = {}
     cpu, began = _cpu_s(), time.perf_counter()
 
@@ -100,13 +100,13 @@ def in_process(work: Work, concurrency: int, requests: int) -> Measured:
             blocks.append(BlockSeen(at, len(event.token_ids), event.denoising_steps))
             tokens[number] += event.token_ids
             if event.finish_reason is not None:
-                ended.put(Record(number, due, due, at, event.finish_reason, tuple(blocks), event.error or ""))
+                ended.put(RequestRecord(number, due, due, at, event.finish_reason, tuple(blocks), event.error or ""))
 
         engine.submit(Request(tuple(ids), work.max_tokens, number, sampler, **work.others), on_event)
 
     for number in range(min(concurrency, requests)):
         send(number)
-    records: list[Record] = []
+    records: list[RequestRecord] = []
     for number in range(concurrency, requests + concurrency):
         if len(records) == requests:
             break
@@ -125,7 +125,7 @@ def through_server(url: str, work: Work, concurrency: int, requests: int) -> Mea
 
 async def _through_server(
     url: str, work: Work, concurrency: int, requests: int
-) -> tuple[list[Record], dict[int, tuple[int, ...]]]:
+) -> tuple[list[RequestRecord], dict[int, tuple[int, ...]]]:
     prompts_by_number = work.prompts()
     tokens: dict[int, tuple[int, ...]] = {}
     async with Client(url, retry=Retry(attempts=1)) as client:

@@ -22,7 +22,7 @@ from nemo_diffgemma.checkpoint import text_tensors
 from nemo_diffgemma.files import write_json
 from nemo_diffgemma.models import RELEASED, configured
 from nemo_diffgemma.weight_files import INDEX
-from trtllm_build.quantization.shards import Entry, write_shards
+from trtllm_build.quantization.shards import ShardEntry, write_shards
 
 LAYERS = (SLIDING, SLIDING, GLOBAL)
 SHARD = 2**30
@@ -54,7 +54,7 @@ print(json.dumps({"imports": imported, "peak": status("VmHWM"), "peak_anonymous"
 
 
 def main() -> None:
-    """Entry point."""
+    """ShardEntry point."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--keep", action="store_true", help="keep the 6 GB checkpoint for another run")
     given = parser.parse_args()
@@ -100,7 +100,7 @@ def write(directory: Path, arch: Architecture) -> None:
         whole: torch.Tensor = noise.repeat(-(-count // len(noise)))[:count].view(shape)
         return whole.mul_(float(shape[-1]) ** -0.5)
 
-    entries = [Entry(name, "BF16", shape) for name, shape in shapes.items()]
+    entries = [ShardEntry(name, "BF16", shape) for name, shape in shapes.items()]
     write_shards(directory, entries, ((n, tensor(s)) for n, s in shapes.items()), SHARD, lambda _: None)
     write_json(directory / "config.json", arch.to_hf("bfloat16"))
 

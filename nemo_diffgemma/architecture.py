@@ -14,7 +14,7 @@ from nemo_diffgemma.errors import FieldError, require
 SLIDING = "sliding_attention"
 GLOBAL = "full_attention"
 
-_REMEDY = "correct config.json, or use a checkpoint of model_type 'diffusion_gemma'"
+CORRECT = "correct config.json, or use a checkpoint of model_type 'diffusion_gemma'"
 
 
 @dataclass(frozen=True)
@@ -66,7 +66,7 @@ class Architecture:
                 field="model.layer_types",
                 value=kind,
                 allowed=f"{SLIDING} or {GLOBAL}",
-                fix=_REMEDY,
+                fix=CORRECT,
             )
         self._check(self.layer_types[-1] == GLOBAL, "layer_types", f"a last entry of {GLOBAL}")
         self._check(self.top_k_experts <= self.num_experts, "top_k_experts", f"at most {self.num_experts}")

@@ -7,7 +7,7 @@ import re
 from collections.abc import Callable, Mapping
 from typing import Any, TypeVar
 
-from nemo_diffgemma.architecture import GLOBAL, SAME_NAME, SLIDING, Architecture
+from nemo_diffgemma.architecture import CORRECT, GLOBAL, SAME_NAME, SLIDING, Architecture
 from nemo_diffgemma.errors import FieldError, require
 
 _TEXT = "config.json:text_config"
@@ -19,7 +19,6 @@ _FIXED = {
     "use_bidirectional_attention": (None, "vision"),
 }
 _PER_LAYER = {"head_dim", "num_key_value_heads"}
-_REMEDY = "correct config.json, or use a checkpoint of model_type 'diffusion_gemma'"
 _Made = TypeVar("_Made")
 
 
@@ -45,7 +44,7 @@ def read_config(config: Mapping[str, Any]) -> Architecture:
     vision = given.pop("vision_config", None)
     for name, value in (("text_config", stated), ("vision_config", vision)):
         good = isinstance(value, dict) or value is None
-        require(good, field=f"config.json:{name}", value=value, allowed="an object of names and values", fix=_REMEDY)
+        require(good, field=f"config.json:{name}", value=value, allowed="an object of names and values", fix=CORRECT)
     # transformers takes it for rope_parameters, and null for no RoPE at all
     allowed = "rope_parameters in its place"
     require(
@@ -53,7 +52,7 @@ def read_config(config: Mapping[str, Any]) -> Architecture:
         field=f"{_TEXT}.rope_scaling",
         value=stated.get("rope_scaling"),
         allowed=allowed,
-        fix=_REMEDY,
+        fix=CORRECT,
     )
     _check_rope_types(stated.get("rope_parameters"))
 
@@ -68,12 +67,12 @@ def read_config(config: Mapping[str, Any]) -> Architecture:
         field="config.json:tie_word_embeddings",
         value=False,
         allowed=allowed,
-        fix=_REMEDY,
+        fix=CORRECT,
     )
     for name, values in _FIXED.items():
         value = getattr(text, name)
         require(
-            value in values, field=f"{_TEXT}.{name}", value=value, allowed=" or ".join(map(repr, values)), fix=_REMEDY
+            value in values, field=f"{_TEXT}.{name}", value=value, allowed=" or ".join(map(repr, values)), fix=CORRECT
         )
     ids = {name: _token_id(whole, text, name) for name in ("pad", "bos", "eos")}
     ends = tuple(ids["eos"]) if isinstance(ids["eos"], list | tuple) else () if ids["eos"] is None else (ids["eos"],)
@@ -95,7 +94,7 @@ def read_config(config: Mapping[str, Any]) -> Architecture:
     except FieldError as error:
         name = error.field.removeprefix("model.")
         where = "config.json:" if name == "canvas_length" else f"{_TEXT}."
-        raise FieldError(field=where + name, value=error.value, allowed=error.allowed, fix=_REMEDY) from None
+        raise FieldError(field=where + name, value=error.value, allowed=error.allowed, fix=CORRECT) from None
 
 
 def write_config(arch: Architecture, dtype: str) -> dict[str, Any]:
@@ -159,7 +158,7 @@ def _accepted(where: str, given: Mapping[str, Any], make: Callable[[], _Made]) -
         field = where if name is None else f"{where}{'.' if ':' in where else ':'}{name}"
         value = given[name] if name is not None else f"{type(error).__name__}: {text}"
         allowed = f"what transformers takes: {text}" if name is not None else "what transformers takes"
-        raise FieldError(field=field, value=value, allowed=allowed, fix=_REMEDY) from None
+        raise FieldError(field=field, value=value, allowed=allowed, fix=CORRECT) from None
 
 
 def _token_id(whole: Any, text: Any, name: str) -> Any:
@@ -170,7 +169,7 @@ def _token_id(whole: Any, text: Any, name: str) -> Any:
     ids = found if isinstance(found, list | tuple) and name == "eos" else [] if found is None else [found]
     good = all(isinstance(i, int) and not isinstance(i, bool) for i in ids)
     where = _TEXT + "." if outer is None else "config.json:"
-    require(good, field=f"{where}{field}", value=found, allowed="a token id, or null", fix=_REMEDY)
+    require(good, field=f"{where}{field}", value=found, allowed="a token id, or null", fix=CORRECT)
     return found
 
 
@@ -178,14 +177,14 @@ def _layer_shapes(text: Any) -> dict[str, int]:
     """Head sizes and key-value heads of both kinds of layer."""
     field = f"{_TEXT}.per_layer_config"
     unknown = sorted((text.per_layer_attributes or set()) - _PER_LAYER)
-    require(not unknown, field=field, value=", ".join(unknown), allowed="head_dim and num_key_value_heads", fix=_REMEDY)
+    require(not unknown, field=field, value=", ".join(unknown), allowed="head_dim and num_key_value_heads", fix=CORRECT)
     layers: dict[str, set[tuple[int, int]]] = {SLIDING: set(), GLOBAL: set()}
     for index, kind in enumerate(text.layer_types):
-        require(kind in layers, field=f"{_TEXT}.layer_types", value=kind, allowed=f"{SLIDING} or {GLOBAL}", fix=_REMEDY)
+        require(kind in layers, field=f"{_TEXT}.layer_types", value=kind, allowed=f"{SLIDING} or {GLOBAL}", fix=CORRECT)
         layer = text.per_layer_config[index]
         skipped = getattr(layer, "skip", None)
         require(
-            not skipped, field=f"{field}.{index}.skip", value=skipped, allowed="nothing that is left out", fix=_REMEDY
+            not skipped, field=f"{field}.{index}.skip", value=skipped, allowed="nothing that is left out", fix=CORRECT
         )
         layers[kind].add((layer.num_key_value_heads, layer.head_dim))
     for kind, found in layers.items():
@@ -195,7 +194,7 @@ def _layer_shapes(text: Any) -> dict[str, int]:
             field=field,
             value=shown,
             allowed=f"one shape for all {kind} layers (key-value heads x head_dim)",
-            fix=_REMEDY,
+            fix=CORRECT,
         )
     if not layers[SLIDING]:  # the config's own are then those of no layer
         text.allow_global_per_layer_attribute_access = True
@@ -220,7 +219,7 @@ def _check_rope_types(given: Any) -> None:
             field=field,
             value=named,
             allowed="default or proportional",
-            fix=_REMEDY,
+            fix=CORRECT,
         )
 
 
@@ -233,7 +232,7 @@ def _rope(text: Any) -> dict[str, float]:
         field=f"{_TEXT}.partial_rotary_factor",
         value=shared,
         allowed="one in rope_parameters alone",
-        fix=_REMEDY,
+        fix=CORRECT,
     )
     given = text.rope_parameters
     sliding = _rope_of(given, SLIDING) if SLIDING in text.layer_types else {}
@@ -260,7 +259,7 @@ def _rope_of(given: Any, kind: str) -> dict[str, Any]:
         field=field,
         value=found,
         allowed="an object with rope_type and rope_theta",
-        fix=_REMEDY,
+        fix=CORRECT,
     )
     assert isinstance(found, dict)
     known = {"rope_type", "type", "rope_theta", "partial_rotary_factor"}
@@ -275,7 +274,7 @@ def _rope_of(given: Any, kind: str) -> dict[str, Any]:
         field=field,
         value=found,
         allowed=f"{allowed}; and rope_theta",
-        fix=_REMEDY,
+        fix=CORRECT,
     )
     return found
 

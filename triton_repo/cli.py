@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from contextlib import closing
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.client.options import Options, parse_arguments
+from triton_repo.client.options import CommandOptions, parse_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -29,7 +29,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         return 2
 
 
-def _generate(options: Options) -> int:
+def _generate(options: CommandOptions) -> int:
     # gRPC takes longer to import than `--help` may take
     from triton_repo.client.blocking import BlockingClient
     from triton_repo.client.failures import GenerationError

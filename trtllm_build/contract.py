@@ -9,6 +9,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+# Tokens of a sub-chunk of the vocabulary: probabilities are summed by it, a sample is drawn from one such sum first.
+SUB = 128
+
 
 @dataclass(frozen=True)
 class ReadOut:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+PAGE = 64  # tokens of cache that are reserved at a time
+
 
 @dataclass(frozen=True)
 class Limits:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import ctypes
 import os
 import signal
 
+from nemo_diffgemma import processes
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.training.config import Parallel
 
@@ -13,7 +13,6 @@ from nemo_diffgemma.training.config import Parallel
 _SHELLS = ("bash", "interactive")
 _SRUN = "srun --ntasks-per-node=N diffgemma-train ..., or unset SLURM_NTASKS to start the processes without Slurm"
 _PARENT = "DIFFGEMMA_TRAIN_PARENT"
-_PR_SET_PDEATHSIG = 1
 
 
 def started_outside() -> bool:
@@ -42,7 +41,7 @@ def launched_by_run() -> bool:
 
 def end_with_parent() -> None:
     """Have the kernel kill this process when the one that started it is gone, however that went."""
-    ctypes.CDLL(None, use_errno=True).prctl(_PR_SET_PDEATHSIG, signal.SIGKILL)
+    processes.end_with_parent(signal.SIGKILL)
     if not launched_by_run():
         raise SystemExit("the process that started this one is gone")
 

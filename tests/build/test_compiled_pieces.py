@@ -19,7 +19,8 @@ from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.bundle import PIECES as FOLDER
 from trtllm_build.bundle import Bundle
 from trtllm_build.measure import choose
-from trtllm_build.network.pieces import PIECES, SUB, Pieces, eager_pieces
+from trtllm_build.network.pieces import PIECES, Pieces, eager_pieces
+from trtllm_build.contract import SUB
 from trtllm_build.network.weights import NetworkWeights
 from trtllm_build.pipeline import build
 from trtllm_build.plan import make_plan

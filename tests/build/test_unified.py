@@ -14,7 +14,8 @@ from safetensors import safe_open
 from nemo_diffgemma.checkpoint import INDEX, Checkpoint
 from nemo_diffgemma.errors import FieldError
 from tests.support import random_checkpoint, small_architecture
-from trtllm_build.quantization.shards import DTYPES, Entry, write_shards
+from trtllm_build.quantization.shards import DTYPES, write_shards
+from trtllm_build.quantization.shards import ShardEntry
 from trtllm_build.quantization.unified import write_unified
 
 shapes = st.lists(st.integers(1, 5), max_size=3).map(tuple)
@@ -28,7 +29,7 @@ def test_shards_read_back(
 ) -> None:
     directory = tmp_path_factory.mktemp("shards")
     tensors = {f"t{i}": torch.randn(shape).to(dtype) for i, (dtype, shape) in enumerate(kinds)}
-    entries = [Entry(name, DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()]
+    entries = [ShardEntry(name, DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()]
     write_shards(directory, entries, tensors.items(), limit, lambda line: None)
     index = json.loads((directory / INDEX).read_text())
     assert index["metadata"]["total_size"] == sum(t.nbytes for t in tensors.values())

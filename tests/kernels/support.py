@@ -3,7 +3,8 @@
 import torch
 from torch import Tensor
 
-from trtllm_build.kernels.attention.cache import PAGE, LayerCache
+from trtllm_build.kernels.attention.cache import LayerCache
+from trtllm_build.limits import PAGE
 
 
 def pages(

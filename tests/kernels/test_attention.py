@@ -4,10 +4,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.support import pages
-from trtllm_build.kernels.attention.cache import PAGE
 from trtllm_build.kernels.attention.paged import attend, attend_reference
 from trtllm_build.kernels.attention.tile import TILES, AttentionTile, tiles_for
 from trtllm_build.kernels.compile import SHARED_BYTES
+from trtllm_build.limits import PAGE
 from trtllm_build.network.attention import attend_causal
 
 SMALL = (AttentionTile(64, 32, 16, splits=1), AttentionTile(32, 64, 32, splits=3), AttentionTile(64, 64, 64, splits=2))

@@ -4,7 +4,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from tests.kernels.support import pages
-from trtllm_build.kernels.attention.cache import PAGE, append, append_reference
+from trtllm_build.kernels.attention.cache import append, append_reference
+from trtllm_build.limits import PAGE
 
 
 @settings(max_examples=12, deadline=None)

@@ -9,7 +9,7 @@ from dataclasses import dataclass, field
 
 import pytest
 
-from trtllm_build.runtime.scheduler import PATIENCE, Job, Occupancy, Plan, QueueFull, Scheduler
+from trtllm_build.runtime.scheduler import PATIENCE, Job, Occupancy, QueueFull, Schedule, Scheduler
 
 Ids = tuple[int, ...]
 
@@ -120,7 +120,7 @@ class World:
 
     # -- one turn of the worker
 
-    def step(self, fault: Callable[[int], bool] = lambda key: False) -> Plan:
+    def step(self, fault: Callable[[int], bool] = lambda key: False) -> Schedule:
         """Take a plan, check it, carry it out and report; ``fault(key)``: its work fails."""
         plan = self.scheduler.plan(self.now)
         self.worked = {piece.key for piece in plan.encode} | {key for key, _ in plan.denoise}
@@ -157,7 +157,7 @@ class World:
         self.scheduler.committed(key, tokens)
         request.text += tokens
 
-    def check_ended(self, plan: Plan) -> None:
+    def check_ended(self, plan: Schedule) -> None:
         expected = set()
         for request in self.waiting + self.running:
             late = request.job.deadline is not None and request.job.deadline <= self.now
@@ -168,7 +168,7 @@ class World:
         for e in plan.ended:
             self.end(self.requests[e.key], e.reason)
 
-    def check_admissions(self, plan: Plan) -> None:
+    def check_admissions(self, plan: Schedule) -> None:
         evicted, self.failed = self.failed, []
         for a in plan.admitted:
             first = self.first_in_order()
@@ -215,7 +215,7 @@ class World:
         lengths = [len(k) for k in self.kept.values() if k == list(tokens[: len(k)])]
         return max((n for n in lengths if n >= self.chunk), default=0)
 
-    def check_work(self, plan: Plan) -> None:
+    def check_work(self, plan: Schedule) -> None:
         pending = [r for r in self.running if r.cached < len(r.text)]
         commits = [r for r in pending if r.cached >= len(r.job.tokens)]
         prompts = [r for r in pending if r.cached < len(r.job.tokens)]
@@ -244,7 +244,7 @@ class World:
         boundary = (request.cached // self.chunk + 1) * self.chunk
         return rest if rest <= self.chunk else boundary - request.cached
 
-    def carry_out(self, plan: Plan) -> None:
+    def carry_out(self, plan: Schedule) -> None:
         """On the caches, in the plan's order and with nothing but the plan."""
         for slot in [e.slot for e in plan.ended if e.slot is not None] + list(plan.evicted):
             del self.cache[slot], self.reserved[slot]
@@ -336,6 +336,6 @@ def draw_request(world: World, rng: random.Random) -> int:
     return world.submit(prompt, rng.randint(1, 4), rng.randint(1, 4), rng.choice([0, 0, 0, 1, -2]), deadline, commits)
 
 
-def admitted_keys(plan: Plan) -> list[int]:
+def admitted_keys(plan: Schedule) -> list[int]:
     """Those that a plan admits, in its order."""
     return [a.key for a in plan.admitted]

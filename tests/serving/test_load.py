@@ -23,7 +23,7 @@ from triton_repo.bench import prompts
 from triton_repo.bench.arrivals import poisson, within
 from triton_repo.bench.driver import Load, run_until
 from triton_repo.bench.picture import write_picture
-from triton_repo.bench.record import BlockSeen, Record
+from triton_repo.bench.record import BlockSeen, RequestRecord
 from triton_repo.bench.statistics import Distribution, rate_over_time, summarize
 from triton_repo.client.failures import Refused, Unavailable
 from triton_repo.client.wire import Response
@@ -65,11 +65,11 @@ def test_percentiles_are_interpolated(values: list[float]) -> None:
 
 def test_the_figures_of_a_load() -> None:
     records = [
-        Record(0, 0.0, 0.5, 4.0, "length", (BlockSeen(1.0, 32, 4), BlockSeen(3.0, 32, 2), BlockSeen(4.0, 6, 8))),
-        Record(1, 1.0, 1.0, 3.0, "stop", (BlockSeen(3.0, 10, 2),)),
-        Record(2, 2.0, 2.0, 5.0, "deadline", (BlockSeen(4.5, 32, 9), BlockSeen(5.0, 1, 1))),
-        Record(3, 2.0, 2.0, 2.1, "refused", (), "no"),
-        Record(4, 2.0, 2.0, 2.1, "refused", (), "no"),
+        RequestRecord(0, 0.0, 0.5, 4.0, "length", (BlockSeen(1.0, 32, 4), BlockSeen(3.0, 32, 2), BlockSeen(4.0, 6, 8))),
+        RequestRecord(1, 1.0, 1.0, 3.0, "stop", (BlockSeen(3.0, 10, 2),)),
+        RequestRecord(2, 2.0, 2.0, 5.0, "deadline", (BlockSeen(4.5, 32, 9), BlockSeen(5.0, 1, 1))),
+        RequestRecord(3, 2.0, 2.0, 2.1, "refused", (), "no"),
+        RequestRecord(4, 2.0, 2.0, 2.1, "refused", (), "no"),
     ]
     found = summarize(records)
     assert (found.requests, found.answered, found.errors) == (5, 2, {"deadline": 1, "refused": 2})
@@ -90,7 +90,7 @@ def test_the_figures_of_a_load() -> None:
 
 
 def test_the_rate_over_time_holds_every_token() -> None:
-    records = [Record(0, 0.0, 0.0, 10.0, "stop", (BlockSeen(0.5, 3, 1), BlockSeen(9.9, 7, 1)))]
+    records = [RequestRecord(0, 0.0, 0.0, 10.0, "stop", (BlockSeen(0.5, 3, 1), BlockSeen(9.9, 7, 1)))]
     middles, rates = rate_over_time(records, 5)
     assert middles == [1.0, 3.0, 5.0, 7.0, 9.0]
     assert rates == [1.5, 0.0, 0.0, 0.0, 3.5]
@@ -99,7 +99,7 @@ def test_the_rate_over_time_holds_every_token() -> None:
 
 def test_no_answer_still_makes_a_report(tmp_path: Path) -> None:
     assert summarize([]).seconds == 0
-    records = [Record(0, 0.0, 0.0, 1.0, "refused", (), "no")]
+    records = [RequestRecord(0, 0.0, 0.0, 1.0, "refused", (), "no")]
     assert summarize(records).first_block is None
     write_picture(records, "nothing", tmp_path / "a.png")
     assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")

@@ -17,9 +17,9 @@ from rich.progress import BarColumn, Progress, SpinnerColumn, TextColumn, TimeEl
 from nemo_diffgemma.errors import FieldError
 from triton_repo.bench.arrivals import poisson
 from triton_repo.bench.driver import Load, run_until
-from triton_repo.bench.options import Options, parse_arguments
+from triton_repo.bench.options import BenchOptions, parse_arguments
 from triton_repo.bench.picture import write_picture
-from triton_repo.bench.record import Record
+from triton_repo.bench.record import RequestRecord
 from triton_repo.bench.statistics import summarize
 from triton_repo.bench.table import print_table
 from triton_repo.client.client import Client, GenerationError, Response, Retry, ServerMetadata
@@ -28,7 +28,7 @@ from triton_repo.client.client import Client, GenerationError, Response, Retry, 
 @dataclass(frozen=True)
 class _Outcome:
     server: ServerMetadata
-    records: list[Record]
+    records: list[RequestRecord]
     interrupted: bool
 
 
@@ -52,7 +52,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     return 0 if any(record.answered for record in outcome.records) else 1
 
 
-async def _run(options: Options) -> _Outcome:
+async def _run(options: BenchOptions) -> _Outcome:
     # Tried once: a retry would hide that the server had no room.
     async with Client(options.url, tls=options.tls, retry=Retry(attempts=1)) as client:
         server = await client.server_metadata(timeout=10)
@@ -74,7 +74,7 @@ async def _run(options: Options) -> _Outcome:
         return _Outcome(server, sorted(load.records, key=lambda record: record.index), not whole)
 
 
-def _arrivals(options: Options) -> Any:
+def _arrivals(options: BenchOptions) -> Any:
     assert options.rate is not None
     return poisson(options.rate, options.seed)
 
@@ -82,7 +82,7 @@ def _arrivals(options: Options) -> Any:
 class _Bar:
     """What the load has come to, on standard error."""
 
-    def __init__(self, options: Options):
+    def __init__(self, options: BenchOptions):
         columns = (SpinnerColumn(), BarColumn(), TextColumn("{task.description}"), TimeElapsedColumn())
         self._progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self._task = self._progress.add_task("", total=options.requests or options.duration)
@@ -101,7 +101,7 @@ class _Bar:
         self._progress.update(self._task, completed=done, description=text)
 
 
-def _report(options: Options, outcome: _Outcome) -> None:
+def _report(options: BenchOptions, outcome: _Outcome) -> None:
     summary = summarize(outcome.records)
     console = Console(highlight=False)
     if options.rate is None:

@@ -9,7 +9,7 @@ from contextlib import aclosing, suppress
 from itertools import count, islice
 
 from triton_repo.bench.arrivals import within
-from triton_repo.bench.record import BlockSeen, Record
+from triton_repo.bench.record import BlockSeen, RequestRecord
 from triton_repo.client.failures import Cancelled, GenerationError, Refused, TimedOut, Unavailable, Unreachable
 from triton_repo.client.wire import Response
 
@@ -37,7 +37,7 @@ class Load:
     """
 
     def __init__(self, ask: Ask, requests: int | None, duration: float | None, on_change: Callable[[], None]):
-        self.records: list[Record] = []
+        self.records: list[RequestRecord] = []
         self.in_flight = 0
         self.errors = 0
         self.began = time.perf_counter()
@@ -91,7 +91,7 @@ class Load:
         finally:
             self.in_flight -= 1
         # A request that was cancelled with the load has no outcome.
-        record = Record(number, due, sent, self.elapsed(), outcome, tuple(blocks), message)
+        record = RequestRecord(number, due, sent, self.elapsed(), outcome, tuple(blocks), message)
         self.records.append(record)
         self.errors += not record.answered
         self._on_change()

@@ -28,7 +28,7 @@ and prints what there is."""
 
 
 @dataclass(frozen=True)
-class Options:
+class BenchOptions:
     """A parsed command line, checked.
 
     Args:
@@ -60,7 +60,7 @@ class Options:
     settings: dict[str, Any]
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> Options:
+def parse_arguments(arguments: Sequence[str] | None) -> BenchOptions:
     """Read the command line; exits with status 2 and the usage where it has the wrong form.
 
     Raises:
@@ -103,7 +103,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Options:
     load = {"rate": given.rate} if given.rate else {"concurrency": given.concurrency}
     what = {"input_tokens": given.input_tokens} if given.prompts is None else {"prompts": given.prompts}
     rest = {"requests": requests, "duration": given.duration, "seed": given.seed, "warm_up": given.warm_up}
-    return Options(
+    return BenchOptions(
         url=given.url,
         tls=tls,
         prompts=source,

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_diffgemma.errors import require
-from triton_repo.bench.record import Record
+from triton_repo.bench.record import RequestRecord
 from triton_repo.bench.statistics import rate_over_time
 
 _BINS = 40
@@ -25,7 +25,7 @@ def check_drawable(path: Path) -> None:
     )
 
 
-def write_picture(records: Sequence[Record], title: str, path: Path) -> None:
+def write_picture(records: Sequence[RequestRecord], title: str, path: Path) -> None:
     """Latencies as shares of requests beside throughput over time, as a PNG.
 
     Args:

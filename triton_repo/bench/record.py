@@ -25,7 +25,7 @@ class BlockSeen:
 
 
 @dataclass(frozen=True)
-class Record:
+class RequestRecord:
     """One request; times in seconds since the load began.
 
     Args:

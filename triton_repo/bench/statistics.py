@@ -8,7 +8,7 @@ from dataclasses import asdict, dataclass
 from statistics import fmean, quantiles
 from typing import Any
 
-from triton_repo.bench.record import Record
+from triton_repo.bench.record import RequestRecord
 
 
 @dataclass(frozen=True)
@@ -70,7 +70,7 @@ class Summary:
         return asdict(self)
 
 
-def summarize(records: Sequence[Record]) -> Summary:
+def summarize(records: Sequence[RequestRecord]) -> Summary:
     """The figures of ``records``, in whatever order."""
     good = [record for record in records if record.answered]
     blocks = [block for record in good for block in record.blocks]
@@ -94,7 +94,7 @@ def summarize(records: Sequence[Record]) -> Summary:
     )
 
 
-def rate_over_time(records: Sequence[Record], bins: int) -> tuple[list[float], list[float]]:
+def rate_over_time(records: Sequence[RequestRecord], bins: int) -> tuple[list[float], list[float]]:
     """Tokens a second over the course of a load, of all blocks that came.
 
     Args:

@@ -32,7 +32,7 @@ SAMPLER: dict[str, tuple[type, str]] = {
 
 
 @dataclass(frozen=True)
-class Options:
+class CommandOptions:
     """A parsed command line.
 
     Args:
@@ -50,7 +50,7 @@ class Options:
     output: Output
 
 
-def parse_arguments(arguments: Sequence[str] | None) -> Options:
+def parse_arguments(arguments: Sequence[str] | None) -> CommandOptions:
     """Read the command line; exits with status 2 and the usage on a mistake.
 
     Raises:
@@ -86,7 +86,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> Options:
         system = [] if given.system is None else [{"role": "system", "content": given.system}]
         inputs["messages"] = [*system, {"role": "user", "content": given.prompt}]
     inputs["request_id"] = f"diffgemma-{os.getpid()}"
-    return Options(given.url, tls, Retry(attempts=given.retries + 1), inputs, output)
+    return CommandOptions(given.url, tls, Retry(attempts=given.retries + 1), inputs, output)
 
 
 def add_connection_options(parser: argparse.ArgumentParser) -> None:

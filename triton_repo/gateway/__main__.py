@@ -23,7 +23,7 @@ _FAREWELL_S = 2
 _LOG = logging.getLogger(__name__)
 
 
-class Server(uvicorn.Server):
+class GatewayServer(uvicorn.Server):
     """uvicorn that, when told to end, first finishes what runs and refuses what comes."""
 
     def __init__(self, config: uvicorn.Config, traffic: Traffic, client: Client, drain_timeout_s: float):
@@ -74,7 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         ssl_ca_certs=given.tls_client_ca,
         ssl_cert_reqs=ssl.CERT_REQUIRED if given.tls_client_ca else ssl.CERT_NONE,
     )
-    server = Server(config, traffic, client, given.drain_timeout)
+    server = GatewayServer(config, traffic, client, given.drain_timeout)
     server.run()
     return 0 if server.started else 1
 

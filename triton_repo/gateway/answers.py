@@ -85,7 +85,7 @@ class Models(BaseModel):
     data: list[Model]
 
 
-class Health(BaseModel):
+class HealthAnswer(BaseModel):
     """Answer of ``/health``."""
 
     status: Literal["ready"]

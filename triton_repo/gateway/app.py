@@ -119,7 +119,7 @@ def create(gateway: Gateway) -> FastAPI:
         gateway.require_model(model)
         return gateway.models()[0]
 
-    @app.get("/health", response_model=answers.Health, responses=_REFUSALS)
+    @app.get("/health", response_model=answers.HealthAnswer, responses=_REFUSALS)
     async def health() -> dict[str, str]:
         if not await gateway.client.is_ready():
             raise unavailable("the model server is not ready")

@@ -14,16 +14,15 @@ import sysconfig
 import time
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.processes import end_with_parent
 
 LOOPBACK = "127.0.0.1"
 BINARY_VARIABLE = "TRITON_SERVER"
-_PR_SET_PDEATHSIG = 1
 _STUB = "triton_python_backend_stub"
-# Loaded before any fork: between fork and exec nothing may be imported.
-_LIBC = ctypes.CDLL(None, use_errno=True)
 
 
 @dataclass(frozen=True)
@@ -151,7 +150,7 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=_end_with_parent,
+                preexec_fn=partial(end_with_parent, signal.SIGTERM),
                 env={
                     **os.environ,
                     **environment,
@@ -234,8 +233,3 @@ def free_port(option: str, port: int, host: str = LOOPBACK) -> int:
             fix = f"stop what listens there, or pass {option} 0 to take any free port"
             raise FieldError(field=option, value=port, allowed=f"a free port on {host} ({error})", fix=fix) from error
         return int(probe.getsockname()[1])
-
-
-def _end_with_parent() -> None:
-    """In the child: ask for SIGTERM when the launcher dies without having stopped it."""
-    _LIBC.prctl(_PR_SET_PDEATHSIG, signal.SIGTERM)

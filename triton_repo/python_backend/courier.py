@@ -14,8 +14,9 @@ from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 from weakref import WeakValueDictionary
 
 from nemo_diffgemma.errors import FieldError
+from triton_repo.python_backend import LOOK_S
 from triton_repo.python_backend.metrics import Outcome
-from triton_repo.python_backend.parse import Generation
+from triton_repo.python_backend.parse import ParsedRequest
 from triton_repo.python_backend.record import Caller, Record
 from triton_repo.python_backend.reply import Outputs, Reply
 from triton_repo.python_backend.telemetry import REFRESH_S, Telemetry
@@ -26,7 +27,6 @@ if TYPE_CHECKING:
     from trtllm_build.runtime.process import RemoteTicket
 
 # A client that has gone is noticed after this long, or as soon as all have been looked at.
-LOOK_S = 0.02
 _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 
@@ -59,7 +59,7 @@ class Call:
         self.outcome: Outcome | None = None  # once it has ended
         self._courier = courier
 
-    def follow(self, generation: Generation) -> Callable[[Event | Exception], None]:
+    def follow(self, generation: ParsedRequest) -> Callable[[Event | Exception], None]:
         """Get ready to send ``generation``'s events; returns what the engine is to call with them."""
         self.reply = Reply(generation)
         return self.on_event

@@ -13,6 +13,7 @@ import numpy as np
 import triton_python_backend_utils as pb
 
 from nemo_diffgemma.errors import FieldError
+from triton_repo.python_backend import LOOK_S
 from triton_repo.python_backend.spans import trace_context
 from triton_repo.python_backend.status import error, unmarked
 from triton_repo.tensors import CANCEL, CANCELLATION_ID, MODEL
@@ -20,11 +21,10 @@ from triton_repo.tensors import CANCEL, CANCELLATION_ID, MODEL
 if TYPE_CHECKING:
     from triton_repo.python_backend.courier import Failure  # which brings the engine, and torch
 
-LOOK_S = 0.02  # a client that has gone is noticed after this long
 _MOST = 1024  # requests of an entry under way; a thread waits for each
 
 
-class Entry(Protocol):
+class Translation(Protocol):
     """What an entry is, beside passing on."""
 
     outputs: tuple[str, ...]
@@ -44,7 +44,7 @@ class Entry(Protocol):
         """An error of the served model in the words of this entry."""
 
 
-class Caller:
+class ForwardedCall:
     """The way back to one request's client. After its last response it is never asked again whether it has gone:
 
     tritonserver 2.51 has forgotten it then, and crashes.
@@ -82,9 +82,9 @@ class Forwarder:
         entry: translates.
     """
 
-    def __init__(self, entry: Entry):
+    def __init__(self, entry: Translation):
         self._entry = entry
-        self._open: dict[str, Caller] = {}  # by cancellation id
+        self._open: dict[str, ForwardedCall] = {}  # by cancellation id
         self._lock = threading.Lock()
         self._pool = ThreadPoolExecutor(_MOST, thread_name_prefix="forward")
         self._closing = threading.Event()
@@ -94,7 +94,7 @@ class Forwarder:
     def execute(self, requests: list[Any]) -> None:
         """What a python model's ``execute`` is to do."""
         for request in requests:
-            caller = Caller(request)
+            caller = ForwardedCall(request)
             try:
                 inputs = self._entry.inputs(request)
                 if (context := trace_context(request)) and "traceparent" not in inputs:
@@ -109,7 +109,7 @@ class Forwarder:
         self._closing.set()
         self._watcher.join()
 
-    def _forward(self, request_id: str, parameters: str, inputs: dict[str, Any], caller: Caller) -> None:
+    def _forward(self, request_id: str, parameters: str, inputs: dict[str, Any], caller: ForwardedCall) -> None:
         name = secrets.token_hex(16)
         with self._lock:
             self._open[name] = caller
@@ -121,7 +121,7 @@ class Forwarder:
             with self._lock:
                 self._open.pop(name, None)
 
-    def _answer(self, responses: Iterator[Any], caller: Caller) -> None:
+    def _answer(self, responses: Iterator[Any], caller: ForwardedCall) -> None:
         for response in responses:
             if response.has_error():
                 message, why = unmarked(response.error().message())
@@ -150,7 +150,7 @@ class Forwarder:
 class ForwardingModel:
     """A python model of Triton that is an entry; a subclass says which."""
 
-    entry: Entry
+    entry: Translation
 
     def initialize(self, _args: dict[str, str]) -> None:
         self._forwarder = Forwarder(self.entry)

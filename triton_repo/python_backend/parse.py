@@ -24,7 +24,7 @@ _ROLES = ("system", "user", "assistant")
 
 
 @dataclass(frozen=True)
-class Generation:
+class ParsedRequest:
     """A parsed request.
 
     Args:
@@ -44,7 +44,7 @@ class Generation:
     traceparent: str | None
 
 
-def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: Engine | EngineProcess) -> Generation:
+def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: Engine | EngineProcess) -> ParsedRequest:
     """Read one request.
 
     Args:
@@ -91,7 +91,7 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
     counts = ("num_input_tokens", "num_output_tokens")
     withheld = frozenset(name for name in counts if not _scalar(inputs, f"return_{name}", True))
     decode = engine.tokenizer.decode if engine.tokenizer is not None else lambda _ids: ""
-    return Generation(request, stream, withheld, max_tokens if suffix else None, decode, _traceparent(inputs))
+    return ParsedRequest(request, stream, withheld, max_tokens if suffix else None, decode, _traceparent(inputs))
 
 
 def _values(name: str, array: Any) -> list[Any]:

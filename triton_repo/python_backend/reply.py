@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from triton_repo.python_backend.parse import Generation
+from triton_repo.python_backend.parse import ParsedRequest
 from triton_repo.tensors import ALL_OUTPUTS, DType
 from trtllm_build.runtime.request import Block, Draft, Event
 
@@ -24,7 +24,7 @@ Outputs = dict[str, Any]
 class Reply:
     """The responses of one generation, in order. Not thread-safe: one thread feeds it."""
 
-    def __init__(self, generation: Generation):
+    def __init__(self, generation: ParsedRequest):
         self._generation = generation
         self._blocks: list[Block] = []
         self.tokens = 0  # committed so far, as the client is told

@@ -18,10 +18,10 @@ from torch.export import Dim
 
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.files import follow_umask
+from trtllm_build.contract import SUB
 from trtllm_build.network.linear import is_large
 from trtllm_build.network.pieces import (
     PIECES,
-    SUB,
     Piece,
     Pieces,
     before_experts_weights,
@@ -40,7 +40,7 @@ _SUBS = Dim("subs", min=2, max=CHUNK // SUB)
 
 
 @dataclass(frozen=True)
-class Example:
+class ExampleInputs:
     """Arguments to export a piece with: ``moving`` have a dynamic number of rows, ``weights`` a fixed shape."""
 
     name: str
@@ -68,7 +68,7 @@ def compile_pieces(arch: Architecture, weights: NetworkWeights, folder: Path, pr
             partial.rename(target)
 
 
-def is_compiled(example: Example) -> bool:
+def is_compiled(example: ExampleInputs) -> bool:
     """Whether a piece is worth compiling.
 
     One with a large float32 product is left to run eagerly: its time is that of the product, for which AOTInductor
@@ -113,7 +113,7 @@ def _load(package: Path, eager: Piece) -> Piece:
     return call
 
 
-def _compile(piece: Callable[..., Any], example: Example, package: Path) -> None:
+def _compile(piece: Callable[..., Any], example: ExampleInputs, package: Path) -> None:
     class Module(nn.Module):
         def forward(self, *arguments: Tensor) -> Any:
             return piece(*arguments)
@@ -125,7 +125,7 @@ def _compile(piece: Callable[..., Any], example: Example, package: Path) -> None
         torch._inductor.aoti_compile_and_package(program, package_path=str(package))
 
 
-def examples(arch: Architecture, w: NetworkWeights) -> Iterator[Example]:
+def examples(arch: Architecture, w: NetworkWeights) -> Iterator[ExampleInputs]:
     """What to export every piece of the architecture with."""
     rows, dtype = arch.canvas_length + 3, w.embedding.dtype
     moving = {0: _ROWS}
@@ -134,20 +134,22 @@ def examples(arch: Architecture, w: NetworkWeights) -> Iterator[Example]:
         return torch.zeros(rows, width, dtype=dtype)
 
     x = arch.hidden_size
-    yield Example("condition", (tensor(x), tensor(x)), condition_weights(w), (moving, moving))
+    yield ExampleInputs("condition", (tensor(x), tensor(x)), condition_weights(w), (moving, moving))
     statistics = torch.zeros(rows, 3, SUB, dtype=dtype), torch.tensor(1.0), torch.zeros(rows)
-    yield Example("statistics", statistics, (), ({0: _ROWS, 1: _SUBS}, None, moving))
+    yield ExampleInputs("statistics", statistics, (), ({0: _ROWS, 1: _SUBS}, None, moving))
     for is_global, kind in ((False, "sliding"), (True, "global")):
         index = next((i for i in range(arch.num_hidden_layers) if arch.is_global(i) == is_global), None)
         if index is None:
             continue
         layer, size = w.layers[index], arch.head_size(index)
         rotated = (tensor(x), tensor(size), tensor(size))
-        yield Example(f"project_{kind}", rotated, project_weights(layer), (moving, moving, moving))
+        yield ExampleInputs(f"project_{kind}", rotated, project_weights(layer), (moving, moving, moving))
         attended = tensor(arch.num_attention_heads * size)
-        yield Example(f"before_experts_{kind}", (tensor(x), attended), before_experts_weights(layer), (moving, moving))
+        yield ExampleInputs(
+            f"before_experts_{kind}", (tensor(x), attended), before_experts_weights(layer), (moving, moving)
+        )
     last = w.layers[-1]
-    yield Example(
+    yield ExampleInputs(
         "after_experts",
         (tensor(x), tensor(x), tensor(x)),
         (last.post_experts_norm, last.post_feedforward_norm, last.denoise_scalar),

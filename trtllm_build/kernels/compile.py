@@ -60,7 +60,7 @@ class Case:
 
 
 @dataclass(frozen=True)
-class Compiled:
+class KernelBinary:
     """What became of a case.
 
     Args:
@@ -86,7 +86,7 @@ def all_cases(arch: Architecture) -> Iterator[Case]:
         yield from import_module(f"trtllm_build.kernels.{name}").cases(arch)
 
 
-def compile_case(case: Case, sm: int) -> Compiled:
+def compile_case(case: Case, sm: int) -> KernelBinary:
     """Machine code of one case.
 
     Raises:
@@ -101,7 +101,7 @@ def compile_case(case: Case, sm: int) -> Compiled:
     built: Any = triton.compile(source, target=GPUTarget("cuda", sm, 32), options=options)
     shared = built.metadata.shared
     seconds = round(time.perf_counter() - start, 2)
-    return Compiled(case.name, sm, len(built.asm["cubin"]), shared, shared <= SHARED_BYTES[sm], seconds)
+    return KernelBinary(case.name, sm, len(built.asm["cubin"]), shared, shared <= SHARED_BYTES[sm], seconds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from nemo_diffgemma.architecture import Architecture
+from trtllm_build.contract import SUB
 from trtllm_build.lowering.graph import Graph
 
-SUB = 128  # tokens whose probabilities are summed first when a sample is drawn
 _FAR = -1e30
 _BELOW_ONE = 1 - 2.0**-20  # so that a draw stays below the sum that it is a share of, in float32
 

@@ -22,7 +22,6 @@ from trtllm_build.network.rope import rotate
 from trtllm_build.network.weights import LayerWeights, NetworkWeights
 
 Piece = Callable[..., Sequence[Tensor]]
-SUB = 128  # tokens whose probabilities are summed; a sample is drawn from one such sum first, then within it
 
 
 @dataclass(frozen=True)

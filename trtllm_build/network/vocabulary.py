@@ -13,9 +13,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trtllm_build.contract import ReadOut, TokenChoice
+from trtllm_build.contract import SUB, ReadOut, TokenChoice
 from trtllm_build.network.linear import linear
-from trtllm_build.network.pieces import SUB, Piece
+from trtllm_build.network.pieces import Piece
 
 # Tokens a chunk: its logits and the table's rows stay in the cache of one CPU core complex.
 CHUNK = 4096

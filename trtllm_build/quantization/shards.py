@@ -31,7 +31,7 @@ _ALIGNMENT = 8
 
 
 @dataclass(frozen=True)
-class Entry:
+class ShardEntry:
     """A tensor that will be written.
 
     Args:
@@ -52,7 +52,7 @@ class Entry:
 
 def write_shards(
     directory: Path,
-    entries: Sequence[Entry],
+    entries: Sequence[ShardEntry],
     tensors: Iterable[tuple[str, torch.Tensor]],
     max_bytes: int,
     report: Callable[[str], None],
@@ -80,12 +80,12 @@ def write_shards(
 
 def write_file(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
     """Write one file, whole or not at all; its mode is that of any new file, which safetensors' own would not be."""
-    entries = [Entry(name, DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()]
+    entries = [ShardEntry(name, DTYPES[t.dtype], tuple(t.shape)) for name, t in tensors.items()]
     _write(path, entries, iter(tensors.items()))
 
 
-def _split(entries: Sequence[Entry], max_bytes: int) -> Iterator[list[Entry]]:
-    shard: list[Entry] = []
+def _split(entries: Sequence[ShardEntry], max_bytes: int) -> Iterator[list[ShardEntry]]:
+    shard: list[ShardEntry] = []
     size = 0
     for entry in entries:
         if shard and size + entry.nbytes > max_bytes:
@@ -96,7 +96,7 @@ def _split(entries: Sequence[Entry], max_bytes: int) -> Iterator[list[Entry]]:
     yield shard
 
 
-def _write(path: Path, shard: list[Entry], stream: Iterator[tuple[str, torch.Tensor]]) -> None:
+def _write(path: Path, shard: list[ShardEntry], stream: Iterator[tuple[str, torch.Tensor]]) -> None:
     """One shard, from the next ``len(shard)`` tensors of the stream."""
     header: dict[str, object] = {"__metadata__": {"format": "pt"}}
     offsets: dict[str, int] = {}
@@ -117,7 +117,7 @@ def _write(path: Path, shard: list[Entry], stream: Iterator[tuple[str, torch.Ten
         begin = file.tell()
         for entry in shard:
             name, tensor = next(stream)
-            found = Entry(name, DTYPES[tensor.dtype], tuple(tensor.shape))
+            found = ShardEntry(name, DTYPES[tensor.dtype], tuple(tensor.shape))
             assert found == entry, f"{found} where {entry} was announced"
             file.seek(begin + offsets[name])
             tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tofile(file)

@@ -26,10 +26,11 @@ from nemo_diffgemma.checkpoint import DECODER, Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.files import check_replaceable, file_entries, partial_directory, put_in_place, write_json
 from nemo_diffgemma.weight_files import Shape
+from trtllm_build.bundle import MANIFEST
 from trtllm_build.network.weights import layer_file
 from trtllm_build.quantization.fp8 import DTYPE, quantize_rows_reference
 from trtllm_build.quantization.nvfp4 import BLOCK, LARGEST, Nvfp4, quantize_nvfp4
-from trtllm_build.quantization.shards import DTYPES, Entry, write_shards
+from trtllm_build.quantization.shards import DTYPES, ShardEntry, write_shards
 
 # class of tensors, as in conf/precision -> the module of a layer that holds it
 MODULES = {"attention": "self_attn", "mlp": "mlp", "experts": "experts"}
@@ -42,7 +43,6 @@ _MATRIX = re.compile(re.escape(DECODER) + r"layers\.\d+\.(\w+)\.\w+_proj(\.weigh
 _HALVES = {"gate_up_proj": ("gate_proj", "up_proj"), "down_proj": ("down_proj",)}
 # a reader that builds the encoder's modules of their own looks the exclusions up under their names
 _STACKS = (f"{DECODER}layers", "model.encoder.language_model.layers")
-MANIFEST = "manifest.json"
 _COPIED = ("generation_config.json", "processor_config.json", "preprocessor_config.json")
 
 
@@ -191,7 +191,7 @@ def _is_quantized(name: str, modules: Collection[str]) -> bool:
     return match is not None and match[1] in modules
 
 
-def _entries(checkpoint: Checkpoint, modules: Collection[str], nvfp4: bool) -> Iterator[Entry]:
+def _entries(checkpoint: Checkpoint, modules: Collection[str], nvfp4: bool) -> Iterator[ShardEntry]:
     """What will be written, in the order of :func:`_tensors`."""
     for name, shape in (checkpoint.text_shapes | checkpoint.vision_shapes).items():
         stored = checkpoint.stored_dtype(name)
@@ -205,16 +205,16 @@ def _entries(checkpoint: Checkpoint, modules: Collection[str], nvfp4: bool) -> I
         )
         for part in _parts(name, shape):
             if not _is_quantized(name, modules):
-                yield Entry(part.name, stored, part.shape)
+                yield ShardEntry(part.name, stored, part.shape)
             elif nvfp4:
                 out, width = part.shape
-                yield Entry(part.name, DTYPES[torch.uint8], (out, width // 2))
-                yield Entry(f"{part.name}_scale", DTYPES[DTYPE], (out, width // BLOCK))
-                yield Entry(f"{part.name}_scale_2", DTYPES[torch.float32], ())
-                yield Entry(f"{part.name.removesuffix('weight')}input_scale", DTYPES[torch.float32], ())
+                yield ShardEntry(part.name, DTYPES[torch.uint8], (out, width // 2))
+                yield ShardEntry(f"{part.name}_scale", DTYPES[DTYPE], (out, width // BLOCK))
+                yield ShardEntry(f"{part.name}_scale_2", DTYPES[torch.float32], ())
+                yield ShardEntry(f"{part.name.removesuffix('weight')}input_scale", DTYPES[torch.float32], ())
             else:
-                yield Entry(part.name, DTYPES[DTYPE], part.shape)
-                yield Entry(f"{part.name}_scale", DTYPES[torch.float32], part.shape[:1])
+                yield ShardEntry(part.name, DTYPES[DTYPE], part.shape)
+                yield ShardEntry(f"{part.name}_scale", DTYPES[torch.float32], part.shape[:1])
 
 
 def _tensors(

@@ -27,7 +27,6 @@ from trtllm_build.runtime.ticket import Ticket
 from trtllm_build.runtime.worker import Worker
 
 Prompt = str | Sequence[int]
-PAGE = 64  # tokens of cache that are reserved at a time
 _OPTIONS = tuple(f.name for f in fields(Request) if f.name not in ("prompt_ids", "max_tokens", "seed", "sampler"))
 
 

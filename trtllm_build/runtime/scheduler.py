@@ -1,6 +1,6 @@
 """When which request does what: a pure state machine, without tensors, threads or clock.
 
-The worker asks for a :class:`Plan`, carries it out, reports what came of it, and asks for the next one.
+The worker asks for a :class:`Schedule`, carries it out, reports what came of it, and asks for the next one.
 """
 
 from __future__ import annotations
@@ -75,7 +75,7 @@ class Ended:
 
 
 @dataclass(frozen=True)
-class Plan:
+class Schedule:
     """What to do next, in the order of the fields.
 
     Args:
@@ -154,7 +154,7 @@ class _Running:
 class Scheduler:
     """Decides who is admitted to which slot, what is encoded and what is denoised.
 
-    Every job ends exactly once: in :attr:`Plan.ended`, by :meth:`finished` or by :meth:`failed`. The cache of a
+    Every job ends exactly once: in :attr:`Schedule.ended`, by :meth:`finished` or by :meth:`failed`. The cache of a
     finished job is kept, with its slot and pages, until either is needed; the least recently finished goes first.
 
     Args:
@@ -260,7 +260,7 @@ class Scheduler:
 
     # -- the plan ---------------------------------------------------------------------
 
-    def plan(self, now: float) -> Plan:
+    def plan(self, now: float) -> Schedule:
         """What to do next; ``now`` in seconds.
 
         After carrying it out, and before the next plan, report on each of its pieces of work: :meth:`encoded` for each
@@ -275,7 +275,7 @@ class Scheduler:
             r.denoises = r.cached == len(r.tokens)
             r.scheduled = r.denoises or r.planned > 0
         denoise = tuple((key, r.slot) for key, r in self._running.items() if r.denoises)
-        return Plan(ended, evicted, admitted, encode, denoise)
+        return Schedule(ended, evicted, admitted, encode, denoise)
 
     def _end(self, now: float) -> tuple[Ended, ...]:
         ended = [Ended(key, None, "displaced") for key in self._displaced]

@@ -17,8 +17,7 @@ from trtllm_build.backends.cuda.ops import Ops
 from trtllm_build.backends.cuda.weights import DeviceWeights, load_weights
 from trtllm_build.bundle import Bundle
 from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut, TokenChoice
-from trtllm_build.kernels.attention.cache import PAGE
-from trtllm_build.limits import Limits
+from trtllm_build.limits import PAGE, Limits
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _T = TypeVar("_T")

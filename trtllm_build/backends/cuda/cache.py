@@ -6,7 +6,8 @@ import torch
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.kernels.attention.cache import PAGE, LayerCache
+from trtllm_build.kernels.attention.cache import LayerCache
+from trtllm_build.limits import PAGE
 
 
 class DeviceCache:
@@ -20,7 +21,7 @@ class DeviceCache:
         dtype: of keys and values.
         device: where they lie.
         slots: requests at a time.
-        pages: of the pool, :data:`trtllm_build.kernels.attention.cache.PAGE` tokens each.
+        pages: of the pool, :data:`trtllm_build.limits.PAGE` tokens each.
         context: most tokens of one slot.
         chunk: most tokens appended at a time.
     """

@@ -11,7 +11,7 @@ from torch import Tensor
 from trtllm_build.backends.cuda.cache import DeviceCache
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Op, reference
-from trtllm_build.kernels.attention.cache import PAGE
+from trtllm_build.limits import PAGE
 from trtllm_build.quantization.fp8 import Rows, quantize_rows_reference
 
 BATCH = 2

@@ -55,7 +55,7 @@ _STATIC = ("hidden_size", "head_dim", "global_head_dim", "vocab_size")
 
 
 @dataclass(frozen=True)
-class Port:
+class EdgePort:
     """An input or an output of a graph.
 
     Args:
@@ -69,17 +69,17 @@ class Port:
     shape: tuple[Dim, ...]
 
 
-def inputs(arch: Architecture) -> list[Port]:
+def inputs(arch: Architecture) -> list[EdgePort]:
     """Inputs of the graph for ``arch``, in the exporter's order."""
     return _resolve(INPUTS, arch)
 
 
-def outputs(arch: Architecture) -> list[Port]:
+def outputs(arch: Architecture) -> list[EdgePort]:
     """Outputs of the graph for ``arch``, in the exporter's order."""
     return _resolve(OUTPUTS, arch)
 
 
-def expert_inputs(arch: Architecture) -> list[Port]:
+def expert_inputs(arch: Architecture) -> list[EdgePort]:
     """The inputs that follow in an nvfp4 graph: expert weights, which the runtime binds from a file of their own.
 
     Two values of four bits lie in a byte; block scales, one float8 for 16 values, are tiled 128 x 4.
@@ -99,7 +99,7 @@ def expert_inputs(arch: Architecture) -> list[Port]:
             ("down_input_scale", "FLOAT", (count,)),  # likewise
             ("e_score_correction_bias", "FLOAT", (count,)),  # the router's per_expert_scale
         )
-        ports += [Port(f"_model.model.layers.{layer}.moe_block.{n}", dtype, shape) for n, dtype, shape in kinds]
+        ports += [EdgePort(f"_model.model.layers.{layer}.moe_block.{n}", dtype, shape) for n, dtype, shape in kinds]
     return ports
 
 
@@ -125,14 +125,14 @@ def check_graph(graph: Mapping[str, Any], arch: Architecture, nvfp4: bool) -> No
     require(graph["plugins"] == ops, field="edge_llm:plugins", value=graph["plugins"], allowed=str(ops), fix=REEXPORT)
 
 
-def _resolve(entries: Sequence[tuple[str, str, tuple[Dim, ...]]], arch: Architecture) -> list[Port]:
+def _resolve(entries: Sequence[tuple[str, str, tuple[Dim, ...]]], arch: Architecture) -> list[EdgePort]:
     ports = []
     for name, dtype, shape in entries:
         for layer in range(arch.num_hidden_layers if "{layer}" in name else 1):
             sizes = {n: getattr(arch, n) for n in _STATIC}
             sizes |= {"kv_heads": arch.kv_heads(layer), "head_size": arch.head_size(layer)}
             dims = tuple(sizes.get(d, d) if isinstance(d, str) else d for d in shape)
-            ports.append(Port(name.format(layer=layer), dtype, dims))
+            ports.append(EdgePort(name.format(layer=layer), dtype, dims))
     return ports
 
 
@@ -140,11 +140,11 @@ def _tiles(rows: int, width: int) -> tuple[int, ...]:
     return -(-rows // 128), -(-width // 64), 32, 4, 4
 
 
-def _port(entry: Sequence[Any]) -> Port:
-    return Port(entry[0], entry[1], tuple(entry[2]))
+def _port(entry: Sequence[Any]) -> EdgePort:
+    return EdgePort(entry[0], entry[1], tuple(entry[2]))
 
 
-def _compare(kind: str, found: Sequence[Port], wanted: Sequence[Port]) -> None:
+def _compare(kind: str, found: Sequence[EdgePort], wanted: Sequence[EdgePort]) -> None:
     for i, port in enumerate(wanted):
         have = found[i] if i < len(found) else None
         require(have == port, field=f"edge_llm:{kind} {port.name}", value=have, allowed=str(port), fix=REEXPORT)

@@ -22,7 +22,7 @@ from nemo_diffgemma.checkpoint import TOKENIZER_FILES, Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.files import write_json
 from nemo_diffgemma.weight_files import Shape
-from trtllm_build.quantization.shards import Entry, write_shards
+from trtllm_build.quantization.shards import ShardEntry, write_shards
 
 NVFP4 = "NVFP4"
 QUANT_CONFIG = "hf_quant_config.json"
@@ -91,7 +91,7 @@ def _link(source: Path, target: Path, names: list[str]) -> None:
 
 def _write_renamed(checkpoint: Checkpoint, directory: Path, report: Callable[[str], None]) -> None:
     entries = [
-        Entry(part, checkpoint.stored_dtype(name), tuple(shape))
+        ShardEntry(part, checkpoint.stored_dtype(name), tuple(shape))
         for name, whole in checkpoint.text_shapes.items()
         for part, shape, _ in _parts(name, whole)
     ]

@@ -24,7 +24,7 @@ Range = tuple[int, int, int]
 
 
 @dataclass(frozen=True)
-class Compiled:
+class EngineFile:
     """What a build of a plan took and gave.
 
     Args:
@@ -71,7 +71,7 @@ def ranges(arch: Architecture, context: int) -> dict[str, Range]:
 
 def compile_plan(
     onnx_path: Path, arch: Architecture, sm: int, context: int, out: Path, progress: Callable[[str], None]
-) -> Compiled:
+) -> EngineFile:
     """Write the plan to ``out`` and everything TensorRT-RTX said of it to ``<out>.log``.
 
     Args:
@@ -108,7 +108,7 @@ def compile_plan(
     seconds = round(time.perf_counter() - start, 1)
     peak = max(0, _resident("VmHWM") - before)
     weights, activation = (_stated(f"{out}.log", f"Total {what} Memory") for what in ("Weights", "Activation"))
-    result = Compiled(
+    result = EngineFile(
         sm, platform.machine(), trt.__version__, out.stat().st_size, weights, activation, seconds, peak, sizes
     )
     progress(f"SM {sm}: {result.bytes / 1e6:,.1f} MB in {seconds} s, {peak / 1e9:.2f} GB of memory at most")

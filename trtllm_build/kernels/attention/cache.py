@@ -17,8 +17,7 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.kernels.compile import Case
-
-PAGE = 64  # tokens
+from trtllm_build.limits import PAGE
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,10 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
+from trtllm_build.contract import SUB
 from trtllm_build.kernels.compile import Case
 from trtllm_build.kernels.tile import Tile
-from trtllm_build.kernels.vocabulary.logits import LOWEST, SUB, TILES, plan
+from trtllm_build.kernels.vocabulary.logits import LOWEST, TILES, plan
 
 _ALIGNED = 16  # sub-chunks of a row that one program aligns
 _NORMALIZED = 1024  # columns of a row that one program normalizes

@@ -13,10 +13,10 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
+from trtllm_build.contract import SUB
 from trtllm_build.kernels.compile import Case
 from trtllm_build.kernels.tile import Tile
 
-SUB = 128  # tokens whose probabilities are summed; a sample is drawn from one such sum first, then within it
 LOWEST = -1e30  # below every logit, and still a number: its difference to itself is 0
 # 3 stages of 128 x 128 x 64 are what fits all GPUs; what needs more shared memory is for H100 and H200
 TILES = (Tile(128, 128, 64, 8, 3), Tile(64, 128, 64, 4, 4), Tile(128, 128, 64, 8, 4), Tile(128, 256, 64, 8, 3))

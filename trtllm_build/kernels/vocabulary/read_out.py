@@ -26,12 +26,12 @@ import triton
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.contract import ReadOut
+from trtllm_build.contract import SUB, ReadOut
 from trtllm_build.kernels.compile import Case
 from trtllm_build.kernels.tile import Tile
 from trtllm_build.kernels.vocabulary import expectation, sample
 from trtllm_build.kernels.vocabulary import logits as scores
-from trtllm_build.kernels.vocabulary.logits import LOWEST, SUB, TILES, plan
+from trtllm_build.kernels.vocabulary.logits import LOWEST, TILES, plan
 
 
 def read_out(

@@ -16,8 +16,9 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
+from trtllm_build.contract import SUB
 from trtllm_build.kernels.compile import Case
-from trtllm_build.kernels.vocabulary.logits import LOWEST, SUB, inadmissible, tempered
+from trtllm_build.kernels.vocabulary.logits import LOWEST, inadmissible, tempered
 
 _DEPTH = 64
 _WARPS = 8
