@@ -18,6 +18,7 @@ from trtllm_build.backends import load_backend
 from trtllm_build.bundle import Bundle
 from trtllm_build.contract import Backend
 from trtllm_build.hardware import available_cpus
+from trtllm_build.limits import PAGE
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.runtime.request import Block, Event, FinishReason, Request, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull, Scheduler
