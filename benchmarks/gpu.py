@@ -1,4 +1,4 @@
-"""An engine on its GPU: time of a step and a commit beside what their bytes allow, tokens a second, memory.
+"""An engine on its GPU: time of a step and a commit beside what their bytes allow, tokens per second, memory.
 
 Bytes are those that a step must read: every weight once, and the cache. What the card can move is measured first, by
 copying; all percentages are of that. transformers' bfloat16 ``generate`` runs in the same process before the engine is
@@ -136,7 +136,7 @@ def step_rows(
                     "share_of_floor": read / bandwidth / alone,
                 }
             )
-            console.print(f"{rows[-1]['what']}: {rows[-1]['step_on_device_ms']:.2f} ms a step", style="dim")
+            console.print(f"{rows[-1]['what']}: {rows[-1]['step_on_device_ms']:.2f} ms per step", style="dim")
             for slot in range(batch):
                 backend.release(slot)
     return rows
@@ -158,7 +158,7 @@ def fill(backend: Cuda, batch: int, prompt: int) -> float:
 
 
 def speed_rows(engine: Engine, batches: Sequence[int], prompt: int, forced: Sequence[int]) -> list[dict[str, Any]]:
-    """Tokens a second of whole answers, scheduler, sampler and all."""
+    """Tokens per second of whole answers, scheduler, sampler and all."""
     plans = [(batch, prompt, forced[0], NEVER) for batch in batches]
     plans += [(1, prompt, steps, NEVER) for steps in forced[1:]]
     plans += [(1, prompt, engine.sampler.max_denoising_steps, engine.sampler.confidence_threshold)]

@@ -1,4 +1,4 @@
-"""The GPU benchmark as a picture: steps beside their floors, and tokens a second."""
+"""The GPU benchmark as a picture: steps beside their floors, and tokens per second."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ def write_picture(steps: Sequence[Mapping[str, Any]], speeds: Sequence[Mapping[s
         batches = [r["batch"] for r in rows]
         (line,) = left.plot(batches, [r["step_on_device_ms"] for r in rows], marker="o", label=f"prompt {prompt:,}")
         left.plot(batches, [r["floor_ms"] for r in rows], linestyle=":", color=line.get_color())
-    left.set(xlabel="canvases a step", ylabel="ms", title="a denoising step; dotted: what its bytes allow")
+    left.set(xlabel="canvases per step", ylabel="ms", title="a denoising step; dotted: what its bytes allow")
     left.set_xscale("log", base=2)
     left.set_ylim(bottom=0)
     left.legend()

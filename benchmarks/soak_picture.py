@@ -13,7 +13,7 @@ _BINS = 100
 
 
 def write_picture(watch: Watch, seen: Seen, path: Path) -> None:
-    """Resident memory by process beside requests a second by how they ended, as a PNG."""
+    """Resident memory by process beside requests per second by how they ended, as a PNG."""
     import matplotlib
 
     matplotlib.use("Agg")

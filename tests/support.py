@@ -94,7 +94,7 @@ def random_architecture(seed: int) -> Architecture:
 
 
 def random_tensors(arch: Architecture, seed: int) -> dict[str, torch.Tensor]:
-    """Weights in a range that keeps activations alive; norms and scales away from 1, two scalars a layer."""
+    """Weights in a range that keeps activations alive; norms and scales away from 1, two scalars per layer."""
     g = torch.Generator().manual_seed(seed)
     tensors = {}
     for name, shape in text_tensors(arch).items():

@@ -103,7 +103,7 @@ PANELS: tuple[Panel, ...] = (
     Panel("Request time", "From arrival to the end.", "s", _quantiles("diffgemma_request_seconds")),
     Panel(
         "Tokens",
-        "Tokens a second: returned, read from prompts, and of those found in the cache.",
+        "Tokens per second: returned, read from prompts, and of those found in the cache.",
         "short",
         {
             "output": _rate("diffgemma_output_tokens_total"),
@@ -112,7 +112,7 @@ PANELS: tuple[Panel, ...] = (
         },
     ),
     Panel(
-        "Denoising steps a canvas",
+        "Denoising steps per canvas",
         "Mean and quantiles. More steps for the same traffic: harder prompts, or a model that is less sure.",
         "short",
         {
@@ -131,11 +131,11 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel(
         "Denoising",
-        "Steps a second, each canvas counted, and positions accepted a step. No steps while requests run: stuck.",
+        "Steps a second, each canvas counted, and positions accepted per step. No steps while requests run: stuck.",
         "short",
         {
             "steps/s": _rate("diffgemma_denoising_steps_total"),
-            "accepted a step": " / ".join(
+            "accepted per step": " / ".join(
                 _rate(f"diffgemma_{name}_total") for name in ("accepted_tokens", "denoising_steps")
             ),
         },
@@ -150,7 +150,7 @@ PANELS: tuple[Panel, ...] = (
     ),
     Panel(
         "Cache, tokens",
-        "Blocks times tokens a block. What is kept for later prompts counts as free: it gives way.",
+        "Blocks times tokens per block. What is kept for later prompts counts as free: it gives way.",
         "short",
         {
             kind: f'sum ({_CACHE}{{{_SELECTED},kv_cache_block_type="{kind}"}} * ignoring (kv_cache_block_type)'

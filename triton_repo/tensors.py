@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, Literal
 
 MODEL = "diffgemma"
-UNARY_MODEL = "diffgemma_unary"  # one response a request, for plain ModelInfer
+UNARY_MODEL = "diffgemma_unary"  # one response per request, for plain ModelInfer
 TOKEN_MODEL = "tensorrt_llm"  # token level, under the names of TensorRT-LLM's model
 # https://www.w3.org/TR/trace-context/#traceparent-header-field-values: no id is all zeros
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -88,7 +88,7 @@ INPUTS: tuple[Tensor, ...] = (
     Tensor("max_tokens", "INT32", "most tokens to return; default: all that the context has left"),
     Tensor("seed", "UINT64", "all randomness follows from it; default 0"),
     Tensor("random_seed", "UINT64", "another name of seed"),
-    Tensor("stream", "BOOL", "one response a block; default false: one response with everything"),
+    Tensor("stream", "BOOL", "one response per block; default false: one response with everything"),
     Tensor("drafts", "BOOL", "with stream: also the provisional canvas after every denoising step; default false"),
     Tensor(
         "draft_every", "INT32", "with stream: the provisional canvas after every so many denoising steps; default 0"
@@ -99,12 +99,12 @@ INPUTS: tuple[Tensor, ...] = (
     Tensor("pad_id", "INT32", "any: no output is padded"),
     Tensor("min_tokens", "INT32", "no end of sequence and no stop token before this position; default 0"),
     Tensor("min_length", "INT32", "another name of min_tokens"),
-    Tensor("canvas_length", "INT32", "tokens a canvas; 0: the narrowest that holds max_tokens; default: the model's"),
+    Tensor("canvas_length", "INT32", "tokens per canvas; 0: the narrowest that holds max_tokens; default: the model's"),
     Tensor("priority", "INT32", "lower goes first; default 0"),
     Tensor("client", "STRING", "whose request it is: of equal priority, clients take turns"),
     Tensor("deadline", "FP32", "seconds from arrival after which the request is ended; default: never"),
     Tensor("ignore_eos", "BOOL", "go on to max_tokens whatever the model writes; default false"),
-    Tensor("max_denoising_steps", "INT32", "most steps a canvas; default: the checkpoint's"),
+    Tensor("max_denoising_steps", "INT32", "most steps per canvas; default: the checkpoint's"),
     Tensor("t_min", "FP32", "temperature at the end of the schedule; default: the checkpoint's"),
     Tensor("t_max", "FP32", "temperature at its start; default: the checkpoint's"),
     Tensor("entropy_bound", "FP32", "nats of summed entropy accepted in one step; default: the checkpoint's"),

@@ -110,7 +110,7 @@ class Backend(Protocol):
         """Causal pass over each sequence's new tokens, which are appended to its slot.
 
         Returns:
-            One entry a sequence, in their order: None, or why it failed.
+            One entry per sequence, in their order: None, or why it failed.
         """
 
     def denoise(self, steps: Sequence[CanvasStep]) -> list[ReadOut | Exception]:
@@ -119,7 +119,7 @@ class Backend(Protocol):
         A canvas's result does not depend, to the last bit, on which others are in the batch.
 
         Returns:
-            One result a canvas, in their order; for one that failed, why.
+            One result per canvas, in their order; for one that failed, why.
         """
 
     def logits(self, prompt_ids: Tensor, canvas_ids: Tensor, previous_logits: Tensor | None) -> Tensor:

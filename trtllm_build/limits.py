@@ -14,7 +14,7 @@ class Limits:
     Args:
         context: most prompt tokens plus returned tokens of one request.
         slots: canvases denoised at the same time.
-        canvas: tokens a canvas.
+        canvas: tokens per canvas.
         vocab_size: token ids run from 0 to this, exclusive.
         queue: most requests that wait for a slot.
         cache_tokens: tokens of cache of all requests together; None for as many as ``slots`` requests can need.

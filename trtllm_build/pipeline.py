@@ -155,7 +155,7 @@ def import_checkpoint(directory: Path, note: Report) -> Checkpoint:
 
 
 def quantize(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> dict[str, Any]:
-    """Write the weights at the plan's precision, a file a layer, and show that they hold what the recipe says.
+    """Write the weights at the plan's precision, a file per layer, and show that they hold what the recipe says.
 
     Returns:
         What they hold by class, and how far each quantised class is from the checkpoint.

@@ -16,7 +16,7 @@ class SamplerConfig:
     """How a canvas is denoised; the defaults are the released ``generation_config.json``'s.
 
     Args:
-        max_denoising_steps: cap of steps a canvas; also sets the temperature schedule.
+        max_denoising_steps: cap of steps per canvas; also sets the temperature schedule.
         t_min, t_max: temperature runs linearly from ``t_max`` towards ``t_min``.
         entropy_bound: nats of summed entropy accepted in one step.
         confidence_threshold: mean entropy (nats) below which a stable canvas stops.

@@ -38,7 +38,7 @@ common keys (all of them: nemo_diffgemma/conf/)
   data.validation=FILE    held-out conversations
   data.format=NAME        {forms}; recognised where not given
   data.too_long=refuse    or skip, or cut (drops older messages): conversations over data.max_tokens
-  data.batch=N            examples a step, over all processes
+  data.batch=N            examples per step, over all processes
   optim.steps=N  optim.lr=X  seed=N
   parallel.devices=N      processes per node                               (parallel=fsdp2, fsdp2_ep)
   output_conversations=true  also write validation conversations and 64 training ones into output   [false]

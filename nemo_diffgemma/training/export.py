@@ -116,7 +116,7 @@ def _files(config: TrainConfig) -> dict[str, Path]:
 def hf_tensors(net: Any, state: dict[str, Any]) -> dict[str, Tensor]:
     """The text model's tensors by Hugging Face name, of a full (not sharded) state dict of the network.
 
-    AutoModel's adapter knows one scalar a layer and drops the encoder's: both are written from their own buffers.
+    AutoModel's adapter knows one scalar per layer and drops the encoder's: both are written from their own buffers.
     """
     scalars = {}
     for index in net.model.layers:

@@ -123,7 +123,7 @@ class DiffusionGemmaModel(ModelPT):  # type: ignore[misc]
         self._validation.append(torch.stack([diffusion * batch.total_canvas, batch.total_canvas / self.world_size]))
 
     def on_validation_epoch_end(self) -> None:
-        """Mean diffusion loss over all supervised positions, in nats a token."""
+        """Mean diffusion loss over all supervised positions, in nats per token."""
         loss, count = self._summed(*torch.stack(self._validation).sum(0)).tolist()
         self._validation.clear()
         if not math.isfinite(loss):

@@ -18,7 +18,7 @@ DECODER_SCALAR, ENCODER_SCALAR = "decoder_layer_scalar", "encoder_layer_scalar"
 def build_network(arch: Architecture, train_router: bool) -> Any:
     """The network on the meta device, in float32: shapes only, until :func:`materialise`.
 
-    AutoModel runs one stack of layers in both phases, and keeps one scalar a layer. Checkpoints hold one for each
+    AutoModel runs one stack of layers in both phases, and keeps one scalar per layer. Checkpoints hold one for each
     phase, so AutoModel's stays at 1 and a hook multiplies a layer's output with the scalar of the phase it ran in.
 
     Args:

@@ -33,7 +33,7 @@ def quiet(line: str) -> None:
 
 @pytest.fixture(scope="module")
 def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Random weights, two scalars a layer, every expert its own; widths that nvfp4 can take in blocks of 16."""
+    """Random weights, two scalars per layer, every expert its own; widths that nvfp4 can take in blocks of 16."""
     arch = small_architecture(
         vocab_size=300, hidden_size=128, intermediate_size=96, moe_intermediate_size=48, head_dim=32,
         global_head_dim=64, num_experts=4, canvas_length=16, vision_config=VISION,

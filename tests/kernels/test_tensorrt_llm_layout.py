@@ -43,7 +43,7 @@ class Layer:
 
 
 def quantised(weight: Tensor) -> tuple[Tensor, Tensor]:
-    """One scale an expert."""
+    """One scale per expert."""
     scale = weight.abs().amax(dim=(1, 2)) / LARGEST
     return quantise(weight, scale[:, None, None]), scale
 

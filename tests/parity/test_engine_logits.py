@@ -28,7 +28,7 @@ def build_engine(checkpoint: Path, out: Path, *overrides: str) -> Path:
 
 @pytest.mark.parametrize("seed", range(12))
 def test_logits_equal_transformers_on_random_architectures(seed: int, tmp_path: Path) -> None:
-    """Both phases, two scalars a layer, prompts shorter and longer than the window, with and without conditioning."""
+    """Both phases, two scalars per layer, prompts shorter and longer than the window, with and without conditioning."""
     arch = random_architecture(seed)
     checkpoint = random_checkpoint(tmp_path / "checkpoint", arch, seed)
     engine = load_engine(build_engine(checkpoint, tmp_path / "engine"))

@@ -11,7 +11,7 @@ def poisson(rate: float, seed: int) -> Iterator[float]:
     """Arrival times of a Poisson process, without end.
 
     Args:
-        rate: mean arrivals a second.
+        rate: mean arrivals per second.
         seed: the same seed gives the same times.
 
     Yields:

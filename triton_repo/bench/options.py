@@ -35,7 +35,7 @@ class BenchOptions:
         url, tls: where the server is.
         prompts: inputs that say what is asked.
         inputs: inputs of every request.
-        rate: arrivals a second of the open loop; None for the closed one.
+        rate: arrivals per second of the open loop; None for the closed one.
         concurrency: clients of the closed loop.
         requests: how many; None for as many as ``duration`` holds.
         duration: seconds after which none is sent any more; None for no limit.
@@ -70,7 +70,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> BenchOptions:
         prog="diffgemma bench", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     arrivals = parser.add_mutually_exclusive_group()
-    arrivals.add_argument("--rate", type=float, metavar="R", help="open loop: R requests a second on average")
+    arrivals.add_argument("--rate", type=float, metavar="R", help="open loop: R requests per second on average")
     arrivals.add_argument(
         "--concurrency", type=int, default=8, metavar="N", help="closed loop of N clients (default: %(default)s)"
     )
@@ -78,7 +78,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> BenchOptions:
     length.add_argument("--requests", type=int, metavar="N", help="send N requests (default: 100)")
     length.add_argument("--duration", type=float, metavar="S", help="send requests for S seconds")
     asked = parser.add_mutually_exclusive_group()
-    about = 'a prompt a line: {"messages": [...]}, {"prompt": "..."} or plain text; in turn, by the chat template'
+    about = 'a prompt per line: {"messages": [...]}, {"prompt": "..."} or plain text; in turn, by the chat template'
     asked.add_argument("--prompts", metavar="FILE", help=about)
     about = "without a file: prompts of N random token ids (default: %(default)s)"
     asked.add_argument("--input-tokens", type=int, default=128, metavar="N", help=about)

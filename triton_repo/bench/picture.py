@@ -53,7 +53,7 @@ def write_picture(records: Sequence[RequestRecord], title: str, path: Path) -> N
     if failed:
         right.plot(failed, [0] * len(failed), "x", color="tab:red", label="not answered", clip_on=False)
         right.legend()
-    right.set(title="Throughput", xlabel="seconds since the load began", ylabel="tokens a second", ylim=(0, None))
+    right.set(title="Throughput", xlabel="seconds since the load began", ylabel="tokens per second", ylim=(0, None))
     for axes in (left, right):
         axes.grid(alpha=0.3)
     figure.savefig(path, dpi=120)

@@ -22,7 +22,7 @@ def from_file(path: Path) -> Prompts:
     """The prompts of a file, in turn, each as a conversation for the checkpoint's chat template.
 
     Args:
-        path: a prompt a line: ``{"messages": [{"role": ..., "content": ...}, ...]}``, of which an answer at the end is
+        path: a prompt per line: ``{"messages": [{"role": ..., "content": ...}, ...]}``, of which an answer at the end is
             left out, ``{"prompt": "..."}``, or plain text.
 
     Raises:
@@ -42,7 +42,7 @@ def from_file(path: Path) -> Prompts:
         field="prompts",
         value=str(path),
         allowed="at least one line with a prompt",
-        fix="write one prompt a line",
+        fix="write one prompt per line",
     )
     return lambda index: {"messages": found[index % len(found)]}
 

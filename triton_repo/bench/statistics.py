@@ -95,7 +95,7 @@ def summarize(records: Sequence[RequestRecord]) -> Summary:
 
 
 def rate_over_time(records: Sequence[RequestRecord], bins: int) -> tuple[list[float], list[float]]:
-    """Tokens a second over the course of a load, of all blocks that came.
+    """Tokens per second over the course of a load, of all blocks that came.
 
     Args:
         records: of the load.

@@ -22,7 +22,7 @@ text, token_ids, provisional, canvas_index, denoising_steps, entropy (nats), fin
 num_input_tokens, num_output_tokens; the output is the concatenated text of the lines with "provisional": false.
 Ctrl-C cancels the generation on the server and exits with status 130."""
 SAMPLER: dict[str, tuple[type, str]] = {
-    "max_denoising_steps": (int, "most denoising steps a canvas"),
+    "max_denoising_steps": (int, "most denoising steps per canvas"),
     "t_min": (float, "temperature at the end of the schedule"),
     "t_max": (float, "temperature at its start"),
     "entropy_bound": (float, "nats of summed entropy accepted in one step"),
@@ -68,7 +68,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> CommandOptions:
     add_connection_options(parser)
     about = "tries after a first that found the server unavailable (default: %(default)s)"
     parser.add_argument("--retries", type=int, default=Retry.attempts - 1, metavar="N", help=about)
-    parser.add_argument("--json", action="store_true", help="one JSON object a line for every response")
+    parser.add_argument("--json", action="store_true", help="one JSON object per line for every response")
     parser.add_argument("--no-drafts", action="store_true", help="without provisional canvases")
     add_sampler_options(parser)
     given = parser.parse_args(arguments)

@@ -14,7 +14,7 @@ from rich.table import Table
 _ROWS = (
     ("exact_match", "exact match through tritonserver", "{:.3f}"),
     ("exact_match_transformers", "exact match of transformers' generate", "{:.3f}"),
-    ("steps_per_canvas_mean", "denoising steps a canvas, mean", "{:.2f}"),
+    ("steps_per_canvas_mean", "denoising steps per canvas, mean", "{:.2f}"),
     ("tokens_per_step_mean", "tokens a denoising step, mean", "{:.2f}"),
     ("time_to_first_block_ms_p50", "time to first block, median (ms)", "{:.0f}"),
     ("tokens_per_second", "tokens/s, all requests together", "{:.0f}"),
@@ -66,7 +66,7 @@ def write_picture(training: dict[str, Any], entropies: Sequence[float], path: Pa
         left.plot(
             [r["step"] for r in rows], [r["loss"] for r in rows], "o-", label="validation, diffusion", markersize=3
         )
-    left.set(title="Training", xlabel="step", ylabel="loss (nats a token)", yscale="log")
+    left.set(title="Training", xlabel="step", ylabel="loss (nats per token)", yscale="log")
     left.legend()
     right.plot(range(1, len(entropies) + 1), entropies, "o-")
     right.set(title="Denoising", xlabel="denoising step", ylabel="mean entropy of the canvas (nats)", yscale="log")

@@ -1,4 +1,4 @@
-"""Logs: one JSON object a line, without anything that a request said."""
+"""Logs: one JSON object per line, without anything that a request said."""
 
 from __future__ import annotations
 

@@ -49,7 +49,7 @@ METRICS: tuple[Metric, ...] = (
         "nv_trt_llm_kv_cache_block_metrics",
         "gauge",
         "Blocks of the key/value cache: max; used: held by running requests; free: the rest, what is kept for later "
-        "prompts included; tokens_per: tokens a block",
+        "prompts included; tokens_per: tokens per block",
         ("model", "version", "kv_cache_block_type"),
         ("max", "used", "free", "tokens_per"),
     ),

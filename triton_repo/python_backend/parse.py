@@ -29,7 +29,7 @@ class ParsedRequest:
 
     Args:
         request: what the engine is asked.
-        stream: one response a block, else one with everything.
+        stream: one response per block, else one with everything.
         withheld: outputs the client does not want.
         gap: with a suffix, tokens before it, which are the answer; else None.
         decode: text of token ids.

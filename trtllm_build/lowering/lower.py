@@ -99,7 +99,7 @@ def lower(
         scales: of quantised products' inputs: the largest magnitude over 448. ``experts_down`` reads the gated rows
             times the router's weights.
         path: of the ONNX file.
-        progress: called with a line a layer.
+        progress: called with a line per layer.
 
     Raises:
         FieldError: when a quantised product has no scale, or a weight does not fit its format.

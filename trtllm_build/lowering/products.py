@@ -2,7 +2,7 @@
 
 Every product of this network is one of two matrices, the experts' too: all experts' gates and ups lie one below the
 other, and their down projections side by side, so that the sum over experts is the product's own. At a canvas of 256
-tokens a layer's experts are all used anyway, and what is between the two products is half of what stacks of matrices
+tokens per layer's experts are all used anyway, and what is between the two products is half of what stacks of matrices
 would write.
 """
 

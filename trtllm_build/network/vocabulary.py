@@ -17,7 +17,7 @@ from trtllm_build.contract import SUB, ReadOut, TokenChoice
 from trtllm_build.network.linear import linear
 from trtllm_build.network.pieces import Piece
 
-# Tokens a chunk: its logits and the table's rows stay in the cache of one CPU core complex.
+# Tokens per chunk: its logits and the table's rows stay in the cache of one CPU core complex.
 CHUNK = 4096
 _LOWEST = -1e30  # below every logit, and still a number: its difference to itself is 0
 _NOTHING = 1e-30

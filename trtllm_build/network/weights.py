@@ -1,4 +1,4 @@
-"""The engine's weights: plain tensors under the names the network uses, one file a layer in the bundle."""
+"""The engine's weights: plain tensors under the names the network uses, one file per layer in the bundle."""
 
 from __future__ import annotations
 

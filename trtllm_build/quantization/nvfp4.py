@@ -1,4 +1,4 @@
-"""NVFP4: e2m1 numbers, two a byte, an e4m3 scale a block of 16 along the input, one float32 scale a tensor.
+"""NVFP4: e2m1 numbers, two a byte, an e4m3 scale per block of 16 along the input, one float32 scale per tensor.
 
 The arithmetic of ModelOpt's ``NVFP4QTensor``, bit for bit. The experts of a layer are one tensor and share its scale,
 so that their products can be one.

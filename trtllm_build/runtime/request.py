@@ -31,7 +31,7 @@ class Request:
         priority: lower goes first.
         client: whose it is: of equal priority, clients take turns; any text.
         deadline: seconds from submission after which it is ended; None for never.
-        canvas_length: tokens a canvas; None for the model's own, ``"fit"`` for the narrowest that holds ``max_tokens``.
+        canvas_length: tokens per canvas; None for the model's own, ``"fit"`` for the narrowest that holds ``max_tokens``.
         seed_canvas: token ids that the answer's first positions start from, instead of noise.
         pinned: position -> the token that stands there, whatever the model thinks. No end of sequence is written before
             the last of them.
@@ -132,7 +132,7 @@ class Request:
             require_integer(f"{name}: position", position, 0, self.max_tokens - 1)
 
     def canvas(self, full: int) -> int:
-        """Tokens a canvas of this request, in an engine whose canvas has ``full``."""
+        """Tokens per canvas of this request, in an engine whose canvas has ``full``."""
         if self.canvas_length is None:
             return full
         return min(full, self.max_tokens) if self.canvas_length == FIT else int(self.canvas_length)

@@ -20,7 +20,7 @@ class Rules:
 
     Args:
         request: what was asked.
-        canvas: tokens a canvas.
+        canvas: tokens per canvas.
         vocab_size: token ids run from 0 to this, exclusive.
         end_ids: tokens that end the answer.
 

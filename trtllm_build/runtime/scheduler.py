@@ -106,7 +106,7 @@ class Occupancy:
         slots: most jobs that run at once.
         used_pages: pages that running jobs hold.
         pages: all of them; those of finished jobs give way, so what is not used is free.
-        page_tokens: tokens a page.
+        page_tokens: tokens per page.
     """
 
     waiting: int
@@ -160,7 +160,7 @@ class Scheduler:
     Args:
         slots: most jobs that run at once.
         pages: cache pages, of all slots together.
-        page: tokens a page.
+        page: tokens per page.
         chunk: most tokens of committed canvases, and most tokens of prompts, encoded in one plan, so that a long prompt
             does not hold up running canvases.
         queue: most jobs that wait.

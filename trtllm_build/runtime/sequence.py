@@ -25,7 +25,7 @@ class Sequence:
         request: what was asked.
         emit: called with every event.
         tokenizer: for its texts; None for an engine without one.
-        canvas_length: tokens a canvas of the engine.
+        canvas_length: tokens per canvas of the engine.
         vocab_size: token ids run from 0 to this, exclusive.
         eos_ids: end-of-sequence token ids.
 

@@ -40,7 +40,7 @@ def pack_layers(weights: DeviceWeights, scales: Mapping[str, float], in_place: b
     """Every layer's experts in the kernel's layout.
 
     Args:
-        weights: with one scale an expert and matrix.
+        weights: with one scale per expert and matrix.
         scales: of what each product reads (:func:`trtllm_build.gates.calibrate.calibrate`).
         in_place: write over the weights: no other provider can read them then. Otherwise the first product is there
             twice, 15 GB more for the 26B model.

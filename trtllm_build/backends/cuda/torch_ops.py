@@ -16,7 +16,7 @@ _scaled_grouped_mm: Any = torch._scaled_grouped_mm
 
 
 def linear(x: Rows, weight: Rows, dtype: torch.dtype) -> Tensor:
-    """As :func:`trtllm_build.kernels.linear.linear`: cuBLAS, or CUTLASS with a scale a row and a column."""
+    """As :func:`trtllm_build.kernels.linear.linear`: cuBLAS, or CUTLASS with a scale per row and a column."""
     if isinstance(x, Fp8) and isinstance(weight, Fp8):
         scales = x.scale[:, None], weight.scale[None, :]
         product: Tensor = _scaled_mm(x.values, weight.values.t(), *scales, out_dtype=dtype, use_fast_accum=True)

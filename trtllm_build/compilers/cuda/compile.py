@@ -96,7 +96,7 @@ def _quality(
         engine.close()
         note(
             f"quality  {name}: {found[name].exact_match:.3f} of {len(questions)} answers exact, "
-            f"{found[name].steps_per_canvas:.2f} steps a canvas"
+            f"{found[name].steps_per_canvas:.2f} steps per canvas"
         )
     loss = checked_loss(found["fp32"], found[plan.recipe.name], plan.largest_loss)
     figures = {name: quality.as_dict() for name, quality in found.items()}

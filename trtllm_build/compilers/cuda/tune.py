@@ -56,7 +56,7 @@ def tune(
 
     Args:
         probes: operations in place.
-        note: called with a line a trial.
+        note: called with a line per trial.
         extras: operation -> name -> provider, beside those of :mod:`trtllm_build.backends.cuda.ops`.
 
     Raises:

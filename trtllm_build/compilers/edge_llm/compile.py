@@ -29,7 +29,7 @@ TENSORRT = "10.16.1.11"  # that the exporter's release was qualified with on DGX
 CUDA = "13.0"
 FOLDER, ENGINE = "edge_llm", "edge_llm_engine"  # in the bundle: exported here; built there
 _GRAPH = Path(__file__).with_name("edge_llm_graph.py")
-# What an engine for one user at a time admits; keys and values are 225 kB a token at the released dimensions (float16).
+# What an engine for one user at a time admits; keys and values are 225 kB per token at the released dimensions (float16).
 MAX_BATCH, MAX_INPUT, MAX_CACHE = 1, 4096, 8192
 _SETUP = "run `make setup-edge-llm`"
 _PACKAGES = ("tensorrt-edgellm", "torch", "transformers", "onnx", "onnxscript")

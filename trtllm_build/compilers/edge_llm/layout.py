@@ -37,7 +37,7 @@ def quantization(checkpoint: Path) -> str | None:
 
     Raises:
         FieldError: for any other quantisation. The exporter takes an fp8 directory too, but reads it as fp8 with one
-            scale a tensor and static activation scales, experts unread: its graph would compute something else.
+            scale per tensor and static activation scales, experts unread: its graph would compute something else.
     """
     path = checkpoint / QUANT_CONFIG
     if not path.is_file():

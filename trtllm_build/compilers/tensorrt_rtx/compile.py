@@ -138,7 +138,7 @@ def _quality(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict
         engine.close()
         note(
             f"quality  weights in {recipe.name}: {found[recipe.name].exact_match:.3f} of {len(questions)} answers "
-            f"exact, {found[recipe.name].steps_per_canvas:.2f} steps a canvas"
+            f"exact, {found[recipe.name].steps_per_canvas:.2f} steps per canvas"
         )
     loss = checked_loss(found["fp32"], found[plan.recipe.name], plan.largest_loss)
     return {

@@ -39,7 +39,7 @@ class LayerCache:
 
     @property
     def capacity(self) -> int:
-        """Tokens a slot's pages hold."""
+        """Tokens per slot's pages hold."""
         return self.table.shape[1] * PAGE
 
 

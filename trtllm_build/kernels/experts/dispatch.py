@@ -14,7 +14,7 @@ from nemo_diffgemma.architecture import Architecture
 from trtllm_build.kernels.compile import SHARED_BYTES, Case
 from trtllm_build.kernels.tile import Tile
 
-_BLOCK, _WARPS = 2048, 8  # assignments read at a time: all of one canvas with 8 experts a token
+_BLOCK, _WARPS = 2048, 8  # assignments read at a time: all of one canvas with 8 experts per token
 
 
 def dispatch_reference(ids: Tensor, experts: int) -> tuple[Tensor, Tensor]:
@@ -71,7 +71,7 @@ def row_tile(program, counts, EXPERTS: tl.constexpr, EXPERTS_BLOCK: tl.constexpr
 
 @triton.jit
 def _dispatch(ids, order, counts, assignments, BLOCK: tl.constexpr):
-    # One expert a program. Reading every id twice, out of the cache, is cheaper than two kernels or atomics, whose
+    # One expert per program. Reading every id twice, out of the cache, is cheaper than two kernels or atomics, whose
     # order would change from run to run.
     expert = tl.program_id(0)
     lanes = tl.arange(0, BLOCK)

@@ -46,7 +46,7 @@ def route(
         scale: ``[hidden]``.
         projection: ``[experts, hidden]``, contiguous; products are of numbers of its dtype.
         per_expert_scale: ``[experts]``.
-        top_k: experts a token.
+        top_k: experts per token.
         eps: of the norm.
         tile: how the product is cut up; ``columns`` are experts.
 

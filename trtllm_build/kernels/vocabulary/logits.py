@@ -1,6 +1,6 @@
 """First product of the vocabulary pass: hidden states times the embeddings of a chunk.
 
-From a tile's accumulators come four numbers a row and sub-chunk of 128 tokens, which is all that argmax, entropy and
+From a tile's accumulators come four numbers per row and sub-chunk of 128 tokens, which is all that argmax, entropy and
 sample need, and the exponentials that the second product reads.
 """
 

@@ -5,7 +5,7 @@ Gimelshein, arXiv 1805.02867). One head of width ``hidden`` is far too wide for 
 are separate kernels, and a chunk of the vocabulary goes through both before the next one comes:
 
 - :mod:`.scores` multiplies hidden states with the chunk's embeddings. From a tile's accumulators it writes four
-  numbers a row and sub-chunk of 128 tokens, from which :mod:`.sample` makes argmax, entropy and sample at the end, and
+  numbers per row and sub-chunk of 128 tokens, from which :mod:`.sample` makes argmax, entropy and sample at the end, and
   the exponentials ``[rows, chunk]``.
 - :mod:`.expectation` multiplies those with the same embeddings, and adds them up.
 

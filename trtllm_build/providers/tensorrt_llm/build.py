@@ -184,7 +184,7 @@ def _ninja(cuda_home: str, common: list[str], flags: list[str], sources: list[Pa
 
 
 def _compile(folder: Path, jobs: int) -> dict[str, float]:
-    """Run ninja, print a line a file, and give the seconds of each object, of this run or an earlier one."""
+    """Run ninja, print a line per file, and give the seconds of each object, of this run or an earlier one."""
     command = ["ninja", "-C", str(folder), "-j", str(jobs)]
     started, said = time.monotonic(), []
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True) as ninja:

@@ -1,6 +1,6 @@
 """The fused experts in fp8: how their weights and scales lie, and what they compute.
 
-One weight scale an expert and matrix, one activation scale a product, both static: the epilogue of the grouped product
+One weight scale per expert and matrix, one activation scale a product, both static: the epilogue of the grouped product
 reads a single float an expert (``alpha_scale_ptr_array[expert]``). Scales per output channel or per token, our own fp8
 recipe, do not fit; upstream's finer scales are those of its 4-bit, MX and DeepSeek (blocks of 128) formats.
 """
@@ -97,7 +97,7 @@ def pack(
             field=f"{name}.shape",
             value=found,
             allowed=str(shape),
-            fix="quantise with one scale an expert and matrix",
+            fix="quantise with one scale per expert and matrix",
         )
     gate, up = gate_up.view(torch.uint8).chunk(2, dim=1)
     gated_scale = gated_scale.float().expand(experts)
