@@ -22,8 +22,8 @@ def from_file(path: Path) -> Prompts:
     """The prompts of a file, in turn, each as a conversation for the checkpoint's chat template.
 
     Args:
-        path: a prompt per line: ``{"messages": [{"role": ..., "content": ...}, ...]}``, of which an answer at the end is
-            left out, ``{"prompt": "..."}``, or plain text.
+        path: one prompt per line: ``{"messages": [{"role": ..., "content": ...}, ...]}``, of which an answer at the end
+            is left out, ``{"prompt": "..."}``, or plain text.
 
     Raises:
         FieldError: for a file that cannot be read or has no prompt, and for a line of another shape.

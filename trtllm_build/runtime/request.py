@@ -31,7 +31,8 @@ class Request:
         priority: lower goes first.
         client: whose it is: of equal priority, clients take turns; any text.
         deadline: seconds from submission after which it is ended; None for never.
-        canvas_length: tokens per canvas; None for the model's own, ``"fit"`` for the narrowest that holds ``max_tokens``.
+        canvas_length: tokens per canvas; None for the model's own, ``"fit"`` for the narrowest that holds
+            ``max_tokens``.
         seed_canvas: token ids that the answer's first positions start from, instead of noise.
         pinned: position -> the token that stands there, whatever the model thinks. No end of sequence is written before
             the last of them.

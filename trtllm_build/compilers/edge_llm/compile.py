@@ -24,12 +24,12 @@ from trtllm_build.compilers.edge_llm.contract import EXPORTER, check_graph
 from trtllm_build.compilers.edge_llm.layout import quantization, write_layout
 from trtllm_build.plan import Plan
 
-PYTHON = Path(__file__).parents[2] / ".venv-edge-llm" / "bin" / "python"
+PYTHON = Path(__file__).parents[3] / ".venv-edge-llm" / "bin" / "python"
 TENSORRT = "10.16.1.11"  # that the exporter's release was qualified with on DGX Spark (its _native/dependencies.py)
 CUDA = "13.0"
 FOLDER, ENGINE = "edge_llm", "edge_llm_engine"  # in the bundle: exported here; built there
-_GRAPH = Path(__file__).with_name("edge_llm_graph.py")
-# What an engine for one user at a time admits; keys and values are 225 kB per token at the released dimensions (float16).
+_GRAPH = Path(__file__).with_name("graph.py")
+# What an engine for one user at a time admits; keys and values take 225 kB per token at the released sizes (float16).
 MAX_BATCH, MAX_INPUT, MAX_CACHE = 1, 4096, 8192
 _SETUP = "run `make setup-edge-llm`"
 _PACKAGES = ("tensorrt-edgellm", "torch", "transformers", "onnx", "onnxscript")

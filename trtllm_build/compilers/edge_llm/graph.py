@@ -3,7 +3,7 @@
 Runs by itself in the exporter's environment, which has onnx; nothing of this project is imported, and nothing but one
 tensor is held at a time.
 
-    python edge_llm_graph.py EXPORTED CHECKPOINT
+    python graph.py EXPORTED CHECKPOINT
 """
 
 from __future__ import annotations

@@ -4,9 +4,9 @@ Attention's shape: hidden states are the queries, the tied embedding is keys and
 Gimelshein, arXiv 1805.02867). One head of width ``hidden`` is far too wide for a block's registers, so the two products
 are separate kernels, and a chunk of the vocabulary goes through both before the next one comes:
 
-- :mod:`.scores` multiplies hidden states with the chunk's embeddings. From a tile's accumulators it writes four
-  numbers per row and sub-chunk of 128 tokens, from which :mod:`.sample` makes argmax, entropy and sample at the end, and
-  the exponentials ``[rows, chunk]``.
+- :mod:`.logits` multiplies hidden states with the chunk's embeddings. From a tile's accumulators it writes four
+  numbers per row and sub-chunk of 128 tokens, from which :mod:`.sample` makes argmax, entropy and sample at the end,
+  and the exponentials ``[rows, chunk]``.
 - :mod:`.expectation` multiplies those with the same embeddings, and adds them up.
 
 At 256 rows an H100 is about balanced between arithmetic (2 x 0.38 TFLOP) and the table (1.48 GB), at more rows it is

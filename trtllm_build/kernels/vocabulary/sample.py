@@ -2,7 +2,8 @@
 
 The sample is the first token whose cumulative probability exceeds the draw: first its sub-chunk, from sums in float64,
 then the token within it: the 128 logits are computed again. The draw's place between the sub-chunk's bounds is carried
-over, so that rounding cannot push it out. Those embeddings are 0.7 MB per row, 0.2 GB per canvas: an eighth of the table.
+over, so that rounding cannot push it out. Those embeddings take 0.7 MB per row, 0.2 GB per canvas: an eighth of
+the table.
 """
 
 from __future__ import annotations
