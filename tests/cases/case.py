@@ -43,7 +43,6 @@ class Case:
         check: raises AssertionError when what is left is not right, given the folder.
         environment: variables beside the usual ones.
         largest_file: bytes past which the kernel refuses to write a file, as it does on a full volume.
-        quick: whether it ends before anything heavy is imported, so that the test run plays it too.
     """
 
     name: str
@@ -58,7 +57,6 @@ class Case:
     check: Callable[[Path], None] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
     largest_file: int | None = None
-    quick: bool = False
 
 
 @dataclass(frozen=True)

@@ -143,7 +143,7 @@ CASES = (
     _builds("per_layer_config {} as transformers writes it", "checkpoint=model", setup=_as_transformers_saves_it),
     Case(
         "engine: held-out and calibration files with a mark, blank lines, U+2028",
-        "diffgemma-engine build gpu=h100 checkpoint={base} out=engine calibration=asked.jsonl held_out=asked.jsonl",
+        "diffgemma-engine build gpu=h100 precision=fp8_static checkpoint={base} out=engine calibration=asked.jsonl held_out=asked.jsonl",
         {"asked.jsonl": f"\ufeff{_QUESTION}\r\n\n{_QUESTION.replace('red', 'green')}\n"},
         "^bundle   engine",
     ),

@@ -54,7 +54,7 @@ def _stopped(number: signal.Signals) -> Case:
 
 
 def _refused(name: str, arguments: str, said: str, **more: object) -> Case:
-    return Case(name=name, command=f"{_TRAIN} {arguments}", files=_NOTES, status=2, said=said, quick=True, **more)  # type: ignore[arg-type]
+    return Case(name=name, command=f"{_TRAIN} {arguments}", files=_NOTES, status=2, said=said, **more)  # type: ignore[arg-type]
 
 
 def _other(name: str, arguments: str, said: str) -> Case:
@@ -99,7 +99,7 @@ CASES = (
     Case("others may read what was written", f"{_TRAIN} optim.steps=2 run=run", said="^model", check=_modes),
     Case("a repository with changes of mine", f"{_TRAIN} optim.steps=2 run=run", {"README.md": "public"},
          setup=_repository, said="^model", check=_nothing_private),
-    Case("processes and torchrun disagree", f"{_TRAIN} parallel=fsdp2 parallel.devices=4", status=2, quick=True,
+    Case("processes and torchrun disagree", f"{_TRAIN} parallel=fsdp2 parallel.devices=4", status=2,
          environment={"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0"},
          said="^error: parallel: '4 .*the 2 processes that torchrun started"),
 )  # fmt: skip
