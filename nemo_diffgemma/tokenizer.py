@@ -24,8 +24,9 @@ CHAT_TEMPLATE = (
     "{% endfor %}"
     "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
 )
-# Digits one by one (they are copied and moved), words with their leading space, runs of punctuation.
-_PIECES = Regex(r"\d| ?\p{L}+| ?[^\s\p{L}\d]+|\s")
+# Digits one by one, words without their spaces: a word that an answer takes over from its prompt is the same token in
+# both, which a small model learns several times faster. Punctuation with the spaces around it: `": "` is one piece.
+_PIECES = Regex(r"\d|\p{L}+|[^\s\p{L}\d]+(?: [^\s\p{L}\d]+)* ?|\s")
 
 Message = dict[str, Any]
 

@@ -1,0 +1,45 @@
+"""The demo task's files: conversations and a tokenizer."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from nemo_diffgemma.demo_task.task import Conversation, conversations
+from nemo_diffgemma.files import write_text
+from nemo_diffgemma.tokenizer import SPECIAL_TOKENS, train_tokenizer
+
+
+def write_demo_data(
+    train: Path, held_out_file: Path, tokenizer: Path, vocab_size: int, examples: int, held_out: int, seed: int
+) -> None:
+    """Write both files of conversations, which share no question, and a tokenizer trained on the first.
+
+    Args:
+        train, held_out_file: JSONL files to write.
+        tokenizer: directory to write.
+        vocab_size: tokens of the tokenizer.
+        examples: number of training conversations.
+        held_out: number of held-out conversations.
+        seed: decides everything.
+
+    Raises:
+        FieldError: when the texts do not yield ``vocab_size`` tokens.
+    """
+    kept = conversations(held_out, seed)
+    learnt = conversations(examples, seed + 1, without={c.turns for c in kept})
+    for path, said in ((held_out_file, kept), (train, learnt)):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_text(path, "".join(json.dumps({"messages": c.messages}) + "\n" for c in said))
+    tokenizer.mkdir(parents=True, exist_ok=True)
+    train_tokenizer(_texts(learnt), vocab_size, tokenizer)
+
+
+def _texts(said: Iterable[Conversation]) -> Iterable[str]:
+    start, end = SPECIAL_TOKENS[4:6]
+    for conversation in said:
+        for index, turn in enumerate(conversation.turns):
+            # the words of the chat template must become single tokens too
+            yield f"{start}{('user', 'model')[index % 2]}\n{turn}{end}\n{start}model\n"
+        yield conversation.answer
