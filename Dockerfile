@@ -62,10 +62,13 @@ COPY nemo_diffgemma /src/nemo_diffgemma
 COPY trtllm_build /src/trtllm_build
 COPY triton_repo /src/triton_repo
 RUN uv pip install '/src[serve,tensorrt-rtx]' torch==2.13.0
-# One tritonserver an image: the stub of the same release for our Python moves to the base's, the wheel's own goes.
-RUN bundled=/opt/diffgemma/lib/python3.11/site-packages/pytriton/tritonserver \
+# One tritonserver an image: the stub of the same release for our Python moves to the base's, the wheel's own goes; of
+# the wheel's libraries stays what the stub loads.
+RUN site=/opt/diffgemma/lib/python3.11/site-packages \
+    && bundled="$site/pytriton/tritonserver" \
     && install -D --mode=755 "$bundled/python_backend_stubs/3.11/triton_python_backend_stub" /opt/stub/triton_python_backend_stub \
-    && rm -r "$bundled"
+    && rm -r "$bundled" \
+    && find "$site/nvidia_pytriton.libs" -type f ! -name 'libcudart-*' -delete
 
 FROM cuda-environment AS build-environment
 RUN uv pip install '/src[export]' torch==2.13.0
@@ -100,7 +103,7 @@ FROM cuda AS serve
 COPY --from=cuda-environment /opt/diffgemma /opt/diffgemma
 # a stub whose libraries are missing would only be noticed when the first model loads
 RUN diffgemma-serve --help >/dev/null \
-    && LD_LIBRARY_PATH="$(python -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))')" \
+    && LD_LIBRARY_PATH="$(python -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))'):/opt/diffgemma/lib/python3.11/site-packages/nvidia_pytriton.libs" \
        ldd /opt/tritonserver/backends/python/triton_python_backend_stub >/tmp/libraries \
     && ! grep 'not found' /tmp/libraries && rm /tmp/libraries
 USER 10001:10001

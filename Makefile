@@ -1,12 +1,19 @@
 # DiffusionGemma: train -> engine -> server. `make help` lists everything.
 SHELL := /bin/bash
-PYTHON ?= python3.11
+# a recipe ends with its first failure, also inside a pipe
+.SHELLFLAGS := -eu -o pipefail -c
+# empty: the first of python3.11, python3.12, python3, python that will do
+PYTHON ?=
 VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EDGE_LLM := .venv-edge-llm
 HELM_TOOLS := build/helm-tools
 CHECKOV := build/checkov
+ENVIRONMENTS := $(VENV) $(EDGE_LLM) $(HELM_TOOLS) $(CHECKOV)
+TORCH := torch==2.13.0
+# PyPI's torch for x86_64 is the CUDA build
+TORCH_SIZES := (0.2 GB; the CUDA build with its libraries 2.8 GB)
 
 GPU ?= cpu
 BACKEND ?=
@@ -33,44 +40,44 @@ export HF_HUB_OFFLINE := 1
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
 	@echo
+	@echo "  PYTHON=          for .venv; empty: the first of python3.11, python3.12, python3, python that will do"
 	@echo "  GPU=cpu          target of make engine (cpu, h100, h200, dgx-spark, rtx5090)"
 	@echo "  BACKEND=         empty: the GPU's own; edge_llm for dgx-spark: export for NVIDIA TensorRT Edge-LLM"
 	@echo "  PRECISION=       empty: the GPU's default; WEIGHTS=random: no checkpoint, to measure speed"
 	@echo "  CHECKPOINT=$(CHECKPOINT)   ENGINE=$(ENGINE)"
 	@echo "  IMAGE=$(IMAGE) TARGET=build|serve|cpu PLATFORM=linux/arm64 BUILD_ARGS='NAME=VALUE ...' for make image"
 
+# made by another Python than the PYTHON that is asked for, or by one that is gone: made anew
+.PHONY: $(foreach folder,$(wildcard $(ENVIRONMENTS)),$(shell .ci/environment --stale $(folder) "$(PYTHON)"))
+
 setup: $(INSTALLED)  ## make the environment in .venv
 
 $(INSTALLED): pyproject.toml
-	@command -v $(PYTHON) >/dev/null || { echo "error: PYTHON: '$(PYTHON)' cannot be used; allowed: a Python 3.11; fix: make PYTHON=/path/to/python3.11 ..."; exit 2; }
-	@echo "[setup] environment in $(VENV) (two to three minutes)"
-	@$(PYTHON) -m venv $(VENV)
 	@# torch first and by itself: any other package that asks for it would bring its CUDA build
-	@echo "[setup] torch"
-	@$(BIN)/pip install --quiet --disable-pip-version-check torch==2.13.0 2>&1 | { grep -v '^WARNING' || true; }
-	@echo "[setup] NeMo, Triton, transformers, tools"
-	@$(BIN)/pip install --quiet --disable-pip-version-check -e '.[train,serve,export,tensorrt-rtx,dev]' torch==2.13.0 2>&1 | { grep -v '^WARNING' || true; }
-	@touch $@
+	@.ci/environment $(VENV) "$(PYTHON)" "three minutes, 4 GB; with torch's CUDA build 3.4 GB to download, 7 GB" \
+	    -- install "torch $(TORCH_SIZES)" $(TORCH) \
+	    -- install "NeMo, Triton, transformers, tools (240 packages, 0.8 GB)" -e '.[train,serve,export,tensorrt-rtx,dev]' $(TORCH)
 
 setup-edge-llm: $(EDGE_LLM)/.installed  ## make the environment of NVIDIA's Edge-LLM exporter in .venv-edge-llm
 
 $(EDGE_LLM)/.installed:
-	@echo "[setup] TensorRT Edge-LLM's exporter in $(EDGE_LLM) (two minutes, 1.8 GB)"
-	@$(PYTHON) -m venv $(EDGE_LLM)
-	@# torch first and by itself, as above; transformers 5.14 and onnx 1.19 come with it, which is why it is apart
-	@$(EDGE_LLM)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 2>&1 | { grep -v '^WARNING' || true; }
-	@$(EDGE_LLM)/bin/pip install --quiet --disable-pip-version-check 'tensorrt-edgellm[export]==0.11.0' torch==2.13.0 2>&1 | { grep -v '^WARNING' || true; }
-	@$(EDGE_LLM)/bin/python -c 'import onnx, torch, transformers, tensorrt_edgellm'
-	@touch $@
+	@# torch first and by itself, as above; transformers 5.14 and onnx 1.19 come with the exporter, which is why it is apart
+	@.ci/environment $(EDGE_LLM) "$(PYTHON)" "TensorRT Edge-LLM's exporter: two minutes, 1.8 GB" \
+	    -- install "torch $(TORCH_SIZES)" $(TORCH) \
+	    -- install "the exporter" 'tensorrt-edgellm[export]==0.11.0' $(TORCH) \
+	    -- run "look whether it can be imported" $(EDGE_LLM)/bin/python -c 'import onnx, torch, transformers, tensorrt_edgellm'
 
 demo: $(INSTALLED)  ## train, build, serve and answer 200 held-out prompts, end to end
 	@$(BIN)/python -m triton_repo.demo
 
+# a variable's text, as it was given, as one word for the shell: it may have spaces, quotes and dollar signs
+quoted = '$(subst ','\'',$(value $(1)))'
+
 train: $(INSTALLED)  ## train the demo model and write its checkpoint
-	@$(BIN)/diffgemma-train output=$(CHECKPOINT)
+	@$(BIN)/diffgemma-train output=$(call quoted,CHECKPOINT)
 
 engine: $(INSTALLED)  ## compile CHECKPOINT for GPU
-	@$(BIN)/diffgemma-engine build gpu=$(GPU) $(if $(BACKEND),backend=$(BACKEND)) $(if $(WEIGHTS),weights=$(WEIGHTS),checkpoint=$(CHECKPOINT)) $(if $(filter cpu,$(GPU)),out=$(ENGINE)) $(if $(PRECISION),precision=$(PRECISION)) $(if $(CALIBRATION),calibration=$(CALIBRATION))
+	@$(BIN)/diffgemma-engine build gpu=$(GPU) $(if $(BACKEND),backend=$(BACKEND)) $(if $(WEIGHTS),weights=$(WEIGHTS),checkpoint=$(call quoted,CHECKPOINT)) $(if $(filter cpu,$(GPU)),out=$(call quoted,ENGINE)) $(if $(PRECISION),precision=$(PRECISION)) $(if $(value CALIBRATION),calibration=$(call quoted,CALIBRATION))
 
 bench: $(INSTALLED)  ## measure GPU's engine beside transformers (cpu: a 184M model; else the 26B with random weights)
 ifeq ($(GPU),cpu)
@@ -81,10 +88,10 @@ else
 endif
 
 serve: $(INSTALLED)  ## serve ENGINE with Triton and OpenAI's API on 127.0.0.1
-	@$(BIN)/diffgemma-serve --engine $(ENGINE) --openai-port 9000
+	@$(BIN)/diffgemma-serve --engine $(call quoted,ENGINE) --openai-port 9000
 
 chat: $(INSTALLED)  ## send PROMPT to the server and watch the canvas
-	@$(BIN)/diffgemma "$(PROMPT)"
+	@$(BIN)/diffgemma -- $(call quoted,PROMPT)
 
 test: $(INSTALLED)  ## run every test, two at a time
 	@$(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
@@ -109,20 +116,17 @@ helm-test:  ## render and judge the chart, without a cluster (three minutes the 
 	@PYTEST_DISABLE_PLUGIN_AUTOLOAD=1 PYTHONPATH=. $(HELM_TOOLS)/bin/python -m pytest --confcutdir=tests/helm/chart -m '' tests/helm/chart
 
 $(HELM_TOOLS)/.installed: $(wildcard tests/helm/chart/tools/*)
-	@echo "[setup] what judges the chart, in $(HELM_TOOLS)"
-	@$(PYTHON) -m venv $(HELM_TOOLS)
-	@$(HELM_TOOLS)/bin/pip install --quiet --no-compile --disable-pip-version-check -r tests/helm/chart/tools/requirements.txt 2>&1 | { grep -v '^WARNING' || true; }
-	@mkdir -p $(HELM_TOOLS)/npm && cp tests/helm/chart/tools/package*.json $(HELM_TOOLS)/npm
-	@cd $(HELM_TOOLS)/npm && PATH="$$PWD/../bin:$$PATH" npm ci --silent --no-fund --no-audit
-	@touch $@
+	@.ci/environment $(HELM_TOOLS) "$(PYTHON)" "what judges the chart" \
+	    -- install "schemas, models, trivy" --no-compile -r tests/helm/chart/tools/requirements.txt \
+	    -- run "folder for npm" mkdir -p $(HELM_TOOLS)/npm \
+	    -- run "package.json" cp tests/helm/chart/tools/package.json tests/helm/chart/tools/package-lock.json $(HELM_TOOLS)/npm \
+	    -- run "the Gateway API's models" env "PATH=$(CURDIR)/$(HELM_TOOLS)/bin:$(PATH)" npm ci --prefix $(HELM_TOOLS)/npm --silent --no-fund --no-audit
 
 $(CHECKOV)/.installed:
-	@echo "[setup] checkov in $(CHECKOV)"
-	@$(PYTHON) -m venv $(CHECKOV)
 	@# apart: it wants other versions of what the rest is made of
-	@$(CHECKOV)/bin/pip install --quiet --no-compile --disable-pip-version-check checkov==3.3.30 2>&1 | { grep -v '^WARNING' || true; }
-	@$(CHECKOV)/bin/checkov --version >/dev/null
-	@touch $@
+	@.ci/environment $(CHECKOV) "$(PYTHON)" "checkov" \
+	    -- install "checkov" --no-compile checkov==3.3.30 \
+	    -- run "look whether it runs" $(CHECKOV)/bin/checkov --version
 
 audit: $(INSTALLED)  ## look up known vulnerabilities of what is installed
 	@$(BIN)/python -m tests.audit

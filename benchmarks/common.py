@@ -49,7 +49,7 @@ def random_checkpoint(name: str, arch: Architecture) -> Path:
 
     tensors = {key: tensor(key, shape) for key, shape in text_tensors(arch).items()}
     console.print(f"random weights: {directory}", style="dim")
-    return write_checkpoint(directory, arch, tensors, {"eos_token_id": list(arch.eos_token_ids)}, ())
+    return write_checkpoint(directory, arch, tensors, {"eos_token_id": list(arch.eos_token_ids)})
 
 
 def built_engine(checkpoint: Path, name: str, *overrides: str) -> Path:

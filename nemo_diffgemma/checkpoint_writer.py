@@ -1,11 +1,9 @@
-"""Writing a Hugging Face-layout checkpoint, so that a crash loses nothing."""
+"""Writing a Hugging Face-layout checkpoint, so that a crash loses nothing and nobody else's files are replaced."""
 
 from __future__ import annotations
 
-import json
-import os
 import shutil
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +12,17 @@ from safetensors.torch import save_file
 
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import DECODER, INDEX, Checkpoint
+from nemo_diffgemma.files import (
+    file_entries,
+    follow_umask,
+    partial_directory,
+    put_in_place,
+    write_json,
+    write_text,
+)
+
+# Written into every checkpoint: how it was trained, and which files are ours to replace.
+MARKER = "training.json"
 
 
 def write_checkpoint(
@@ -21,50 +30,55 @@ def write_checkpoint(
     arch: Architecture,
     tensors: Mapping[str, torch.Tensor],
     generation_config: Mapping[str, Any],
-    tokenizer_files: Iterable[Path] = (),
-    conversations: Mapping[str, Iterable[str]] | None = None,
+    files: Mapping[str, Path] | None = None,
+    *,
+    config: Mapping[str, Any] | None = None,
+    texts: Mapping[str, str] | None = None,
+    training: Mapping[str, Any] | None = None,
+    writer: str = "",
     max_shard_bytes: int = 5 * 2**30,
 ) -> Path:
     """Write a whole checkpoint beside ``directory``, check it, then put it in place with one rename.
 
     Args:
+        directory: nothing, an empty folder, or a checkpoint that this function wrote and nobody has added to.
+        arch: shapes of the model.
         tensors: every text and vision tensor, by Hugging Face name.
         generation_config: contents of ``generation_config.json``.
-        tokenizer_files: files copied in by name.
-        conversations: :data:`HELD_OUT` and :data:`CALIBRATION` to their lines, JSON each.
+        files: files to copy, by their path in the checkpoint; those that this function writes itself win.
+        config: contents of ``config.json``; those that ``arch`` gives where not given.
+        texts: texts to write, by file name.
+        training: contents of ``training.json`` beside the list of files.
+        writer: who writes; a writer that was killed finds and replaces what it had left unfinished.
         max_shard_bytes: a shard is closed before it would exceed this many bytes.
 
     Returns:
         ``directory``.
 
     Raises:
-        FieldError: when ``tensors`` are not exactly those ``arch`` asks for.
+        FieldError: when ``tensors`` are not exactly those ``arch`` asks for, or ``directory`` holds what is not ours.
     """
     directory = Path(directory)
-    temporary = directory.with_name(directory.name + ".partial")
-    shutil.rmtree(temporary, ignore_errors=True)
-    temporary.mkdir(parents=True)
-    dtype = str(tensors[f"{DECODER}norm.weight"].dtype).removeprefix("torch.")
-    _write_json(temporary / "config.json", arch.to_hf(dtype))
-    _write_json(temporary / "generation_config.json", dict(generation_config))
-    for path in tokenizer_files:
-        shutil.copyfile(path, temporary / path.name)
-    for name, lines in (conversations or {}).items():
-        (temporary / name).write_text("".join(f"{line}\n" for line in lines), encoding="utf-8")
-    _write_shards(temporary, tensors, max_shard_bytes)
-    Checkpoint(temporary)
-    replace_directory(temporary, directory)
+    partial = partial_directory(directory, writer)
+    shutil.rmtree(partial, ignore_errors=True)
+    partial.mkdir(parents=True)
+    try:
+        for name, path in (files or {}).items():
+            (partial / name).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(path, partial / name)
+        for name, text in (texts or {}).items():
+            write_text(partial / name, text)
+        dtype = str(tensors[f"{DECODER}norm.weight"].dtype).removeprefix("torch.")
+        write_json(partial / "config.json", arch.to_hf(dtype) if config is None else dict(config))
+        write_json(partial / "generation_config.json", dict(generation_config))
+        _write_shards(partial, tensors, max_shard_bytes)
+        Checkpoint(partial)
+        write_json(partial / MARKER, {**(training or {}), "files": file_entries(partial, MARKER)})
+        put_in_place(partial, directory, MARKER, "output")
+    except BaseException:
+        shutil.rmtree(partial, ignore_errors=True)  # the room it took may be what is lacking
+        raise
     return directory
-
-
-def replace_directory(source: Path, target: Path) -> None:
-    """Move ``source`` to ``target``; what was there stays until the new one is in place."""
-    old = target.with_name(target.name + ".old")
-    shutil.rmtree(old, ignore_errors=True)
-    if target.exists():
-        target.rename(old)
-    os.replace(source, target)
-    shutil.rmtree(old, ignore_errors=True)
 
 
 def _write_shards(directory: Path, tensors: Mapping[str, torch.Tensor], max_bytes: int) -> None:
@@ -80,10 +94,17 @@ def _write_shards(directory: Path, tensors: Mapping[str, torch.Tensor], max_byte
     for number, names in enumerate(shards, 1):
         file = f"model-{number:05d}-of-{len(shards):05d}.safetensors"
         save_file({n: tensors[n].contiguous() for n in names}, directory / file, metadata={"format": "pt"})
+        follow_umask(directory / file)
         weight_map |= dict.fromkeys(names, file)
     total = sum(t.nbytes for t in tensors.values())
-    _write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
+    write_json(directory / INDEX, {"metadata": {"total_size": total}, "weight_map": weight_map})
 
 
-def _write_json(path: Path, value: object) -> None:
-    path.write_text(json.dumps(value, indent=2, sort_keys=True) + "\n")
+def replace_directory(source: Path, target: Path) -> None:
+    """Move ``source`` to ``target``; what was there stays until the new one is in place."""
+    old = target.with_name(target.name + ".old")
+    shutil.rmtree(old, ignore_errors=True)
+    if target.exists():
+        target.rename(old)
+    source.rename(target)
+    shutil.rmtree(old, ignore_errors=True)

@@ -9,11 +9,13 @@ from pathlib import Path
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
+from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.errors import HydraException
-from omegaconf import DictConfig
+from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
-from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.hydra_paths import quote_paths
 
 
 def compose_config(directory: Path, name: str, overrides: Sequence[str]) -> DictConfig:
@@ -24,14 +26,17 @@ def compose_config(directory: Path, name: str, overrides: Sequence[str]) -> Dict
     """
     for override in overrides:
         check_choice(directory, override)
+    overrides = quote_paths(overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(directory.resolve()), version_base="1.3"):
         try:
-            return compose(name, overrides=list(overrides))
+            config = compose(name, overrides=list(overrides))
+            OmegaConf.to_container(config, resolve=True)
+            return config
         except (HydraException, OmegaConfBaseException) as error:
             unknown = re.search(r"Could not override '([^']+)'", str(error))
             if unknown is None:
-                raise FieldError("command line", " ".join(overrides), _first_line(error), "see --help") from None
+                raise _unreadable(overrides, error) from None
             key = unknown[1]
             value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == key), "")
             groups = [o for o in overrides if (directory / o.partition("=")[0]).is_dir()]
@@ -45,8 +50,11 @@ def choices(directory: Path, group: str) -> list[str]:
 
 def check_choice(directory: Path, override: str) -> None:
     """Raise :class:`FieldError` unless ``override`` is ``key=value`` and, for a group, an existing choice."""
+    plain = override.lstrip("+~")
+    fix = "leave it out" if override.startswith("~") else f"pass {plain}"
+    require(plain == override, "command line", override, "key=value, of a key that there is", fix)
     key, separator, value = override.partition("=")
-    if not separator:
+    if not separator or not key:
         raise FieldError("command line", override, "key=value", f"write {override}=... or see --help")
     if (directory / key).is_dir() and value not in (known := choices(directory, key)):
         raise FieldError(key, value, ", ".join(known), f"pass {key}={_nearest(value, known)}")
@@ -54,9 +62,12 @@ def check_choice(directory: Path, override: str) -> None:
 
 def unknown_key(key: str, value: str, known: Sequence[str]) -> FieldError:
     """The error for an override of a key that the config does not have."""
-    parent = key.rpartition(".")[0]
-    siblings = [k for k in known if k.rpartition(".")[0] == parent] or list(known)
-    return FieldError(key, value, ", ".join(siblings), f"pass {_nearest(key, siblings)}=...")
+    parent, siblings = key, list[str]()
+    while not siblings:
+        parent = parent.rpartition(".")[0]
+        siblings = [k for k in known if k.rpartition(".")[0] == parent]
+    near = difflib.get_close_matches(key, [*siblings, *known], n=1, cutoff=0.6)
+    return FieldError(key, value, ", ".join(siblings), f"pass {near[0]}=..." if near else "see --help")
 
 
 def _keys(config: DictConfig, prefix: str = "") -> list[str]:
@@ -74,5 +85,18 @@ def _nearest(value: str, known: Sequence[str]) -> str:
     return (difflib.get_close_matches(value, known, n=1, cutoff=0.0) or [known[0]])[0]
 
 
-def _first_line(error: Exception) -> str:
-    return str(error).strip().splitlines()[0]
+def _unreadable(overrides: Sequence[str], error: Exception) -> FieldError:
+    """The error for what Hydra cannot parse or OmegaConf cannot resolve, naming the override that it is about."""
+    parser = OverridesParser.create()
+    for override in overrides:
+        key, _, value = override.partition("=")
+        try:
+            parsed = parser.parse_override(override)
+        except HydraException:
+            return FieldError(key, value, "a value that Hydra reads", f"quote it: \"{key}='VALUE'\"")
+        if parsed.is_sweep_override():
+            return FieldError(key, value, "one value", f"pass one, or quote it: \"{key}='{value}'\"")
+    said = str(error).strip().partition("\n")[0]
+    key, _, value = next((o for o in overrides if "${" in o), f"command line={' '.join(overrides)}").partition("=")
+    fix = "write \\${ for a ${ that stands for itself" if "${" in value else "see --help"
+    return FieldError(key, value, said, fix)

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import dataclass
+from itertools import islice
 from pathlib import Path
 
-from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.tokenizer import Message
+from nemo_diffgemma.chat import Message
+from nemo_diffgemma.conversations.files import Record
+from nemo_diffgemma.conversations.reader import Reader
+from nemo_diffgemma.errors import require
 
 
 @dataclass(frozen=True)
@@ -16,6 +18,7 @@ class Question:
 
     messages: tuple[Message, ...]
     answer: str
+    tools: tuple[Record, ...] = ()
 
     @property
     def prompt(self) -> str:
@@ -23,22 +26,16 @@ class Question:
         return str(self.messages[-1]["content"])
 
 
-def read_questions(path: Path) -> list[Question]:
-    """Chat JSONL, the last message of each conversation being the answer.
+def read_questions(path: Path, limit: int | None = None) -> list[Question]:
+    """The first ``limit`` conversations of a file, or all, the last message of each being the answer.
+
+    Any file that training takes is taken, see :mod:`nemo_diffgemma.conversations`.
 
     Raises:
-        FieldError: when the file is missing, or a line is not such a conversation.
+        FieldError: when the file is missing or no such file, or what is read of it has a line that is no conversation.
     """
-    if not path.is_file():
-        raise FieldError("questions", str(path), "a JSONL file of conversations", "name one that exists")
-    found = []
-    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
-        try:
-            *asked, answer = json.loads(line)["messages"]
-            found.append(Question(tuple(asked), answer["content"]))
-        except (ValueError, KeyError, TypeError) as error:
-            allowed = '{"messages": [..., {"role": "assistant", "content": ...}]}'
-            raise FieldError(
-                f"{path.name}:{number}", f"{type(error).__name__}: {error}", allowed, "correct that line"
-            ) from None
+    require(path.is_file(), "questions", str(path), "a JSONL file of conversations", "name one that exists")
+    reader = Reader([path], "questions")
+    found = [Question(c.asked, c.answer, c.tools) for c in islice(reader, limit)]
+    reader.faults.check()
     return found

@@ -2,37 +2,46 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+import json
+import re
+from collections.abc import Iterable, Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
-from transformers import AutoTokenizer, PreTrainedTokenizerFast
+from transformers import PreTrainedTokenizerFast
 
-from nemo_diffgemma.errors import require
+from nemo_diffgemma.chat import Chat, Message
+from nemo_diffgemma.control_tokens import ControlTokens
+from nemo_diffgemma.errors import FieldError, require
 
 # Gemma's turn markers; ids follow the order, pad = 0, eos = 1, bos = 2.
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>")
 END_OF_TURN = "<turn|>"
 CHAT_TEMPLATE = (
     "{{ bos_token }}"
+    "{% if tools %}<|turn>system\n{{ tools | tojson }}<turn|>\n{% endif %}"
     "{% for message in messages %}"
     "<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
-    "{{ message['content'] }}<turn|>\n"
+    "{% for call in message['tool_calls'] or [] %}"
+    "{{ call['function']['name'] }}({{ call['function']['arguments'] | tojson }})"
+    "{% endfor %}"
+    "{{ message['content'] or '' }}<turn|>\n"
     "{% endfor %}"
     "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
 )
 # Digits one by one, words without their spaces: a word that an answer takes over from its prompt is the same token in
 # both, which a small model learns several times faster. Punctuation with the spaces around it: `": "` is one piece.
 _PIECES = Regex(r"\d|\p{L}+|[^\s\p{L}\d]+(?: [^\s\p{L}\d]+)* ?|\s")
-
-Message = dict[str, Any]
+# How control tokens of this family look, whatever a tokenizer's file says of them.
+_MARKER = re.compile(r"<\|[^\s<>]{1,40}>|<[^\s<>]{1,40}\|>|<(?:start|end)_of_\w+>")
+_STAND_IN = "\U000f0000"  # a private character in place of a text
 
 
 class Tokenizer:
-    """A checkpoint's tokenizer: ``encode``, ``decode`` and ``chat``.
+    """A checkpoint's tokenizer: ``encode``, ``literal``, ``decode`` and ``chat``.
 
     Raises:
         FieldError: when the directory holds no tokenizer.
@@ -46,7 +55,19 @@ class Tokenizer:
             "a directory with a tokenizer.json",
             "pass token ids instead of text, or add the tokenizer's files and build again",
         )
-        self._inner: PreTrainedTokenizerFast = AutoTokenizer.from_pretrained(str(directory))
+        self._inner: PreTrainedTokenizerFast = _load(Path(directory))
+        self._rust: RustTokenizer = self._inner.backend_tokenizer
+        # a tokenizer.json may ask for them
+        self._rust.no_truncation()
+        self._rust.no_padding()
+        self._rust.encode_special_tokens = False
+        template = self._inner.chat_template or ""
+        self._template = "".join(template.values()) if isinstance(template, Mapping) else str(template)
+        ids = _control_tokens(self._inner, self._template)
+        self._controls = ControlTokens(ids, self._template)
+        # the unknown token also stands for characters that the vocabulary does not have
+        self._names = {i: token for token, i in ids.items() if i != self._inner.unk_token_id}
+        self._counted = frozenset(self._names.values())
 
     @cached_property
     def stray_byte(self) -> list[int]:
@@ -55,8 +76,16 @@ class Tokenizer:
         return self.encode("\U0010ffff")[-1:]
 
     def encode(self, text: str) -> list[int]:
-        """Token ids of raw text, as it stands: no template, no token added."""
-        return list(self._inner(text, add_special_tokens=False)["input_ids"])
+        """Token ids of raw text, as it stands: no template, no token added; control tokens that it spells are those."""
+        return list(self._rust.encode(text, add_special_tokens=False).ids)
+
+    def literal(self, text: str) -> list[int]:
+        """Token ids of a text that has no control tokens: what it spells stays text, and is decoded to the same."""
+        return self.literals([text])[0]
+
+    def literals(self, texts: Sequence[str]) -> list[list[int]]:
+        """:meth:`literal` of each text."""
+        return self._encode([self._controls.literal(text) for text in texts])
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of token ids, without any clean-up of spaces."""
@@ -65,23 +94,180 @@ class Tokenizer:
         )
         return str(text)
 
-    def chat(self, messages: Sequence[Message], add_generation_prompt: bool = True) -> list[int]:
+    # -- conversations -----------------------------------------------------------------------------------------------
+
+    def chat(
+        self, messages: Sequence[Message], add_generation_prompt: bool = True, tools: Sequence[Any] = ()
+    ) -> list[int]:
         """Token ids of a conversation under the checkpoint's chat template.
+
+        The template alone writes control tokens: those that a message spells stay text.
+
+        Raises:
+            FieldError: when the tokenizer has no chat template, or the template cannot render the conversation.
+        """
+        (found,) = self.chats([Chat(messages, tools)], add_generation_prompt)
+        if isinstance(found, FieldError):
+            raise found
+        return found
+
+    def chats(self, chats: Sequence[Chat], add_generation_prompt: bool = True) -> list[list[int] | FieldError]:
+        """:meth:`chat` of each conversation, in less time; an error stands in the place of the one that it is of.
 
         Raises:
             FieldError: when the tokenizer has no chat template.
         """
         require(
-            bool(self._inner.chat_template),
+            bool(self._template),
             "messages",
             "a conversation",
             "raw text: this checkpoint has no chat template",
             "send text_input, or add chat_template.jinja to the checkpoint and build again",
         )
-        text = self._inner.apply_chat_template(
-            list(messages), add_generation_prompt=add_generation_prompt, tokenize=False
+        masked = [self._controls.mask((chat.messages, chat.tools)) for chat in chats]
+        texts = self._render([Chat(*m.value) for m in masked], add_generation_prompt)
+        rendered = [
+            text if isinstance(text, FieldError) else self._controls.unmask(text, m.back)
+            for text, m in zip(texts, masked, strict=True)
+        ]
+        encoded = iter(self._encode([r.pieces for r in rendered if not isinstance(r, FieldError)]))
+        return [r if isinstance(r, FieldError) else self._checked(next(encoded), r.control) for r in rendered]
+
+    @cached_property
+    def answer_end(self) -> list[int]:
+        """The tokens with which the chat template ends an answer; the last of them is the one that ends a turn.
+
+        Raises:
+            FieldError: when the template writes control tokens that the tokenizer does not have, or ends an answer
+                without one.
+        """
+        asked: Message = {"role": "user", "content": "a"}
+        chats = [Chat([asked, {"role": "assistant", "content": _STAND_IN}]), Chat([asked])]
+        whole, start = (self._render([chat], prompt)[0] for chat, prompt in zip(chats, (False, True), strict=True))
+        for text in (whole, start):
+            if isinstance(text, FieldError):
+                raise text
+            unknown = [marker for marker in _MARKER.findall(text) if marker not in self._controls.tokens]
+            allowed = "a tokenizer that has each control token of its chat template as one token"
+            require(not unknown, "data.tokenizer", " ".join(unknown), allowed, "pass the model's own tokenizer")
+        after = str(whole).partition(_STAND_IN)[2]
+        space = after[: len(after) - len(after.lstrip())]
+        token = self._controls.starts(after.lstrip())
+        allowed = "a tokenizer whose chat template ends an answer with a control token"
+        require(token is not None, "data.tokenizer", after, allowed, "pass the model's own tokenizer")
+        return self.encode(f"{space}{token}")
+
+    def _render(self, chats: Sequence[Chat], add_generation_prompt: bool) -> list[str | FieldError]:
+        plain = [chat for chat in chats if not _uses_tools(chat)]
+        try:
+            texts = iter(self._apply([chat.messages for chat in plain], None, add_generation_prompt) if plain else ())
+        except Exception:  # which of them it was is found below
+            texts = None
+        found: list[str | FieldError] = []
+        for chat in chats:
+            try:
+                if _uses_tools(chat):
+                    self._check_tools(chat)
+                elif texts is not None:
+                    found.append(next(texts))
+                    continue
+                found += self._apply([chat.messages], chat.tools, add_generation_prompt)
+            except FieldError as error:
+                found.append(error)
+            except Exception as error:  # a template is a program, and may raise anything
+                said = str(error) or type(error).__name__
+                allowed = "what the chat template renders"
+                found.append(FieldError("messages", said, allowed, "correct the conversation"))
+        return found
+
+    def _apply(
+        self, conversations: Sequence[Sequence[Message]], tools: Sequence[Any] | None, add_generation_prompt: bool
+    ) -> list[str]:
+        texts = self._inner.apply_chat_template(
+            [list(messages) for messages in conversations],
+            tools=list(tools) if tools else None,
+            add_generation_prompt=add_generation_prompt,
+            tokenize=False,
         )
-        return self.encode(str(text))
+        return list(texts)
+
+    def _check_tools(self, chat: Chat) -> None:
+        """Raise :class:`FieldError` when the template leaves out what the conversation has of tools."""
+        numbers = iter(range(0xF0000, 0xFFFFE))
+        wanted: dict[str, tuple[str, Any]] = {}
+
+        def stand_in(field: str, value: Any) -> str:
+            wanted[character := chr(next(numbers))] = field, value
+            return character
+
+        messages = []
+        for i, message in enumerate(chat.messages):
+            changed = dict(message)
+            if message.get("role") == "tool":
+                changed["content"] = stand_in(f"messages[{i}].content", message.get("content"))
+            if message.get("tool_calls"):
+                changed["tool_calls"] = [
+                    call | {"function": call["function"] | {"name": stand_in(f"messages[{i}].tool_calls[{j}]", call)}}
+                    for j, call in enumerate(message["tool_calls"])
+                ]
+            messages.append(changed)
+        tools = [
+            tool | {"function": tool["function"] | {"name": stand_in(f"tools[{i}]", tool)}}
+            for i, tool in enumerate(chat.tools)
+        ]
+        (text,) = self._apply([messages], tools, add_generation_prompt=False)
+        for character, (field, value) in wanted.items():
+            allowed = "what the chat template renders: it leaves this out"
+            require(character in text, field, value, allowed, "leave it out, or say it in a message's text")
+
+    # -- token ids ---------------------------------------------------------------------------------------------------
+
+    def _encode(self, texts: Sequence[list[str]]) -> list[list[int]]:
+        """Token ids of texts, each in pieces that are tokenized apart."""
+        encoded = iter(self._rust.encode_batch_fast([p for pieces in texts for p in pieces], add_special_tokens=False))
+        return [[i for _ in pieces for i in next(encoded).ids] for pieces in texts]
+
+    def _checked(self, ids: list[int], control: Sequence[str]) -> list[int] | FieldError:
+        """``ids``, when their control tokens are the template's: a normaliser may make one of a text that is none."""
+        found = [self._names[i] for i in ids if i in self._names]
+        if found == [token for token in control if token in self._counted]:
+            return ids
+        return FieldError("messages", found, f"no control tokens but the chat template's: {control}", "spell it apart")
+
+
+def _uses_tools(chat: Chat) -> bool:
+    return bool(chat.tools) or any(m.get("role") == "tool" or m.get("tool_calls") for m in chat.messages)
+
+
+def _control_tokens(inner: PreTrainedTokenizerFast, template: str) -> dict[str, int]:
+    """Control tokens and their ids: what the tokenizer's file calls special, looks like it, or the template writes."""
+    special = set(inner.all_special_tokens)
+    found = {}
+    for number, token in inner.backend_tokenizer.get_added_tokens_decoder().items():
+        text = token.content
+        marker = _MARKER.fullmatch(text) is not None or (text[:1] in ("<", "[") and text in template)
+        # runs of spaces and line ends are added tokens of Gemma's, and text
+        if text.strip() and (token.special or text in special or marker):
+            found[text] = number
+    return found
+
+
+def _load(directory: Path) -> PreTrainedTokenizerFast:
+    """What ``AutoTokenizer`` makes of a folder.
+
+    One of the class that is no model's own is loaded without ``AutoTokenizer``, whose import takes a process longer
+    than everything else it imports.
+    """
+    try:
+        config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
+        plain = config.get("tokenizer_class") == PreTrainedTokenizerFast.__name__ and "auto_map" not in config
+    except (OSError, ValueError, AttributeError):
+        plain = False
+    if plain:
+        return PreTrainedTokenizerFast.from_pretrained(str(directory))
+    from transformers import AutoTokenizer
+
+    return AutoTokenizer.from_pretrained(str(directory))
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path) -> list[Path]:

@@ -11,6 +11,7 @@ import torch
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
 from nemo_diffgemma.checkpoint import text_tensors
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
+from nemo_diffgemma.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 GENERATION_CONFIG: dict[str, Any] = {
     "max_denoising_steps": 48,
@@ -22,6 +23,19 @@ GENERATION_CONFIG: dict[str, Any] = {
     "pad_token_id": 0,
     "bos_token_id": 2,
     "eos_token_id": [1],
+}
+# The smallest vision tower that transformers accepts with a DiffusionGemma.
+SMALL_VISION: dict[str, Any] = {
+    "model_type": "gemma4_vision",
+    "hidden_size": 16,
+    "intermediate_size": 32,
+    "num_hidden_layers": 1,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 2,
+    "head_dim": 8,
+    "patch_size": 4,
+    "position_embedding_size": 16,
+    "pooling_kernel_size": 1,
 }
 
 
@@ -93,4 +107,14 @@ def random_tensors(arch: Architecture, seed: int) -> dict[str, torch.Tensor]:
 
 def random_checkpoint(directory: Path, arch: Architecture, seed: int = 0, tokenizer_files: Iterable[Path] = ()) -> Path:
     """A whole checkpoint of random weights."""
-    return write_checkpoint(directory, arch, random_tensors(arch, seed), GENERATION_CONFIG, tokenizer_files)
+    files = {path.name: path for path in tokenizer_files}
+    return write_checkpoint(directory, arch, random_tensors(arch, seed), GENERATION_CONFIG, files)
+
+
+def text_checkpoint(folder: Path) -> Path:
+    """A random checkpoint with a tokenizer and a chat template, in ``folder/model``."""
+    words = ["red", "green", "blue", "chair", "table", "lamp", "größe", "naïve", "日本", "12", "345"]
+    files = train_tokenizer([" ".join(words)] * 3, 300, folder / "tokenizer")
+    arch = small_architecture(vocab_size=300, canvas_length=16, eos_token_ids=(1, SPECIAL_TOKENS.index("<turn|>")))
+    config = GENERATION_CONFIG | {"eos_token_id": list(arch.eos_token_ids)}
+    return write_checkpoint(folder / "model", arch, random_tensors(arch, 7), config, {p.name: p for p in files})

@@ -58,7 +58,7 @@ def train(console: Console) -> None:
         _stage(console, 1, f"train: {CHECKPOINT} is up to date (remove {ROOT} to train again)")
         return
     _stage(console, 1, "train: a 1.2 M-parameter DiffusionGemma with NeMo, from nemo_diffgemma/conf/model/demo.yaml")
-    _run("nemo_diffgemma.training.cli", f"run={RUN}", f"output={CHECKPOINT}")
+    _run("nemo_diffgemma.training.cli", f"run={RUN}", f"output={CHECKPOINT}", "output_conversations=true")
     stamp.write_text(fingerprint)
 
 
@@ -92,7 +92,7 @@ def serve(console: Console) -> dict[str, object]:
     _stage(console, 6, "judge: the same prompts through transformers' own generate")
     with _bar(console, "through transformers", len(questions)) as tick:
         reference = evaluate.transformers_exact_match(CHECKPOINT, questions, MAX_TOKENS, tick)
-    training = json.loads((ROOT / "training.json").read_text())
+    training = json.loads((CHECKPOINT / "training.json").read_text())
     entropies = report.entropy_by_step([a.entropies for a in traced])
     values = {
         **evaluate.figures(questions, answers, seconds),

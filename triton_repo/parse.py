@@ -7,7 +7,6 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
-import jinja2
 import numpy as np
 
 from nemo_diffgemma.errors import FieldError, require
@@ -15,7 +14,8 @@ from triton_repo.tensors import ALL_INPUTS, SAMPLER_INPUTS, SUPPORTED, TRACEPARE
 from trtllm_build.runtime.request import Request
 
 if TYPE_CHECKING:
-    from nemo_diffgemma.tokenizer import Message, Tokenizer
+    from nemo_diffgemma.chat import Message
+    from nemo_diffgemma.tokenizer import Tokenizer
     from trtllm_build import Engine
     from trtllm_build.runtime.process import EngineProcess
 
@@ -144,7 +144,9 @@ def _suffix(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess, str
     require(not stream, "stream", True, "false with suffix: the answer is one piece", "leave stream out")
     given = "max_tokens" in inputs
     require(given, "max_tokens", None, "with suffix the number of tokens before it", "pass max_tokens=32")
-    return _tokenizer(engine, "suffix").encode(text)
+    tokenizer = _tokenizer(engine, "suffix")
+    # as the prompt is read: control tokens are for those who write the whole text themselves
+    return tokenizer.literal(text) if "messages" in inputs else tokenizer.encode(text)
 
 
 def _traceparent(inputs: Mapping[str, list[Any]]) -> str | None:
@@ -173,12 +175,7 @@ def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess) -> 
         return inputs[name]
     tokenizer = _tokenizer(engine, name)
     value = inputs[name][0]
-    if name == "text_input":
-        return tokenizer.encode(value)
-    try:
-        return tokenizer.chat(_messages(value))
-    except jinja2.TemplateError as error:
-        raise FieldError(name, str(error), "what the chat template renders", "correct the conversation") from error
+    return tokenizer.encode(value) if name == "text_input" else tokenizer.chat(_messages(value))
 
 
 def _messages(text: str) -> Sequence[Message]:

@@ -10,7 +10,6 @@ import socket
 import ssl
 import subprocess
 import sys
-import tempfile
 import time
 import urllib.error
 import urllib.request
@@ -20,9 +19,10 @@ from pathlib import Path
 from types import TracebackType
 from typing import Self
 
-from nemo_diffgemma.errors import require
+from nemo_diffgemma.errors import FieldError, require
 from triton_repo.config import REPOSITORY, for_engine, render
 from triton_repo.scrape import running_requests
+from triton_repo.scratch import Scratch
 from triton_repo.tensors import DRAIN_VARIABLE, ENGINE_CPUS_VARIABLE, ENGINE_VARIABLE, LOG_PROMPTS_VARIABLE, MODEL
 from triton_repo.tritonserver import LOOPBACK, Installation, Process, free_port
 from trtllm_build.cpus import available, beside_the_engine
@@ -136,7 +136,7 @@ class Server:
         self._log_prompts = log_prompts
         self._start_timeout_s = start_timeout_s
         self._progress = progress
-        self._directory: Path | None = None
+        self._scratch: Scratch | None = None
         self._process: Process | None = None
         self._gateway: subprocess.Popen[bytes] | None = None
 
@@ -148,9 +148,9 @@ class Server:
         manifest = Bundle.open(self.bundle).manifest
         installation = Installation.find()
         self._ports = {name: free_port(f"--{name}-port", port, self._hosts[name]) for name, port in self._ports.items()}
-        self._directory = Path(tempfile.mkdtemp(prefix="diffgemma-serve-"))
+        self._scratch = Scratch()
         try:
-            self._start(installation, self._directory, manifest["gpu"], render(parameters=for_engine(manifest)))
+            self._start(installation, self._scratch, manifest["gpu"], render(parameters=for_engine(manifest)))
             self._progress("loading the engine, and one generation")
             self._wait(started + self._start_timeout_s, self._serves, "tritonserver")
             self.probe()
@@ -202,10 +202,10 @@ class Server:
     @property
     def log_path(self) -> Path | None:
         """File with the output; None for standard error."""
-        assert self._directory is not None, "the server runs only inside its context"
+        assert self._scratch is not None, "the server runs only inside its context"
         if self._log_file == "-":
             return None
-        return Path(self._log_file).resolve() if self._log_file else self._directory / "tritonserver.log"
+        return Path(self._log_file).resolve() if self._log_file else self._scratch.path / "tritonserver.log"
 
     def probe(self, timeout_s: float = 30.0) -> None:
         """One token, generated: a server whose model process has died still calls itself ready.
@@ -264,8 +264,8 @@ class Server:
         Returns:
             False when ``budget_s`` seconds were not enough.
         """
-        assert self._directory is not None, "the server runs only inside its context"
-        (self._directory / "drain").touch()
+        assert self._scratch is not None, "the server runs only inside its context"
+        (self._scratch.path / "drain").touch()
         end = time.monotonic() + budget_s
         idle = 0
         while idle < _IDLE_LOOKS:
@@ -279,27 +279,34 @@ class Server:
         """Stop the gateway and tritonserver, and remove what they left; does nothing the second time."""
         gateway, self._gateway = self._gateway, None
         process, self._process = self._process, None
-        directory, self._directory = self._directory, None
+        scratch, self._scratch = self._scratch, None
         if gateway is not None:
             _end(gateway)
         if process is not None:
             process.stop(_STOP_BUDGET_S)
-        if directory is not None:
-            shutil.rmtree(directory, ignore_errors=True)
+        if scratch is not None:
+            scratch.remove()
 
-    def _start(self, installation: Installation, directory: Path, gpu: str, config: str) -> None:
-        # A private copy: a model's process writes bytecode beside model.py, and an installed package may be read-only.
-        models = shutil.copytree(REPOSITORY, directory / "models", ignore=shutil.ignore_patterns("__pycache__"))
-        (models / MODEL / "configs" / f"{gpu}.pbtxt").write_text(config)
-        caches = directory / "caches"
-        caches.mkdir()
-        prefix = f"diffgemma_{os.getpid()}_{secrets.token_hex(4)}"
+    def _start(self, installation: Installation, scratch: Scratch, gpu: str, config: str) -> None:
+        directory = scratch.path
+        models, caches = directory / "models", directory / "caches"
+        try:
+            # Private copies: a model's process writes bytecode beside model.py, and tritonserver changes its stub.
+            shutil.copytree(REPOSITORY, models, ignore=shutil.ignore_patterns("__pycache__"))
+            (models / MODEL / "configs" / f"{gpu}.pbtxt").write_text(config)
+            caches.mkdir()
+            backends = installation.backend_directory(directory / "backends")
+        except OSError as error:
+            allowed = f"a folder with room for 5 MB ({error})"
+            raise FieldError(
+                "TMPDIR", str(directory.parent), allowed, "make room, or set it to another folder"
+            ) from error
         admin = f"{_RESTRICTED}:admin={secrets.token_hex(16)}"
         options = [
             f"--model-repository={models}",
             f"--model-config-name={gpu}",
-            f"--backend-directory={installation.backend_directory(directory / 'backends')}",
-            f"--backend-config=python,shm-region-prefix-name={prefix}",
+            f"--backend-directory={backends}",
+            f"--backend-config=python,shm-region-prefix-name={scratch.shm_prefix}",
             f"--cache-directory={caches}",
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
@@ -320,7 +327,7 @@ class Server:
         }
         listens = ", ".join(f"{name} {self._hosts[name]}:{port}" for name, port in self._ports.items())
         self._progress(f"starting tritonserver: {listens}")
-        self._process = Process(installation, options, environment, directory, self.log_path, prefix)
+        self._process = Process(installation, options, environment, directory, self.log_path)
         os.sched_setaffinity(self._process.pid, beside_the_engine())
 
     def _serves(self) -> bool:

@@ -20,7 +20,6 @@ from nemo_diffgemma.errors import FieldError, require
 
 LOOPBACK = "127.0.0.1"
 BINARY_VARIABLE = "TRITON_SERVER"
-_SHARED_MEMORY = Path("/dev/shm")
 _PR_SET_PDEATHSIG = 1
 _STUB = "triton_python_backend_stub"
 # Loaded before any fork: between fork and exec nothing may be imported.
@@ -35,20 +34,29 @@ class Installation:
         binary: the executable.
         backends: folder of backends.
         stub: the python backend's process for this Python version, where it lies apart from the backend.
+        libraries: what nvidia-pytriton's stub loads: a copy of it does not find them.
     """
 
     binary: Path
     backends: Path
     stub: Path | None
+    libraries: Path | None
 
     @classmethod
     def find(cls) -> Installation:
         """Look at ``$TRITON_SERVER``, then on ``PATH`` (NVIDIA's container), then in nvidia-pytriton.
 
         Raises:
-            FieldError: when there is none, or none for this Python version.
+            FieldError: when there is none, or none for this Python version, or its stub cannot load this Python.
         """
+        library = f"libpython{sys.version_info.major}.{sys.version_info.minor}.so.1.0"
+        allowed = f"a Python with its shared library, {library}: tritonserver's stub loads it"
+        remedy = f"Debian, Ubuntu: apt install {library.partition('.so')[0]}; pyenv: install it with --enable-shared"
+        require(_loads(library), "python", sys.executable, allowed, remedy)
         named = os.environ.get(BINARY_VARIABLE)
+        package = importlib.util.find_spec("pytriton")
+        pytriton = Path(package.origin).parent if package and package.origin else None
+        libraries = pytriton.with_name("nvidia_pytriton.libs") if pytriton else None
         if found := named or shutil.which("tritonserver"):
             binary = Path(found)
             require(
@@ -56,31 +64,42 @@ class Installation:
             )
             root = binary.resolve().parent.parent
         else:
-            package = importlib.util.find_spec("pytriton")
-            if package is None or package.origin is None:
+            if pytriton is None:
                 remedy = "pip install 'diffgemma[serve]', or run in NVIDIA's Triton container"
                 raise FieldError(BINARY_VARIABLE, None, "a tritonserver binary, here or on PATH", remedy)
-            root = Path(package.origin).parent / "tritonserver"
+            root = pytriton / "tritonserver"
             binary = root / "bin" / "tritonserver"
         stubs = root / "python_backend_stubs"
         if not stubs.is_dir():
-            return cls(binary, root / "backends", None)
+            return cls(binary, root / "backends", None, libraries)
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         stub = stubs / version / _STUB
         available = ", ".join(sorted(path.name for path in stubs.iterdir()))
         require(
             stub.is_file(), "python", version, f"a Python that {root} has a stub for: {available}", "use one of them"
         )
-        return cls(binary, root / "backends", stub)
+        return cls(binary, root / "backends", stub, libraries)
 
     def backend_directory(self, directory: Path) -> Path:
-        """A folder in which tritonserver finds the python backend and its stub side by side, linked where need be."""
-        if self.stub is None:
-            return self.backends
-        python = directory / "python"
-        python.mkdir(parents=True)
-        for source in (*(self.backends / "python").iterdir(), self.stub):
-            (python / source.name).symlink_to(source)
+        """A copy of the python backend with its stub beside it (3 MB), for one run of a server.
+
+        A copy, since tritonserver gives the stub mode 0100, through a link too, with which nobody else can run it; and
+        Python writes bytecode beside what the stub imports.
+
+        Raises:
+            FieldError: when there is no python backend, or one that this user cannot read.
+            OSError: when it cannot be written.
+        """
+        source = self.backends / "python"
+        stub = self.stub or source / _STUB
+        remedy = f"install tritonserver with it, or correct {BINARY_VARIABLE}"
+        require(stub.is_file(), "python backend", str(stub), "the backend's process, a file", remedy)
+        for path in (*source.iterdir(), stub):
+            remedy = f"chmod -R a+rX {source} {stub}"
+            require(os.access(path, os.R_OK), "python backend", str(path), "a file that this user may read", remedy)
+        python = shutil.copytree(source, directory / "python", ignore=shutil.ignore_patterns("__pycache__", _STUB))
+        shutil.copyfile(stub, python / _STUB)
+        (python / _STUB).chmod(0o700)
         return directory
 
 
@@ -93,7 +112,6 @@ class Process:
         environment: variables to add.
         directory: where it runs: the stub looks for Python modules there first, so not where the user happens to be.
         log: file that gets its output; None for standard error.
-        shm_prefix: name that its shared memory starts with; what is left of it is removed at the end.
     """
 
     def __init__(
@@ -103,11 +121,10 @@ class Process:
         environment: dict[str, str],
         directory: Path,
         log: Path | None,
-        shm_prefix: str,
     ):
-        self._shm_prefix = shm_prefix
         scripts = str(Path(sys.executable).parent)
-        library = str(sysconfig.get_config_var("LIBDIR"))
+        # The stub embeds the Python it finds first on PATH, and must load that Python's own library.
+        libraries = [sysconfig.get_config_var("LIBDIR"), installation.libraries, os.environ.get("LD_LIBRARY_PATH")]
         with open(2 if log is None else log, "ab", closefd=log is not None) as output:
             self._process = subprocess.Popen(
                 [str(installation.binary), *options],
@@ -120,9 +137,8 @@ class Process:
                 env={
                     **os.environ,
                     **environment,
-                    # The stub embeds the Python it finds first on PATH, and must load that Python's own library.
                     "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
-                    "LD_LIBRARY_PATH": os.pathsep.join(filter(None, [library, os.environ.get("LD_LIBRARY_PATH")])),
+                    "LD_LIBRARY_PATH": os.pathsep.join(str(folder) for folder in libraries if folder),
                 },
             )
         self.pid = self._process.pid
@@ -137,7 +153,7 @@ class Process:
         return any(_is_dead_stub(pid) for pids in children for pid in pids)
 
     def stop(self, budget_s: float) -> None:
-        """End it: SIGTERM, after ``budget_s`` seconds SIGKILL; then the stubs it left behind and their memory.
+        """End it: SIGTERM, after ``budget_s`` seconds SIGKILL; then the stubs it left behind.
 
         A client that keeps its stream open holds a terminating tritonserver up for as long as it likes.
         """
@@ -150,8 +166,6 @@ class Process:
                 self._process.kill()
                 self._process.wait()
         self._end_group(0.5)
-        for region in _SHARED_MEMORY.glob(f"{self._shm_prefix}*"):
-            region.unlink(missing_ok=True)
 
     def _end_group(self, budget_s: float) -> None:
         """Kill what is left of the process group, which only holds what this server started, and wait for it.
@@ -175,6 +189,16 @@ def _is_dead_stub(pid: str) -> bool:
     except FileNotFoundError:
         return False
     return rest.split()[0] == "Z" and _STUB.startswith(name)
+
+
+def _loads(library: str) -> bool:
+    for path in (Path(str(sysconfig.get_config_var("LIBDIR"))) / library, library):
+        try:
+            ctypes.CDLL(str(path))
+        except OSError:
+            continue
+        return True
+    return False
 
 
 def free_port(option: str, port: int, host: str = LOOPBACK) -> int:

@@ -58,10 +58,11 @@ def answer(engine: Engine, questions: Sequence[Question]) -> Quality:
     assert tokenizer is not None, "questions are text"
     canvas = engine.limits.canvas
     # room for the longest right answer and its end of sequence, in whole canvases
-    longest = max(len(tokenizer.encode(q.answer)) + 1 for q in questions)
+    longest = max(len(tokenizer.literal(q.answer)) + 1 for q in questions)
     room = -(-longest // canvas) * canvas
     requests = [
-        Request(tuple(tokenizer.chat(q.messages)), room, seed, engine.sampler) for seed, q in enumerate(questions)
+        Request(tuple(tokenizer.chat(q.messages, tools=q.tools)), room, seed, engine.sampler)
+        for seed, q in enumerate(questions)
     ]
     answers = engine.run(requests)
     right = sum(a.text == q.answer for a, q in zip(answers, questions, strict=True))

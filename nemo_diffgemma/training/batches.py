@@ -28,6 +28,7 @@ class Batch(NamedTuple):
         noisy: the same block, corrupted ``[batch, canvas]`` int64.
         block_start: position of the block's first token in ``ids`` ``[batch]`` int64.
         self_condition: whether an example sees its own first prediction ``[batch]`` bool.
+        counted: false for an example that only fills a process's share ``[batch]`` bool.
         total_canvas: supervised canvas positions of the step over all processes, a scalar.
         total_pairs: next-token pairs of the step over all processes, a scalar.
     """
@@ -38,6 +39,7 @@ class Batch(NamedTuple):
     noisy: Tensor
     block_start: Tensor
     self_condition: Tensor
+    counted: Tensor
     total_canvas: Tensor
     total_pairs: Tensor
 
@@ -56,10 +58,15 @@ class Collator:
     world_size: int = 1
 
     def __call__(self, chosen: Sequence[int], purpose: int, step: int) -> Batch:
-        """This process's share of the step's examples ``chosen`` (indices, over all processes)."""
-        # every process pads to the longest example of the whole step: expert parallelism exchanges equal shapes
+        """This process's share of the step's examples ``chosen`` (indices, over all processes).
+
+        Where they do not divide among the processes, the last one stands in for what is missing, and does not count.
+        """
+        # every process pads to the longest example of the whole step, and has as many of them: expert parallelism
+        # exchanges equal shapes
         length = max(len(self.examples[i]) for i in chosen)
-        mine = list(chosen)[self.rank :: self.world_size]
+        places = range(self.rank, -(-len(chosen) // self.world_size) * self.world_size, self.world_size)
+        mine = [chosen[min(place, len(chosen) - 1)] for place in places]
         ids = torch.full((len(mine), length), self.pad)
         padding = torch.ones(len(mine), length, dtype=torch.bool)
         problems = []
@@ -79,6 +86,7 @@ class Collator:
             noisy=torch.stack([p.noisy for p in problems]),
             block_start=torch.tensor(starts),
             self_condition=torch.tensor([p.self_condition for p in problems]),
+            counted=torch.tensor([place < len(chosen) for place in places]),
             total_canvas=torch.tensor(len(chosen) * self.canvas),
             total_pairs=torch.tensor(sum(len(self.examples[i]) - 1 for i in chosen)),
         )
@@ -133,14 +141,12 @@ class TrainingBatches(IterableDataset[Batch]):
 
 
 class ValidationBatches(Dataset[Batch]):
-    """All validation examples, always with the same noise; what does not divide among the processes is left out."""
+    """All validation examples, always with the same noise."""
 
     def __init__(self, collator: Collator, batch: int):
-        world = collator.world_size
-        count = len(collator.examples) // world * world
-        order = sorted(range(len(collator.examples)), key=lambda i: len(collator.examples[i]))[:count]
+        order = sorted(range(len(collator.examples)), key=lambda i: len(collator.examples[i]))
         self._collator = collator
-        self._chosen = [order[i : i + batch] for i in range(0, count, batch)]
+        self._chosen = [order[i : i + batch] for i in range(0, len(order), batch)]
 
     def __len__(self) -> int:
         return len(self._chosen)

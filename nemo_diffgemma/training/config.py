@@ -11,11 +11,15 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.conversations.files import find_files
+from nemo_diffgemma.conversations.forms import FORMS
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.hydra_config import compose_config
 
 CONF = Path(__file__).parent.parent / "conf"
 DTYPES = ("float32", "bfloat16")
+# What happens to a conversation that does not fit data.max_tokens; see nemo_diffgemma.training.data.Encoder.
+TOO_LONG = ("refuse", "skip", "cut")
 
 
 @dataclass(frozen=True)
@@ -29,14 +33,27 @@ class Generate:
 
 @dataclass(frozen=True)
 class Data:
-    """Where conversations and tokenizer lie; ``batch`` counts examples a step over all processes."""
+    """Where conversations and tokenizer lie, and what is made of them.
 
-    train: Path
-    validation: Path | None
+    Args:
+        train: files to learn from, in this order.
+        validation: files to validate on; none where nothing is.
+        form: of all records; None recognises each file's.
+        tokenizer: directory with a tokenizer.json.
+        generate: how to write the demo task's files, which ``train``, ``validation`` and ``tokenizer`` then are.
+        batch: examples of a step, over all processes.
+        max_tokens: of prompt and answer together.
+        too_long: what happens to a longer conversation, one of :data:`TOO_LONG`.
+    """
+
+    train: tuple[Path, ...]
+    validation: tuple[Path, ...]
+    form: str | None
     tokenizer: Path | None
     generate: Generate | None
     batch: int
     max_tokens: int
+    too_long: str
 
 
 @dataclass(frozen=True)
@@ -92,9 +109,11 @@ class TrainConfig:
     optim: Optim
     run: Path
     output: Path
-    output_dtype: str
+    output_dtype: str | None
+    output_conversations: bool
     init_from: Path | None
-    resume: bool
+    resume: str
+    log_git: bool
     seed: int
     log_every: int
     validate_every: int
@@ -108,8 +127,6 @@ def load_config(overrides: Sequence[str]) -> TrainConfig:
     Raises:
         FieldError: on an unknown key or choice, or a value that cannot be used.
     """
-    for override in overrides:
-        require(override[:1] not in ("+", "~"), "command line", override, "key=value", f"pass {override[1:]}")
     config = compose_config(CONF, "train", [*overrides, "hydra/job_logging=none"])
     return parse_config(config)
 
@@ -127,16 +144,19 @@ def parse_config(config: DictConfig) -> TrainConfig:
     init_from = _path(values["init_from"])
     # a checkpoint knows its own shapes, so the model group is only for models that start from nothing
     arch = Architecture.load(init_from) if init_from else Architecture.from_dict(values["model"])
+    dtype = values["output_dtype"]
     parsed = TrainConfig(
         arch=arch,
         data=_data(values["data"], init_from),
         parallel=_parallel(values["parallel"], arch),
         optim=_optim(values["optim"]),
-        run=Path(values["run"]),
-        output=Path(values["output"]),
-        output_dtype=_one_of("output_dtype", values["output_dtype"], DTYPES),
+        run=_folder("run", values["run"]),
+        output=_folder("output", values["output"]),
+        output_dtype=None if dtype is None else _one_of("output_dtype", dtype, DTYPES),
+        output_conversations=_flag("output_conversations", values["output_conversations"]),
         init_from=init_from,
-        resume=_flag("resume", values["resume"]),
+        resume=_one_of("resume", str(values["resume"]).lower(), ("false", "true", "auto")),
+        log_git=_flag("log_git", values["log_git"]),
         seed=_count("seed", values["seed"], 0),
         **{name: _count(name, values[name]) for name in ("log_every", "validate_every", "checkpoint_every")},
         threads=None if values["threads"] is None else _count("threads", values["threads"]),
@@ -151,30 +171,50 @@ def _check_together(config: TrainConfig) -> None:
     require(batch % world == 0, "data.batch", batch, f"a multiple of the {world} processes", f"pass data.batch={world}")
     limit = arch.max_position_embeddings
     require(longest <= limit, "data.max_tokens", longest, f"at most {limit} (model)", f"pass data.max_tokens={limit}")
+    run, output = config.run.resolve(), config.output.resolve()
+    apart = output != run and output not in run.parents
+    allowed = f"a folder that run={config.run} does not lie in"
+    require(apart, "output", str(config.output), allowed, f"pass output={config.run / 'checkpoint'}, or leave it out")
+    if config.init_from is not None:
+        base = config.init_from.resolve()
+        apart = base not in (run, output) and base not in run.parents
+        allowed = f"folders apart from init_from={config.init_from}, which stays as it is"
+        require(apart, "output", f"run={config.run} output={config.output}", allowed, "pass run=DIR output=DIR")
 
 
 def _data(values: Mapping[str, Any], init_from: Path | None) -> Data:
-    generate = values["generate"]
-    if generate is not None:
-        generate = Generate(**{f.name: _count(f"data.generate.{f.name}", generate[f.name]) for f in fields(Generate)})
-    train, validation = Path(values["train"]), _path(values["validation"])
     tokenizer = _path(values["tokenizer"]) or init_from
-    if generate is None:
-        for field, path in (("data.train", train), ("data.validation", validation)):
-            if path is not None:
-                require(path.is_file(), field, str(path), "a JSONL file that exists", f"pass {field}=FILE")
+    if values["generate"] is None:
+        generate = None
+        train, validation = _files("data.train", values["train"]), _files("data.validation", values["validation"])
         wanted = "a directory with a tokenizer.json"
         remedy = "pass data.tokenizer=DIR, or init_from=CHECKPOINT, whose tokenizer is then used"
         found = tokenizer is not None and (tokenizer / "tokenizer.json").is_file()
         require(found, "data.tokenizer", None if tokenizer is None else str(tokenizer), wanted, remedy)
+    else:
+        sizes = values["generate"]
+        generate = Generate(**{f.name: _count(f"data.generate.{f.name}", sizes[f.name]) for f in fields(Generate)})
+        for name in ("train", "validation", "tokenizer"):
+            good, allowed = isinstance(values[name], str), "one path, where the demo task is written"
+            require(good, f"data.{name}", values[name], allowed, "pass data.generate=null to use your own files")
+        train, validation = (Path(values["train"]),), (Path(values["validation"]),)
+    form = values.get("format")
     return Data(
         train=train,
         validation=validation,
+        form=None if form is None else _one_of("data.format", form, tuple(FORMS)),
         tokenizer=tokenizer,
         generate=generate,
         batch=_count("data.batch", values["batch"]),
         max_tokens=_count("data.max_tokens", values["max_tokens"]),
+        too_long=_one_of("data.too_long", values.get("too_long", TOO_LONG[0]), TOO_LONG),
     )
+
+
+def _files(field: str, value: Any) -> tuple[Path, ...]:
+    if value is None:
+        return ()
+    return find_files(field, [str(item) for item in value] if isinstance(value, list) else [str(value)])
 
 
 def _parallel(values: Mapping[str, Any], arch: Architecture) -> Parallel:
@@ -188,6 +228,9 @@ def _parallel(values: Mapping[str, Any], arch: Architecture) -> Parallel:
     world, experts = parallel.world_size, parallel.expert_parallel
     if parallel.name == "single":
         require(world == 1, "parallel.devices", world, "1 with parallel=single", "pass parallel=fsdp2")
+    else:
+        allowed = f"2 processes or more with parallel={parallel.name}"
+        require(world > 1, "parallel.devices", world, allowed, "pass parallel=single for one")
     divides = world % experts == 0 and arch.num_experts % experts == 0
     allowed = f"a common divisor of {world} processes and {arch.num_experts} experts"
     require(divides, "parallel.expert_parallel", experts, allowed, "pass parallel.expert_parallel=N")
@@ -217,6 +260,12 @@ def _optim(values: Mapping[str, Any]) -> Optim:
     require(probability <= 1, "optim.self_conditioning_probability", probability, "0 to 1", "pass 0.5")
     require(optim.min_lr <= optim.lr, "optim.min_lr", optim.min_lr, f"at most optim.lr {optim.lr}", "lower it")
     return optim
+
+
+def _folder(field: str, value: Any) -> Path:
+    good = value is not None and str(value).strip() != ""
+    require(good, field, value, "a path", f"pass {field}=PATH")
+    return Path(str(value))
 
 
 def _path(value: Any) -> Path | None:

@@ -1,17 +1,21 @@
-"""Conversations from JSONL to token ids."""
+"""Conversations to token ids."""
 
 from __future__ import annotations
 
-import json
-from dataclasses import dataclass
+from bisect import bisect_left
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from itertools import islice
 from pathlib import Path
-from typing import Any
 
+from nemo_diffgemma.chat import Chat
+from nemo_diffgemma.conversations.reader import Conversation, Reader
 from nemo_diffgemma.errors import FieldError, require
-from nemo_diffgemma.tokenizer import END_OF_TURN, Message, Tokenizer
+from nemo_diffgemma.files import some
+from nemo_diffgemma.tokenizer import Tokenizer
+from nemo_diffgemma.waiting import waiting
 
-ROLES = ("system", "user", "assistant")
-_FORM = 'one JSON object a line: {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}'
+_AT_ONCE = 512  # conversations that are tokenized together
 
 
 @dataclass(frozen=True)
@@ -29,78 +33,129 @@ class Example:
         return len(self.prompt) + len(self.response)
 
 
-def read_conversations(path: Path) -> list[list[Message]]:
-    """The ``messages`` of every line of a JSONL file; empty lines are skipped.
-
-    Raises:
-        FieldError: naming file, line and field, when a line is not a conversation that ends with the assistant.
-    """
-    conversations = []
-    with path.open(encoding="utf-8") as file:
-        for number, line in enumerate(file, 1):
-            if line.strip():
-                conversations.append(_messages(f"{path}:{number}", line))
-    require(bool(conversations), str(path), "no line", "at least one conversation", f"write {_FORM}")
-    return conversations
-
-
-def _messages(where: str, line: str) -> list[Message]:
-    remedy = f"write {_FORM}"
-    try:
-        record = json.loads(line.strip())
-    except json.JSONDecodeError as error:
-        raise FieldError(where, f"{error.msg} at column {error.colno}", "a JSON object", remedy) from None
-    require(isinstance(record, dict), where, record, "a JSON object", remedy)
-    messages = record.get("messages")
-    require(isinstance(messages, list) and len(messages) >= 2, f"{where}: messages", messages, "2 or more", remedy)
-    for index, message in enumerate(messages):
-        field = f"{where}: messages[{index}]"
-        require(isinstance(message, dict), field, message, "an object with role and content", remedy)
-        role, content = message.get("role"), message.get("content")
-        require(role in ROLES, f"{field}.role", role, ", ".join(ROLES), "correct the role")
-        require(isinstance(content, str) and content != "", f"{field}.content", content, "text", "write the content")
-    last: Any = messages[-1]["role"]
-    require(last == "assistant", f"{where}: messages[-1].role", last, "assistant", "end with the answer to learn")
-    return list(messages)
-
-
-def encode_conversation(
-    messages: list[Message], tokenizer: Tokenizer, canvas: int, end: int, max_tokens: int, where: str
-) -> Example:
-    """Token ids of one conversation, cut from the left at message borders to ``max_tokens``.
+@dataclass(frozen=True)
+class Loaded:
+    """The examples of some files.
 
     Args:
-        messages: ends with the assistant's turn.
+        examples: in the order of the files.
+        lines: the first of the conversations, as many as were to be kept, as JSON lines.
+        summary: how many there are, of which form, and what happened to those that were too long; one line.
+    """
+
+    examples: list[Example]
+    lines: list[str]
+    summary: str
+
+
+@dataclass
+class Encoder:
+    """Makes examples of conversations.
+
+    Args:
+        tokenizer: whose chat template is rendered.
         canvas: canvas length in tokens.
         end: the token that fills the last canvas.
-        where: how errors name this conversation.
-
-    Raises:
-        FieldError: when the last question and its answer alone do not fit ``max_tokens``.
+        max_tokens: of prompt and response together.
+        too_long: ``refuse``, ``skip``, or ``cut``: older exchanges are dropped, the system message stays; what does
+            not fit even then is skipped.
     """
-    answer = tokenizer.encode(str(messages[-1]["content"]) + END_OF_TURN)
-    response = answer + [end] * (-len(answer) % canvas)
-    system = [m for m in messages[:1] if m["role"] == "system"]
-    history = messages[len(system) : -1]
-    while True:
-        prompt = tokenizer.chat([*system, *history], add_generation_prompt=True)
-        if len(prompt) + len(response) <= max_tokens:
-            return Example(prompt, response)
+
+    tokenizer: Tokenizer
+    canvas: int
+    end: int
+    max_tokens: int
+    too_long: str = "refuse"
+    cut: list[str] = field(default_factory=list)
+    """Places of the conversations that lost older messages."""
+    skipped: list[str] = field(default_factory=list)
+    """Places of the conversations that were left out."""
+
+    def encode(self, conversations: Sequence[Conversation]) -> list[Example | FieldError | None]:
+        """An example for each conversation; what is wrong with it; or None where it was skipped."""
+        prompts = self.tokenizer.chats([Chat(c.asked, c.tools) for c in conversations])
+        answers = self.tokenizer.literals([c.answer for c in conversations])
+        return [self._example(c, p, a) for c, p, a in zip(conversations, prompts, answers, strict=True)]
+
+    def _example(
+        self, talk: Conversation, prompt: list[int] | FieldError, answer: list[int]
+    ) -> Example | FieldError | None:
+        if isinstance(prompt, FieldError):
+            return FieldError(f"{talk.where}: {prompt.field}", prompt.value, prompt.allowed, prompt.remedy)
+        response = answer + self.tokenizer.answer_end
+        response += [self.end] * (-len(response) % self.canvas)
         length = len(prompt) + len(response)
-        require(len(history) > 1, where, f"{length} tokens", f"at most data.max_tokens {max_tokens}", "raise it")
-        # a template may demand that a conversation starts with the user: drop whole exchanges
-        history = history[1:]
-        while len(history) > 1 and history[0]["role"] != "user":
-            history = history[1:]
+        if length <= self.max_tokens:
+            return Example(prompt, response)
+        if self.too_long == "refuse":
+            allowed = f"at most data.max_tokens {self.max_tokens}"
+            remedy = "raise it, or pass data.too_long=cut (drops older messages) or data.too_long=skip"
+            return FieldError(talk.where, f"{length} tokens", allowed, remedy)
+        shorter = self._shorter(talk, self.max_tokens - len(response)) if self.too_long == "cut" else None
+        (self.skipped if shorter is None else self.cut).append(talk.where)
+        return None if shorter is None else Example(shorter, response)
+
+    def _shorter(self, talk: Conversation, room: int) -> list[int] | None:
+        """The prompt without the oldest exchanges, as few of them as fit; None when the last alone does not."""
+        system = [m for m in talk.asked[:1] if m["role"] == "system"]
+        history = talk.asked[len(system) :]
+        # a template may demand that a conversation starts with the user
+        starts = [i for i, message in enumerate(history) if i and message["role"] == "user"]
+
+        def prompt(start: int) -> list[int]:
+            return self.tokenizer.chat([*system, *history[start:]], tools=talk.tools)
+
+        first = bisect_left(starts, True, key=lambda start: len(prompt(start)) <= room)
+        return prompt(starts[first]) if first < len(starts) else None
+
+    def summary(self) -> str:
+        """What happened to those that were too long; empty when none was."""
+        told = ""
+        if self.cut:
+            told += f"; {len(self.cut):,} over {self.max_tokens} tokens lost older messages: {some(self.cut)}"
+        if self.skipped:
+            alone = " with their last exchange alone" if self.too_long == "cut" else ""
+            told += f"; {len(self.skipped):,} over {self.max_tokens} tokens{alone} left out: {some(self.skipped)}"
+        return told
 
 
-def load_examples(path: Path, tokenizer: Tokenizer, canvas: int, end: int, max_tokens: int) -> list[Example]:
-    """Every conversation of a JSONL file as token ids.
+def load_examples(
+    files: Sequence[Path],
+    encoder: Encoder,
+    key: str = "data.train",
+    form: str | None = None,
+    keep: int | None = 0,
+    shown: bool = True,
+) -> Loaded:
+    """Every conversation of some files as token ids.
+
+    Args:
+        files: see :class:`~nemo_diffgemma.conversations.reader.Reader`.
+        encoder: makes the examples.
+        key: how the user named the files.
+        form: of their records; None recognises it.
+        keep: how many conversations to give back as JSON lines; None keeps all.
+        shown: whether this process shows how far it is.
 
     Raises:
-        FieldError: see :func:`read_conversations` and :func:`encode_conversation`.
+        FieldError: naming file, line and field of the first that cannot be used, and how many more there are; or when
+            none is left.
     """
-    return [
-        encode_conversation(messages, tokenizer, canvas, end, max_tokens, f"{path}: conversation {number}")
-        for number, messages in enumerate(read_conversations(path), 1)
-    ]
+    examples: list[Example] = []
+    lines: list[str] = []
+    with waiting(f"{key}: reading and tokenizing", sum(path.stat().st_size for path in files), shown) as tick:
+        reader = Reader(files, key, form, tick)
+        conversations = iter(reader)
+        while batch := list(islice(conversations, _AT_ONCE)):
+            for talk, example in zip(batch, encoder.encode(batch), strict=True):
+                if isinstance(example, FieldError):
+                    reader.faults.add(talk.where, example)
+                elif example is not None:
+                    examples.append(example)
+                    if keep is None or len(lines) < keep:
+                        lines.append(talk.as_line())
+    reader.faults.check()
+    summary = f"{key}: {reader.summary()}{encoder.summary()}"
+    allowed = "at least one conversation that is left"
+    require(bool(examples), key, summary, allowed, "raise data.max_tokens, or pass data.too_long=cut")
+    return Loaded(examples, lines, summary)

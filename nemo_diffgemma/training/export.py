@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterable, Mapping
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -22,41 +22,95 @@ from nemo_diffgemma.checkpoint import (
     new_vision_tensors,
 )
 from nemo_diffgemma.checkpoint import ENCODER_SCALAR as HF_ENCODER_SCALAR
-from nemo_diffgemma.checkpoint_writer import write_checkpoint
+from nemo_diffgemma.checkpoint_writer import MARKER, write_checkpoint
 from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.network import DECODER_SCALAR, ENCODER_SCALAR
 
-CALIBRATION_LINES = 64
+# Dtypes of a base, as safetensors spells them.
+_STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+# Of a base checkpoint: weights in any form, and what this project writes itself.
+_NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.index.json", MARKER, CALIBRATION, HELD_OUT)
 
 
-def export(net: Any, config: TrainConfig, said: Mapping[str, Iterable[str]]) -> Path:
+def export(
+    net: Any, config: TrainConfig, conversations: Mapping[str, Iterable[str]], training: Mapping[str, Any]
+) -> Path:
     """Gather the network and write ``config.output``; every process must call it, process 0 writes.
+
+    Of a base checkpoint (``init_from``) everything that training does not change is kept: every key of its
+    config.json, its generation_config.json, the vision tower, the dtype of each tensor, and every other file.
 
     Args:
         net: the trained network.
         config: of the run.
-        said: as :func:`conversations` gave them.
+        conversations: that travel with the checkpoint: file name to JSON lines.
+        training: contents of ``training.json``.
 
     Returns:
         ``config.output``.
+
+    Raises:
+        FieldError: when ``config.output`` has come to hold what this run did not write.
+        OSError: when it cannot be written.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(net, options=options)
     if not dist.is_initialized() or dist.get_rank() == 0:
-        dtype = getattr(torch, config.output_dtype)
         base = None if config.init_from is None else Checkpoint(config.init_from)
         tensors = hf_tensors(net, state)
-        if base is None:
-            tensors |= new_vision_tensors(config.arch, config.seed)
-        else:
-            tensors |= dict(base.tensors(base.vision_shapes))
-        tensors = {name: tensor.to(dtype) for name, tensor in tensors.items()}
-        generation = (base.generation_config if base else {}) or generation_config(config.arch)
-        files = tokenizer_files(config)
-        write_checkpoint(config.output, config.arch, tensors, generation, files, said)
+        tensors |= new_vision_tensors(config.arch, config.seed) if base is None else _vision(base)
+        write_checkpoint(
+            config.output,
+            config.arch,
+            {name: tensor.to(_dtype(name, config, base)) for name, tensor in tensors.items()},
+            (base.generation_config if base else {}) or generation_config(config.arch),
+            _files(config),
+            config=None if base is None else _config(base, config.output_dtype),
+            texts={name: "".join(f"{line}\n" for line in lines) for name, lines in conversations.items()},
+            training=training,
+            writer=str(config.run.resolve()),
+        )
     if dist.is_initialized():
         dist.barrier()
     return config.output
+
+
+def _vision(base: Checkpoint) -> dict[str, Tensor]:
+    return dict(base.tensors(base.vision_shapes))
+
+
+def _dtype(name: str, config: TrainConfig, base: Checkpoint | None) -> torch.dtype:
+    """The dtype that was asked for, or else the base's own, tensor by tensor, or else float32."""
+    if config.output_dtype is not None:
+        return getattr(torch, config.output_dtype)  # type: ignore[no-any-return]
+    return torch.float32 if base is None else _STORED[base.stored_dtype(name)]
+
+
+def _config(base: Checkpoint, dtype: str | None) -> dict[str, Any]:
+    """The base's config.json; where another dtype was asked for, it is named wherever the base named one."""
+    config: dict[str, Any] = json.loads((base.directory / "config.json").read_text(encoding="utf-8"))
+    if dtype is not None:
+        for part in (config, config.get("text_config"), config.get("vision_config")):
+            for name in ("dtype", "torch_dtype"):
+                if part and part.get(name) is not None:
+                    part[name] = dtype
+    return config
+
+
+def _files(config: TrainConfig) -> dict[str, Path]:
+    """Files that travel with the weights: all of the base's but its weights, and the tokenizer's."""
+    files: dict[str, Path] = {}
+    base, tokenizer = config.init_from, config.data.tokenizer
+    assert tokenizer is not None
+    if base is not None:
+        left_out = _NOT_COPIED if tokenizer == base else (*_NOT_COPIED, *TOKENIZER_FILES)
+        for path in base.rglob("*"):
+            relative = path.relative_to(base)
+            hidden = any(part.startswith(".") for part in relative.parts)
+            if path.is_file() and not hidden and not any(relative.match(pattern) for pattern in left_out):
+                files[relative.as_posix()] = path
+    files |= {name: tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()}
+    return files
 
 
 def hf_tensors(net: Any, state: dict[str, Any]) -> dict[str, Tensor]:
@@ -87,18 +141,3 @@ def generation_config(arch: Architecture) -> dict[str, Any]:
         "eos_token_id": list(arch.eos_token_ids),
         "pad_token_id": arch.pad_token_id,
     }
-
-
-def conversations(config: TrainConfig) -> dict[str, list[str]]:
-    """Conversations that travel with the checkpoint: all of the held-out ones, and the first of the training ones."""
-    with config.data.train.open(encoding="utf-8") as file:
-        found = {CALIBRATION: [line.rstrip("\n") for line in islice(file, CALIBRATION_LINES)]}
-    if config.data.validation is not None:
-        found[HELD_OUT] = config.data.validation.read_text(encoding="utf-8").splitlines()
-    return found
-
-
-def tokenizer_files(config: TrainConfig) -> list[Path]:
-    """The tokenizer's files that travel with the checkpoint."""
-    directory = config.data.tokenizer
-    return [] if directory is None else [directory / n for n in TOKENIZER_FILES if (directory / n).is_file()]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -17,8 +18,11 @@ from nemo_diffgemma.diffusion.loss import autoregressive_loss, diffusion_loss
 from nemo_diffgemma.training.batches import Batch, BatchOrder, Collator, TrainingBatches, ValidationBatches
 from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.data import Example
+from nemo_diffgemma.training.ending import NotFinite
+from nemo_diffgemma.training.finite import first_gradient, first_layer
 from nemo_diffgemma.training.masks import canvas_positions, denoise_masks
 from nemo_diffgemma.training.network import build_network, materialise
+from nemo_diffgemma.training.signals import SIGNALS, StopSignals
 from nemo_diffgemma.training.strategy import AutoModelStrategy, clip_gradients
 from nemo_diffgemma.training.weights import initialise, load_weights
 
@@ -29,16 +33,24 @@ class DiffusionGemmaModel(ModelPT):  # type: ignore[misc]
     Args:
         config: the run.
         train, validation: conversations as token ids.
+        signals: what may tell this process to stop.
         trainer: Lightning's trainer.
     """
 
     def __init__(
-        self, config: TrainConfig, train: Sequence[Example], validation: Sequence[Example], trainer: Any = None
+        self,
+        config: TrainConfig,
+        train: Sequence[Example],
+        validation: Sequence[Example],
+        signals: StopSignals,
+        trainer: Any = None,
     ):
         super().__init__(DictConfig({"architecture": config.arch.as_dict()}), trainer)
         self.config, self.train_examples, self.validation_examples = config, train, validation
+        self._signals = signals
         self.net: Any = None
         self.parts: dict[str, float] = {}
+        self.stop_signal = 0  # number of a signal that came to any process before this step's loss was summed
         self._validation: list[Tensor] = []
 
     # -- network ------------------------------------------------------------------------
@@ -72,18 +84,28 @@ class DiffusionGemmaModel(ModelPT):  # type: ignore[misc]
             ),
             do_self_conditioning=batch.self_condition,
         )
-        supervised = torch.ones_like(batch.clean, dtype=torch.bool)
+        supervised = batch.counted[:, None].expand_as(batch.clean)
+        real = ~batch.padding & batch.counted[:, None]
         diffusion = diffusion_loss(output.logits, batch.clean, supervised, batch.total_canvas)
-        autoregressive = autoregressive_loss(output.encoder_logits, batch.ids, ~batch.padding, batch.total_pairs)
+        autoregressive = autoregressive_loss(output.encoder_logits, batch.ids, real, batch.total_pairs)
         return diffusion, autoregressive
 
     # -- training and validation --------------------------------------------------------
 
     def training_step(self, batch: Batch) -> Tensor:
-        """Loss of one step. Each process's share is scaled up because gradients are averaged over processes."""
+        """Loss of one step. Each process's share is scaled up because gradients are averaged over processes.
+
+        Raises:
+            NotFinite: in every process, when the loss of any is not finite.
+        """
         diffusion, autoregressive = self(batch)
         loss: Tensor = diffusion + self.config.optim.autoregressive_weight * autoregressive
-        total, diffusion, autoregressive = self._summed(loss, diffusion, autoregressive).tolist()
+        came = [loss.new_tensor(float(number == self._signals.received)) for number in SIGNALS]
+        total, diffusion, autoregressive, *stops = self._summed(loss, diffusion, autoregressive, *came).tolist()
+        self.stop_signal = next((int(n) for n, stop in zip(SIGNALS, stops, strict=True) if stop), 0)
+        if not math.isfinite(total):
+            where = first_layer(self.net, lambda: self(batch))
+            raise NotFinite(f"the loss is {total}", self.trainer.global_step + 1, where)
         rate = self.trainer.optimizers[0].param_groups[0]["lr"]
         self.parts = {"loss": total, "diffusion": diffusion, "autoregressive": autoregressive, "lr": rate}
         self.log_dict({f"train_{name}": value for name, value in self.parts.items()})
@@ -104,6 +126,8 @@ class DiffusionGemmaModel(ModelPT):  # type: ignore[misc]
         """Mean diffusion loss over all supervised positions, in nats a token."""
         loss, count = self._summed(*torch.stack(self._validation).sum(0)).tolist()
         self._validation.clear()
+        if not math.isfinite(loss):
+            raise NotFinite(f"the validation loss is {loss}", self.trainer.global_step, "the validation examples")
         self.log("val_loss", loss / count)
 
     def _summed(self, *values: Tensor) -> Tensor:
@@ -169,9 +193,26 @@ class DiffusionGemmaModel(ModelPT):  # type: ignore[misc]
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
 
     def configure_gradient_clipping(self, _optimizer: Any, **_clipping: Any) -> None:
-        """Clip the global norm, with AutoModel's correction for expert parallelism."""
+        """Clip the global norm, with AutoModel's correction for expert parallelism.
+
+        Raises:
+            NotFinite: in every process, before an update that would make the weights so.
+        """
         mesh = getattr(self.trainer.strategy, "mesh", None)
-        self.parts["gradient_norm"] = clip_gradients(self.net, mesh, self.config.optim.clip_norm)
+        norm = clip_gradients(self.net, mesh, self.config.optim.clip_norm)
+        if not math.isfinite(norm):
+            where = first_gradient(self.net)
+            raise NotFinite(f"the norm of the gradients is {norm}", self.trainer.global_step + 1, where)
+        self.parts["gradient_norm"] = norm
+
+    def on_train_start(self) -> None:
+        """Give a resumed run the rates of its own config: Lightning has just restored those of the run before."""
+        optim = self.config.optim
+        scheduler, (optimizer,) = self.lr_schedulers(), self.trainer.optimizers
+        scheduler.base_lrs = [optim.lr] * len(optimizer.param_groups)
+        for group, weight_decay in zip(optimizer.param_groups, (optim.weight_decay, 0.0), strict=True):
+            rate = optim.lr * optim.rate(scheduler.last_epoch)
+            group |= {"lr": rate, "initial_lr": optim.lr, "betas": optim.betas, "weight_decay": weight_decay}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave NeMo's hyperparameters out: torch.load refuses omegaconf's classes, and the run's config has them."""

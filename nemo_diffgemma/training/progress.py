@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import json
-import os
 import time
 from pathlib import Path
 from typing import Any
@@ -12,7 +10,8 @@ from lightning.pytorch.callbacks import Callback
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-REPORT = "training.json"
+from nemo_diffgemma.files import write_json
+from nemo_diffgemma.training.run_folder import CURVE
 
 
 class Report(Callback):  # type: ignore[misc]
@@ -29,14 +28,16 @@ class Report(Callback):  # type: ignore[misc]
         self._bar: Progress | None = None
         self._task: Any = None
         self._before, self._started = 0.0, 0.0
+        self._parameters = 0
         self.losses: list[dict[str, float]] = []
         self.validation: list[dict[str, float]] = []
 
     # -- terminal -----------------------------------------------------------------------
 
-    def on_train_start(self, trainer: Any, _module: Any) -> None:
+    def on_train_start(self, trainer: Any, pl_module: Any) -> None:
         """Start the clock and, on a terminal, the bar."""
         self._started = time.monotonic()
+        self._parameters = sum(p.numel() for p in pl_module.net.parameters())
         if trainer.is_global_zero and self._console.is_terminal:
             columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
             self._bar = Progress(*columns, console=self._console)
@@ -93,11 +94,13 @@ class Report(Callback):  # type: ignore[misc]
         self.losses, self.validation = list(state_dict["losses"]), list(state_dict["validation"])
         self._before = state_dict["seconds"]
 
-    def write(self, directory: Path, parameters: int) -> Path:
-        """Write ``training.json`` into ``directory``, in place with a rename."""
-        path = directory / REPORT
-        partial = path.with_name(path.name + ".partial")
-        values = {"parameters": parameters, "steps": self.losses[-1]["step"] if self.losses else 0, **self.state_dict()}
-        partial.write_text(json.dumps(values) + "\n")
-        os.replace(partial, path)
-        return path
+    def write(self, run: Path) -> dict[str, Any]:
+        """Write the curve so far into the run's folder.
+
+        Returns:
+            What was written: number of parameters, steps done, losses by step, seconds.
+        """
+        steps = int(self.losses[-1]["step"]) if self.losses else 0
+        values = {"parameters": self._parameters, "steps": steps, **self.state_dict()}
+        write_json(run / CURVE, values)
+        return values

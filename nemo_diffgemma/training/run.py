@@ -1,72 +1,90 @@
-"""One training run: data, trainer, fit, export."""
+"""One training run: trainer, fit, export."""
 
 from __future__ import annotations
 
-import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import lightning.pytorch as lightning
 import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
-from nemo.utils.exp_manager import exp_manager
 
-from nemo_diffgemma.demo_task import write_demo_data
-from nemo_diffgemma.errors import require
-from nemo_diffgemma.tokenizer import Tokenizer
+from nemo_diffgemma.checkpoint import CALIBRATION, HELD_OUT
+from nemo_diffgemma.training import run_folder
+from nemo_diffgemma.training.checkpoints import TrainingCheckpoints
 from nemo_diffgemma.training.config import TrainConfig
-from nemo_diffgemma.training.data import Example, load_examples
-from nemo_diffgemma.training.export import conversations, export
+from nemo_diffgemma.training.corpus import Corpus, load_corpus
+from nemo_diffgemma.training.export import export
+from nemo_diffgemma.training.launcher import mark_children, started_outside
+from nemo_diffgemma.training.logs import log_to
 from nemo_diffgemma.training.module import DiffusionGemmaModel
 from nemo_diffgemma.training.progress import Report
-from nemo_diffgemma.training.resume import DIRECTORY, FILE_NAME, latest_checkpoint
+from nemo_diffgemma.training.signals import StopSignals
 from nemo_diffgemma.training.strategy import AtomicCheckpointIO, AutoModelStrategy, compute_dtype
 
+_PATIENCE_S = 30  # for the other processes to end after the first
 
-def train(config: TrainConfig) -> None:
+
+def train(config: TrainConfig, corpus: Corpus | None, signals: StopSignals) -> None:
     """Run to ``optim.steps`` and export; every process of a distributed run calls this.
 
+    Args:
+        config: of the run.
+        corpus: what the first process prepared; None in the others.
+        signals: what may tell this process to stop.
+
     Raises:
-        FieldError: when a file is not what it should be, or there is nothing to resume from.
+        NotFinite: when a loss or gradient is not; the last training checkpoint and the output stay as they are.
+        Stopped: after a signal; a training checkpoint of the step it came in is written first.
+        OSError: when something cannot be written.
     """
     if config.threads is not None:
         torch.set_num_threads(config.threads)
-    resume_from = latest_checkpoint(config.run) if config.resume else None
-    examples, validation = prepare_data(config)
-    said = conversations(config)  # now: exp_manager moves files that lie in the run's folder
     lightning.seed_everything(config.seed, verbose=False)
     report = Report(config.optim.steps, config.log_every)
-    trainer = build_trainer(config, report, validated=bool(validation))
-    exp_manager(trainer, experiment(config, None if resume_from is None else str(resume_from)))
-    model = DiffusionGemmaModel(config, examples, validation, trainer)
-    trainer.fit(model, ckpt_path=trainer.ckpt_path)
-    export(model.net, config, said)
-    if trainer.is_global_zero:
-        parameters = sum(p.numel() for p in model.net.parameters())
-        report.write(config.output.parent, parameters)
+    trainer = build_trainer(config, report, signals)
+    if started_outside() and isinstance(trainer.strategy, AutoModelStrategy):
+        # torchrun's and Slurm's processes all start at once: they wait here for what the first prepares
+        trainer.strategy.meet()
+        trainer.strategy.barrier()
+    corpus = corpus or load_corpus(config, say=None)
+    log_to(trainer, config.run, config.log_git)
+    validation = [] if corpus.validation is None else corpus.validation.examples
+    model = DiffusionGemmaModel(config, corpus.train.examples, validation, signals, trainer)
+    step = run_folder.newest_step(config.run)
+    with _other_processes(trainer):
+        trainer.fit(model, ckpt_path=None if step is None else str(run_folder.checkpoint_path(config.run, step)))
+        training = report.write(config.run) if trainer.is_global_zero else {}
+        export(model.net, config, _conversations(config, corpus), training)
+        if trainer.is_global_zero:
+            print(f"model    {config.output}")
 
 
-def prepare_data(config: TrainConfig) -> tuple[list[Example], list[Example]]:
-    """Training and validation examples; writes the demo task's files first where ``data.generate`` asks for them.
-
-    Raises:
-        FieldError: when a file is not what it should be; see :mod:`nemo_diffgemma.training.data`.
-    """
-    data, arch = config.data, config.arch
-    assert data.tokenizer is not None
-    if data.generate is not None and os.environ.get("LOCAL_RANK", "0") == "0":
-        assert data.validation is not None
-        write_demo_data(data.train, data.validation, data.tokenizer, arch.vocab_size, **vars(data.generate))
-    tokenizer = Tokenizer(data.tokenizer)
-    shape = (tokenizer, arch.canvas_length, arch.eos_token_ids[0], data.max_tokens)
-    examples = load_examples(data.train, *shape)
-    validation = [] if data.validation is None else load_examples(data.validation, *shape)
-    largest = max(max(e.prompt + e.response) for e in [*examples, *validation])
-    allowed = f"token ids below model.vocab_size {arch.vocab_size}"
-    require(largest < arch.vocab_size, "data.tokenizer", f"token id {largest}", allowed, "pass the model's tokenizer")
-    return examples, validation
+def _conversations(config: TrainConfig, corpus: Corpus) -> dict[str, list[str]]:
+    """JSON lines that travel with the model where that is asked for: all held-out ones and the first learnt ones."""
+    if not config.output_conversations:
+        return {}
+    held_out = {} if corpus.validation is None else {HELD_OUT: corpus.validation.lines}
+    return {CALIBRATION: corpus.train.lines, **held_out}
 
 
-def build_trainer(config: TrainConfig, report: Report, validated: bool) -> Any:
+@contextmanager
+def _other_processes(trainer: Any) -> Iterator[None]:
+    """Lightning starts the other processes of ``parallel.devices``: none is left when this ends."""
+    mark_children()
+    try:
+        yield
+        for process in getattr(trainer.strategy.launcher, "procs", []):
+            process.wait(_PATIENCE_S)
+    except BaseException:
+        # what all of them stopped for is saved; they would only complain that the first is gone
+        for process in getattr(trainer.strategy.launcher, "procs", []):
+            process.kill()
+        raise
+
+
+def build_trainer(config: TrainConfig, report: Report, signals: StopSignals) -> Any:
     """Lightning's trainer for this run."""
     parallel = config.parallel
     accelerator = parallel.accelerator
@@ -75,6 +93,7 @@ def build_trainer(config: TrainConfig, report: Report, validated: bool) -> Any:
     dtype = compute_dtype(parallel, accelerator == "cuda")
     single = parallel.name == "single"
     device = torch.device("cuda:0" if accelerator == "cuda" else "cpu")
+    steps, validated = config.optim.steps, bool(config.data.validation)
     return lightning.Trainer(
         accelerator=accelerator,
         devices=parallel.devices,
@@ -83,42 +102,16 @@ def build_trainer(config: TrainConfig, report: Report, validated: bool) -> Any:
         plugins=[AtomicCheckpointIO()] if single else None,
         # FSDP has its own policy for mixed precision
         precision="bf16-mixed" if single and dtype == torch.bfloat16 else "32-true",
-        max_steps=config.optim.steps,
+        max_steps=steps,
         val_check_interval=config.validate_every if validated else None,
         check_val_every_n_epoch=None,
         limit_val_batches=None if validated else 0,
         num_sanity_val_steps=0,
         log_every_n_steps=config.log_every,
-        callbacks=[report],
+        callbacks=[report, TrainingCheckpoints(config.run, config.checkpoint_every, steps, signals, report)],
         use_distributed_sampler=False,
         enable_progress_bar=False,
         enable_model_summary=False,
-        # exp_manager brings both
-        logger=False,
+        logger=False,  # exp_manager brings it
         enable_checkpointing=False,
     )
-
-
-def experiment(config: TrainConfig, resume_from: str | None) -> dict[str, Any]:
-    """NeMo's exp_manager: TensorBoard, and the newest training checkpoint kept."""
-    return {
-        "explicit_log_dir": str(config.run),
-        "resume_from_checkpoint": resume_from,
-        "create_tensorboard_logger": True,
-        "checkpoint_callback_params": {
-            "dirpath": str(config.run / DIRECTORY),
-            "filename": FILE_NAME,
-            "monitor": "step",
-            "mode": "max",
-            "save_top_k": 1,
-            "save_last": False,
-            "every_n_train_steps": config.checkpoint_every,
-            "every_n_epochs": None,
-            "save_nemo_on_train_end": False,
-            "verbose": False,
-        },
-        "log_step_timing": False,
-        "log_tflops_per_sec_per_gpu": False,
-        "create_preemption_callback": False,
-        "seconds_to_sleep": 0,
-    }

@@ -17,9 +17,8 @@ from nemo_automodel.components.distributed.model_parallelizer import parallelize
 from nemo_automodel.components.training.utils import scale_grads_and_clip_grad_norm
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
+from nemo_diffgemma.files import new_file
 from nemo_diffgemma.training.config import Parallel
-
-PARTIAL = ".partial"
 
 
 def compute_dtype(parallel: Parallel, cuda: bool) -> torch.dtype:
@@ -42,6 +41,10 @@ class AutoModelStrategy(ModelParallelStrategy):  # type: ignore[misc]
         self._parallel, self._dtype = parallel, dtype
         self.mesh: Any = None
 
+    def meet(self) -> None:
+        """Start the process group ahead of time, for a barrier before the fit; the fit then uses it."""
+        self._setup_distributed()
+
     def setup_environment(self) -> None:
         """Start the process group, then build AutoModel's meshes."""
         super().setup_environment()
@@ -62,7 +65,7 @@ class AutoModelStrategy(ModelParallelStrategy):  # type: ignore[misc]
     def save_checkpoint(self, checkpoint: dict[str, Any], filepath: Any, storage_options: Any = None) -> None:
         """Write the sharded checkpoint beside ``filepath``, then rename: a killed run leaves the last one whole."""
         path = Path(self.broadcast(filepath))
-        partial = path.with_name(path.name + PARTIAL)
+        partial = path.with_name(f".{path.name}.shards.partial")
         if self.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         self.barrier()
@@ -81,12 +84,8 @@ class AtomicCheckpointIO(TorchCheckpointIO):  # type: ignore[misc]
         """Write beside ``path``, flush to disk, rename."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        partial = path.with_name(path.name + PARTIAL)
-        with partial.open("wb") as file:
+        with new_file(path) as file:
             torch.save(checkpoint, file)
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
 
 
 def clip_gradients(net: Any, mesh: Any, clip_norm: float) -> float:

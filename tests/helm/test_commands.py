@@ -19,11 +19,7 @@ from tests.helm.chart.rendering import FULLNAME, NAMESPACE, Case, Object, named,
 from tests.helm.dockerfile import stages
 from tests.helm.pods import Image, Network, Running, folders, namespaces_allowed
 
-pytestmark = [
-    pytest.mark.server,
-    pytest.mark.slow,
-    pytest.mark.skipif(namespaces_allowed() is not None, reason=f"containers cannot be run: {namespaces_allowed()}"),
-]
+pytestmark = [pytest.mark.server, pytest.mark.slow]
 
 CLAIM = f"{FULLNAME}-engines"
 SERVICE = FULLNAME
@@ -65,6 +61,12 @@ class Cluster:
     def run(self, name: str, pod: Object) -> tuple[int, str]:
         """Run a pod to its end."""
         return self.network.run(name, pod, self.volumes(name, pod))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def containers_can_be_run() -> None:
+    if reason := namespaces_allowed():
+        pytest.skip(f"containers cannot be run: {reason}")
 
 
 @pytest.fixture(scope="module")

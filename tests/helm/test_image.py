@@ -8,6 +8,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import sysconfig
 import tomllib
 from importlib.metadata import distribution
 from pathlib import Path, PurePosixPath
@@ -205,10 +206,19 @@ def test_the_base_s_tritonserver_is_found_with_our_stub(monkeypatch: pytest.Monk
     shutil.copy(wheel.stub, root / "backends" / "python" / "triton_python_backend_stub")
     monkeypatch.setenv("PATH", str(root / "bin"), prepend=os.pathsep)
     found = Installation.find()
-    assert found == Installation(root / "bin" / "tritonserver", root / "backends", None)
-    assert (found.backend_directory(tmp_path / "unused") / "python" / "triton_python_backend_stub").read_bytes() == (
-        wheel.stub.read_bytes()
+    assert found == Installation(root / "bin" / "tritonserver", root / "backends", None, wheel.libraries)
+    copy = found.backend_directory(tmp_path / "copy") / "python" / "triton_python_backend_stub"
+    assert copy.read_bytes() == wheel.stub.read_bytes()
+    # of the wheel's libraries the Dockerfile keeps the CUDA runtime's
+    assert wheel.libraries is not None
+    kept = [library.name for library in wheel.libraries.glob("libcudart-*")]
+    needed = subprocess.run(["ldd", copy], capture_output=True, text=True, check=True).stdout
+    assert [line.split()[0] for line in needed.splitlines() if "_pytriton" in line or "libcudart" in line] == kept
+    searched = f"{sysconfig.get_config_var('LIBDIR')}:{wheel.libraries}"
+    loaded = subprocess.run(
+        ["ldd", copy], capture_output=True, text=True, check=True, env={**os.environ, "LD_LIBRARY_PATH": searched}
     )
+    assert "not found" not in loaded.stdout
 
 
 def test_the_build_context_holds_what_is_copied(image: dict[str, Stage]) -> None:

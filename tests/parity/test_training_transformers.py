@@ -114,7 +114,7 @@ def test_logits_equal_transformers_with_two_scalars_a_layer(tmp_path: Path) -> N
 def test_export_of_what_was_loaded_changes_nothing(seed: int, tmp_path: Path) -> None:
     """Every tensor comes back; per_expert_scale is folded into down_proj, whose product with it is what counts."""
     checkpoint = checkpoint_of(tmp_path / "base", random_architecture(seed), seed)
-    exported = Checkpoint(export(network_of(checkpoint), export_config(checkpoint, tmp_path / "out"), {}))
+    exported = Checkpoint(export(network_of(checkpoint), export_config(checkpoint, tmp_path / "out"), {}, {}))
     for name in checkpoint.text_shapes | checkpoint.vision_shapes:
         before, after = checkpoint.tensor(name), exported.tensor(name)
         if name.endswith("down_proj") and ".experts." in name:
@@ -129,7 +129,7 @@ def test_transformers_loads_the_export_with_nothing_missing(tmp_path: Path) -> N
     from transformers import DiffusionGemmaForBlockDiffusion
 
     checkpoint = checkpoint_of(tmp_path / "base", small_architecture(), 2)
-    out = export(network_of(checkpoint), export_config(checkpoint, tmp_path / "out"), {})
+    out = export(network_of(checkpoint), export_config(checkpoint, tmp_path / "out"), {}, {})
     model, info = DiffusionGemmaForBlockDiffusion.from_pretrained(out, output_loading_info=True)
     assert not info["missing_keys"]
     assert not info["unexpected_keys"]
@@ -147,5 +147,6 @@ def export_config(checkpoint: Checkpoint, output: Path) -> Any:
         init_from=checkpoint.directory,
         arch=checkpoint.arch,
         seed=0,
-        data=SimpleNamespace(tokenizer=None),
+        run=output.parent,
+        data=SimpleNamespace(tokenizer=checkpoint.directory),
     )

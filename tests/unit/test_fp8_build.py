@@ -215,6 +215,7 @@ def test_random_weights_are_made_where_they_run(tmp_path: Path) -> None:
 
 
 def test_questions_that_are_none_are_named(tmp_path: Path) -> None:
-    (tmp_path / "q.jsonl").write_text('{"messages": [{"content": "a"}]}\n{"text": "b"}\n')
-    with pytest.raises(FieldError, match=r"q.jsonl:2: \"KeyError: 'messages'\""):
+    good = '{"messages": [{"role": "user", "content": "a"}, {"role": "assistant", "content": "b"}]}\n'
+    (tmp_path / "q.jsonl").write_text(good + '{"text": "b"}\n')
+    with pytest.raises(FieldError, match=r"q.jsonl:2: messages: None.*a list of messages"):
         read_questions(tmp_path / "q.jsonl")

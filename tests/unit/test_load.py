@@ -198,6 +198,13 @@ def test_prompts_of_a_file_are_asked_in_turn(tmp_path: Path) -> None:
     assert all(messages[0]["role"] == "user" for messages in asked)
 
 
+def test_a_line_of_prompts_ends_at_a_line_feed_alone(tmp_path: Path) -> None:
+    file = tmp_path / "prompts.jsonl"
+    file.write_bytes('\ufeff{"prompt": "a\u2028b\x85"}\r\nplain\n'.encode())
+    ask = prompts.from_file(file)
+    assert [ask(i)["messages"][0]["content"].strip() for i in range(3)] == ["a\u2028b", "plain", "a\u2028b"]
+
+
 @pytest.mark.parametrize(
     "line",
     [

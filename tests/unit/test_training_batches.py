@@ -68,7 +68,7 @@ def test_processes_share_exactly_the_batch_of_one(world: int) -> None:
     whole = collator()(chosen, TRAIN, 6)
     parts = [collator(rank, world)(chosen, TRAIN, 6) for rank in range(world)]
     for rank, part in enumerate(parts):
-        for name in ("ids", "padding", "clean", "noisy", "block_start", "self_condition"):
+        for name in ("ids", "padding", "clean", "noisy", "block_start", "self_condition", "counted"):
             assert torch.equal(getattr(part, name), getattr(whole, name)[rank::world])
         assert part.total_canvas == whole.total_canvas == 8 * CANVAS
         assert part.total_pairs == whole.total_pairs == int((~whole.padding).sum()) - 8
@@ -99,8 +99,25 @@ def test_validation_sees_each_example_once_with_the_same_noise() -> None:
     batches = ValidationBatches(collator(), 16)
     assert sum(len(batches[i].ids) for i in range(len(batches))) == 40
     assert torch.equal(batches[1].noisy, ValidationBatches(collator(), 16)[1].noisy)
-    uneven = ValidationBatches(Collator(examples(41), CANVAS, VOCAB, 0, 0.5, 0, 1, 2), 16)
-    assert sum(len(uneven[i].ids) for i in range(len(uneven))) == 20
+
+
+@pytest.mark.parametrize(("count", "world"), [(41, 2), (1, 2), (3, 4), (40, 4)])
+def test_no_validation_example_is_left_out_whatever_the_number_of_processes(count: int, world: int) -> None:
+    """Where they do not divide, one that is there already fills the place: all have as many, and it does not count."""
+
+    def batches(rank: int, world: int) -> ValidationBatches:
+        return ValidationBatches(Collator(examples(count), CANVAS, VOCAB, 0, 0.5, 3, rank, world), 16)
+
+    whole, parts = batches(0, 1), [batches(rank, world) for rank in range(world)]
+    assert len({len(part) for part in (whole, *parts)}) == 1
+    for index in range(len(whole)):
+        wanted, found = whole[index], [part[index] for part in parts]
+        assert wanted.counted.all()
+        assert len({part.ids.shape for part in found}) == 1
+        assert {int(part.total_canvas) for part in found} == {int(wanted.total_canvas)}
+        assert {int(part.total_pairs) for part in found} == {int(wanted.total_pairs)}
+        rows = [tuple(row.tolist()) for part in found for row in part.noisy[part.counted]]
+        assert sorted(rows) == sorted(tuple(row.tolist()) for row in wanted.noisy)
 
 
 @settings(max_examples=60, deadline=None)

@@ -40,6 +40,11 @@ def test_every_choice_composes(model: str, parallel: str) -> None:
         (["model.top_k_experts=9"], r"^model.top_k_experts: 9.*at most 8"),
         (["data=chat"], r"^data.train: None.*a JSONL file.*pass data.train=FILE"),
         (["data=chat", "data.train=no.jsonl"], r"^data.train: 'no.jsonl'.*a JSONL file that exists"),
+        (["data=chat", "data.train=no*.jsonl"], r"^data.train: 'no\*.jsonl'.*a pattern that matches a file"),
+        (["data=chat", "data.train=[]"], r"^data.train: \[\].*one file or more"),
+        (["data=chat", "data.train=tests"], r"^data.train: 'tests'.*files, not a folder"),
+        (["data.train=[a,b]"], r"^data.train: \['a', 'b'\].*one path, where the demo task is written"),
+        (["data=chat", "data.train=pyproject.toml", "data.tokenizer=."], r"^data.tokenizer: '.'.*tokenizer.json"),
         (["data.batch=0"], r"^data.batch: 0.*an integer >= 1"),
         (["data.batch=30", "parallel=fsdp2"], r"^data.batch: 30.*a multiple of the 8 processes"),
         (["data.max_tokens=4096"], r"^data.max_tokens: 4096.*at most 1024"),
@@ -52,7 +57,7 @@ def test_every_choice_composes(model: str, parallel: str) -> None:
         (["optim.self_conditioning_probability=2"], r"^optim.self_conditioning_probability: 2.0.*0 to 1"),
         (["optim.min_lr=1"], r"^optim.min_lr: 1.0.*at most optim.lr 0.003"),
         (["output_dtype=int8"], r"^output_dtype: 'int8'.*float32, bfloat16"),
-        (["resume=maybe"], r"^resume: 'maybe'.*true or false"),
+        (["resume=maybe"], r"^resume: 'maybe'.*false, true, auto"),
         (["init_from=nowhere"], r"^checkpoint: 'nowhere'.*a directory with a config.json"),
         (["threads=0"], r"^threads: 0.*an integer >= 1"),
     ],
@@ -75,6 +80,25 @@ def test_init_from_decides_the_architecture_and_brings_the_tokenizer(text_checkp
     config = load_config(["data=chat", f"data.train={data}", "data.max_tokens=128", f"init_from={text_checkpoint}"])
     assert config.arch.vocab_size == 300
     assert config.data.tokenizer == text_checkpoint
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("data.format=csv", r"^data.format: 'csv'.*messages, sharegpt, prompt_completion, alpaca"),
+        ("data.too_long=drop", r"^data.too_long: 'drop'.*refuse, skip, cut"),
+    ],
+)
+def test_what_happens_to_conversations_is_one_of_a_few_words(
+    override: str, said: str, text_checkpoint: Path, tmp_path: Path
+) -> None:
+    data = tmp_path / "data.jsonl"
+    data.write_text("{}\n")
+    options = ["data=chat", f"data.train={data}", "data.max_tokens=128", f"init_from={text_checkpoint}"]
+    config = load_config(options).data
+    assert (config.train, config.validation, config.form, config.too_long) == ((data,), (), None, "refuse")
+    with pytest.raises(FieldError, match=said):
+        load_config([*options, override])
 
 
 def test_the_learning_rate_warms_up_and_follows_a_cosine() -> None:
@@ -132,5 +156,5 @@ def test_a_broken_data_file_is_one_line_and_status_2(text_checkpoint: Path, tmp_
     options = ["data=chat", f"data.train={data}", "data.max_tokens=128", f"data.tokenizer={text_checkpoint}"]
     done = cli(*options, f"run={tmp_path / 'run'}")
     assert done.returncode == 2
-    assert done.stderr.startswith(f"error: {data}:1: messages: 3 cannot be used; allowed: 2 or more")
+    assert done.stderr.startswith(f"error: {data}:1: messages: 3 cannot be used; allowed: a list of messages")
     assert done.stderr.count("\n") == 1

@@ -10,7 +10,7 @@ import pytest
 from nemo_diffgemma.demo_task import KINDS, pairs, write_demo_data
 from nemo_diffgemma.tokenizer import Tokenizer
 from nemo_diffgemma.training.config import load_config
-from nemo_diffgemma.training.data import load_examples
+from nemo_diffgemma.training.data import Encoder, load_examples
 
 
 @pytest.fixture(scope="module")
@@ -40,7 +40,7 @@ def test_the_same_seed_writes_the_same_files(files: Path, tmp_path: Path) -> Non
 
 
 def test_most_answers_fit_one_canvas_and_some_need_two(files: Path) -> None:
-    examples = load_examples(files / "held_out.jsonl", Tokenizer(files / "tok"), 32, 1, 256)
+    examples = load_examples([files / "held_out.jsonl"], Encoder(Tokenizer(files / "tok"), 32, 1, 256)).examples
     lengths = [len(e.response) for e in examples]
     assert set(lengths) == {32, 64}
     assert lengths.count(32) > 150

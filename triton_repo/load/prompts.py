@@ -29,7 +29,8 @@ def from_file(path: Path) -> Prompts:
         FieldError: for a file that cannot be read or has no prompt, and for a line of another shape.
     """
     try:
-        lines = path.read_text(encoding="utf-8").splitlines()
+        # JSON lines end at a line feed; a text may hold what Python takes for a line's end too
+        lines = path.read_bytes().decode("utf-8-sig").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         reason = error.reason if isinstance(error, UnicodeDecodeError) else error.strerror
         raise FieldError("prompts", str(path), f"a text file ({reason})", "name one that exists") from error

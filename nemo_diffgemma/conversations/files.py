@@ -1,0 +1,206 @@
+"""Records of a file: JSON lines, plain or gzipped, or Parquet. What else it may be is refused with what to do."""
+
+from __future__ import annotations
+
+import gzip
+import json
+import os
+import shlex
+import zlib
+from collections.abc import Callable, Iterator, Sequence
+from glob import glob, has_magic
+from pathlib import Path
+from typing import IO, Any
+
+from nemo_diffgemma.conversations.faults import Faults
+from nemo_diffgemma.errors import FieldError, require
+
+Record = dict[str, Any]
+Tick = Callable[[int], None]
+"""Called now and then with the bytes of the file that have been read."""
+
+ONE_A_LINE = 'one JSON object per line: {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}'
+_BOM = b"\xef\xbb\xbf"
+_PARQUET = b"PAR1"
+_GZIP = b"\x1f\x8b"
+_TICK = 256  # records
+# What a file starts with, what it is then, and the command that helps; {} is the file.
+_OTHERS = (
+    (b"PK\x03\x04", "a zip archive", "unzip {} and pass what is in it"),
+    (b"BZh", "compressed by bzip2", "bunzip2 --keep {} and pass the result"),
+    (b"\x28\xb5\x2f\xfd", "compressed by zstd", "zstd --decompress {} and pass the result"),
+    (b"\xfd7zXZ\x00", "compressed by xz", "unxz --keep {} and pass the result"),
+    (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x {} and pass what is in it"),
+    (b"\xff\xfe", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 {} > NEW.jsonl"),
+    (b"\xfe\xff", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 {} > NEW.jsonl"),
+    (b"ARROW1", "an Arrow file", "write it as Parquet: datasets.Dataset.from_file({}).to_parquet('NEW.parquet')"),
+    (b"version https://git-lfs", "a pointer of Git LFS, not the file", "git lfs pull"),
+)
+_TABLE = "python3 -c \"import pandas; pandas.read_csv('{}').to_json('NEW.jsonl', orient='records', lines=True)\""
+_ARRAY = "python3 -c \"import json; [print(json.dumps(r)) for r in json.load(open('{}'))]\" > NEW.jsonl"
+_SPREAD = "jq --compact-output . {} > NEW.jsonl"
+
+
+def find_files(field: str, patterns: Sequence[str]) -> tuple[Path, ...]:
+    """The files that paths and glob patterns name: in the order given, those of a pattern by name.
+
+    Args:
+        field: how the user named them (``data.train``).
+        patterns: a path that exists is that file, whatever characters it has.
+
+    Raises:
+        FieldError: for a path without a file, and a pattern that nothing matches.
+    """
+    found: list[Path] = []
+    require(bool(patterns), field, list(patterns), "one file or more", f"pass {field}=FILE")
+    for pattern in patterns:
+        path = Path(pattern)
+        if path.is_dir():
+            inside = path / ("*.parquet" if any(path.glob("*.parquet")) else "*.jsonl")
+            raise FieldError(field, pattern, "files, not a folder", f"pass {field}={shlex.quote(str(inside))}")
+        if path.is_file():
+            found.append(path)
+            continue
+        allowed = "a file that can be read twice" if path.exists() else "a JSONL file that exists"
+        require(not path.exists() and has_magic(pattern), field, pattern, allowed, f"pass {field}=FILE")
+        matches = [Path(name) for name in sorted(glob(pattern, recursive=True)) if os.path.isfile(name)]
+        require(bool(matches), field, pattern, "a pattern that matches a file", f"pass {field}=FILE")
+        found += matches
+    return tuple(found)
+
+
+def records(path: Path, field: str, faults: Faults, tick: Tick = lambda _done: None) -> Iterator[tuple[str, Record]]:
+    """Each record of a file with its place (``FILE:LINE``), which errors name.
+
+    Lines end at a line feed and nowhere else; empty ones are skipped. A byte order mark, and carriage returns before
+    line feeds, mean nothing. Of two equal keys the last counts.
+
+    Args:
+        path: JSON lines, which may be gzipped, or Parquet.
+        field: how the user named the file.
+        faults: takes the errors of single lines.
+        tick: told how far the file has been read.
+
+    Raises:
+        FieldError: when the file is something else, is empty or cannot be read.
+    """
+    try:
+        with path.open("rb") as raw:
+            head = _head(raw)
+            if head.startswith(_PARQUET):
+                yield from _parquet(path, field, tick)
+                return
+            if head.startswith(_GZIP):
+                with gzip.open(raw) as unzipped:
+                    yield from _lines(unzipped, raw, path, field, faults, tick)
+                return
+            yield from _lines(raw, raw, path, field, faults, tick)
+    except (EOFError, gzip.BadGzipFile, zlib.error) as error:
+        raise FieldError(field, str(path), f"a whole gzip file ({error})", "fetch it again") from None
+    except OSError as error:
+        allowed, fix = (
+            f"a file that can be read ({error.strerror})",
+            "make it readable for this user; ls -l says whose it is",
+        )
+        raise FieldError(field, str(path), allowed, fix) from None
+
+
+def _head(file: IO[bytes]) -> bytes:
+    start = file.read(4096)
+    file.seek(0)
+    return start
+
+
+def _lines(
+    file: Any, raw: IO[bytes], path: Path, field: str, faults: Faults, tick: Tick
+) -> Iterator[tuple[str, Record]]:
+    _refuse_others(_head(file), path, field)
+    offset, empty = 0, True
+    for number, line in enumerate(file, 1):
+        start, offset = offset, offset + len(line)
+        if number % _TICK == 0:
+            tick(raw.tell())
+        where = f"{path}:{number}"
+        text = line.removeprefix(_BOM).strip(b" \t\r\n")
+        if not text:
+            continue
+        empty = False
+        try:
+            yield where, _record(where, text, start + line.index(text), path)
+        except FieldError as error:
+            faults.add(where, error)
+    require(not empty, field, str(path), "at least one conversation", f"write {ONE_A_LINE}")
+
+
+def _record(where: str, line: bytes, start: int, path: Path) -> Record:
+    """One line, which starts at byte ``start`` of the file."""
+    quoted = shlex.quote(str(path))
+    try:
+        value = json.loads(line.decode())
+    except UnicodeDecodeError as error:
+        found = f"byte 0x{line[error.start]:02x} at byte {start + error.start} of the file"
+        # the bytes that Latin-1 has no characters for are punctuation of Windows'
+        encoding = "WINDOWS-1252" if any(0x80 <= byte <= 0x9F for byte in line) else "ISO-8859-1"
+        remedy = f"iconv -f {encoding} -t UTF-8 {quoted} > NEW.jsonl, if that is its encoding"
+        raise FieldError(where, found, f"UTF-8 ({error.reason})", remedy) from None
+    except json.JSONDecodeError as error:
+        rest, remedy = error.doc[error.pos :].lstrip(), f"write {ONE_A_LINE}"
+        if error.msg == "Extra data" and rest == ",":
+            remedy = f"no comma after an object: sed 's/,[[:space:]]*$//' {quoted} > NEW.jsonl"
+        elif error.msg == "Extra data" and "\r" in error.doc:
+            remedy = f"lines end with a line feed: tr '\\r' '\\n' < {quoted} > NEW.jsonl"
+        found = f"{error.msg} at column {error.colno}"
+        raise FieldError(where, found, "a JSON object", remedy) from None
+    except ValueError:
+        allowed = "numbers of at most 4,300 digits"
+        raise FieldError(where, "a longer number", allowed, "write it as a text, or leave it out") from None
+    except RecursionError:
+        raise FieldError(where, "brackets too deep in each other", "a JSON object", "leave them out") from None
+    require(isinstance(value, dict), where, value, "a JSON object", f"write {ONE_A_LINE}")
+    return dict(value)
+
+
+def _refuse_others(head: bytes, path: Path, field: str) -> None:
+    """Raise :class:`FieldError` for what has no JSON lines, as far as its beginning tells."""
+    quoted = shlex.quote(str(path))
+
+    def refuse(what: str, command: str) -> None:
+        raise FieldError(field, f"{path} is {what}", "JSON lines, which may be gzipped, or Parquet", command)
+
+    for start, what, command in _OTHERS:
+        if head.startswith(start):
+            refuse(what, command.format(quoted))
+    if head[257:262] == b"ustar":
+        refuse("a tar archive", f"tar --extract --file {quoted} and pass what is in it")
+    if b"\0" in head:
+        refuse("binary", "pass a text file; UTF-16 becomes UTF-8 by iconv -f UTF-16LE -t UTF-8")
+    first, _, rest = head.removeprefix(_BOM).lstrip().partition(b"\n")
+    first = first.strip()
+    if first.startswith(b"[") and not rest.lstrip().startswith(b"["):
+        refuse("one JSON array", _ARRAY.format(path))
+    if first == b"{":
+        refuse("JSON objects of several lines each", _SPREAD.format(quoted))
+    if path.suffix.lower() in (".csv", ".tsv") or (first[:1].isalpha() and b"," in first and b"{" not in first):
+        refuse("a table of separated values", _TABLE.format(path))
+
+
+def _parquet(path: Path, field: str, tick: Tick) -> Iterator[tuple[str, Record]]:
+    try:
+        import pyarrow
+        import pyarrow.parquet
+    except ImportError as error:
+        allowed = f"Parquet only with pyarrow ({error})"
+        raise FieldError(field, str(path), allowed, "pip install 'pyarrow>=24,<26', or write JSON lines") from None
+    size, number = path.stat().st_size, 0
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            rows = file.metadata.num_rows
+            for batch in file.iter_batches(batch_size=_TICK):
+                for record in batch.to_pylist():
+                    number += 1
+                    yield f"{path}: row {number}", record
+                tick(size * number // rows)
+    except pyarrow.ArrowException as error:
+        said = str(error).partition("\n")[0]
+        raise FieldError(field, str(path), f"a whole Parquet file ({said})", "fetch it again") from None
+    require(number > 0, field, str(path), "at least one conversation", "write one row for each")

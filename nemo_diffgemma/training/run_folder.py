@@ -1,0 +1,123 @@
+"""A run's folder: what of it is ours, who uses it, and where an older run's files go."""
+
+from __future__ import annotations
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from itertools import count
+from pathlib import Path
+from typing import Any
+
+from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.files import locked, some, write_json
+
+MARKER = "run.json"  # what the run is: written first, so that a folder with it is one of ours
+CURVE = "training.json"
+CHECKPOINTS = "checkpoints"
+LOGS = "nemo"
+_LOCK = ".lock"
+
+
+@contextmanager
+def held(run: Path) -> Iterator[None]:
+    """Make the folder when it is not there, and keep every other run out of it; an empty one is removed at the end.
+
+    Raises:
+        FieldError: when the folder holds what no run wrote, or another run is using it.
+    """
+    _check_ours(run)
+    made = [folder for folder in (run, *run.parents) if not folder.exists()]
+
+    def busy() -> None:
+        raise FieldError("run", str(run), "a folder that no other run is using now", "wait for it, or pass run=DIR")
+
+    def unsupported() -> None:
+        print(f"warning: {run}: this file system has no locks; start no other run in it now")
+
+    try:
+        with locked(run / _LOCK, busy, unsupported):
+            yield
+    finally:
+        if made and [p.name for p in run.iterdir()] == [_LOCK]:
+            (run / _LOCK).unlink()
+            for folder in made:
+                folder.rmdir()
+
+
+def _check_ours(run: Path) -> None:
+    if not run.exists():
+        return
+    require(run.is_dir(), "run", str(run), "a folder, or a path where nothing is", "pass run=DIR")
+    found = sorted(p.name for p in run.iterdir() if p.name != _LOCK)
+    ours = not found or (run / MARKER).is_file()
+    allowed = "a new or empty folder, or one of an earlier run"
+    require(ours, "run", f"{run} holds {some(found)}", allowed, f"pass run={run / 'run'}; nothing was changed")
+
+
+def read(run: Path) -> dict[str, Any]:
+    """What an earlier run wrote of itself; nothing when there was none, or it was killed before it began.
+
+    Raises:
+        FieldError: when it cannot be read.
+    """
+    path = run / MARKER
+    if not path.is_file():
+        return {}
+    try:
+        return dict(json.loads(path.read_text(encoding="utf-8")))
+    except (ValueError, TypeError) as error:
+        raise FieldError(str(path), str(error), "what a run wrote of itself", "pass run=DIR") from None
+
+
+def claim(run: Path) -> None:
+    """Mark the folder as ours before anything else is written into it."""
+    if not (run / MARKER).exists():
+        write_json(run / MARKER, {})
+
+
+def begin(run: Path, about: dict[str, Any]) -> None:
+    """Begin a new run: an earlier run's own files move to ``run_0``, ``run_1``, ... inside the folder.
+
+    Args:
+        about: what :func:`read` shall give.
+    """
+    if (run / CHECKPOINTS).is_dir():
+        number = next(n for n in count() if not (run / f"run_{n}").exists())
+        aside = run / f"run_{number}"
+        aside.mkdir()
+        # copied, not moved: a folder without it would not be known as ours if this is interrupted
+        shutil.copyfile(run / MARKER, aside / MARKER)
+        for name in (CURVE, LOGS, CHECKPOINTS):
+            if (run / name).exists():
+                (run / name).rename(aside / name)
+    write_json(run / MARKER, about)
+
+
+def checkpoint_path(run: Path, step: int) -> Path:
+    """Where the training checkpoint of a step lies: a file of one process, a folder of several."""
+    return run / CHECKPOINTS / f"step={step}.ckpt"
+
+
+def checkpoint_steps(run: Path) -> list[int]:
+    """Steps of the training checkpoints there are, in order; what is half written has another name."""
+    names = (re.fullmatch(r"step=(\d+)\.ckpt", path.name) for path in (run / CHECKPOINTS).glob("step=*.ckpt"))
+    return sorted(int(match[1]) for match in names if match)
+
+
+def newest_step(run: Path) -> int | None:
+    """Step of the newest training checkpoint; None when there is none."""
+    return max(checkpoint_steps(run), default=None)
+
+
+def remove_checkpoint(path: Path) -> None:
+    """Remove a training checkpoint, file or folder."""
+    shutil.rmtree(path) if path.is_dir() else path.unlink()
+
+
+def remove_unfinished(run: Path) -> None:
+    """Remove what a killed run left half written: it can be as large as all weights thrice."""
+    for path in (run / CHECKPOINTS).glob(".step=*.ckpt.*.partial"):
+        remove_checkpoint(path)

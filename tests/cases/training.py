@@ -1,0 +1,105 @@
+"""Training: folders, signals, resuming, disks, numbers, what travels with a model."""
+
+from __future__ import annotations
+
+import json
+import signal
+import subprocess
+from pathlib import Path
+
+from tests.cases.case import Case
+from tests.training.runs import TINY
+
+_TRAIN = f"diffgemma-train {' '.join(TINY)} data.generate.examples=1200"
+_SIX = f"{_TRAIN} optim.steps=6 optim.schedule_steps=12 run=run"
+_NOTES = {"README.md": "my project", "notes/ideas.txt": "mine", "train.jsonl": "{}"}
+_FOREIGN = "cannot be used; allowed: a new or empty folder"
+
+
+def _modes(folder: Path) -> None:
+    for path in (folder / "run").rglob("*"):
+        wanted = 0o755 if path.is_dir() else 0o644
+        assert path.stat().st_mode & 0o777 == wanted, f"mode of {path.name}: {path.stat().st_mode & 0o777:o}"
+
+
+def _nothing_private(folder: Path) -> None:
+    for path in (folder / "run").rglob("*"):
+        assert path.name != "git-info.log", "the commit was logged"
+    assert not list((folder / "run" / "checkpoint").glob("*.jsonl")), "conversations lie in the model"
+
+
+def _curve_is_json(folder: Path) -> None:
+    def refuse(name: str) -> None:
+        raise AssertionError(f"{name} in training.json")
+
+    json.loads((folder / "run" / "training.json").read_text(), parse_constant=refuse)
+
+
+def _repository(folder: Path) -> None:
+    author = ["-c", "user.name=a", "-c", "user.email=b"]
+    for command in (["init", "-q"], ["add", "README.md"], [*author, "commit", "-qm", "x"]):
+        subprocess.run(["git", *command], cwd=folder, check=True)
+    (folder / "README.md").write_text("a secret")
+
+
+def _stopped(number: signal.Signals) -> Case:
+    return Case(
+        name=f"{number.name} in the middle",
+        command=f"{_TRAIN} optim.steps=300 run=run",
+        files=_NOTES,
+        stop=(number, r"^step 3/"),
+        status=128 + number,
+        said=rf"^stopped by {number.name}: the training checkpoint of step \d+ is in run; the same command",
+    )
+
+
+def _refused(name: str, arguments: str, said: str, **more: object) -> Case:
+    return Case(name=name, command=f"{_TRAIN} {arguments}", files=_NOTES, status=2, said=said, quick=True, **more)  # type: ignore[arg-type]
+
+
+def _other(name: str, arguments: str, said: str) -> Case:
+    return Case(name=name, command=f"{_SIX} {arguments}", first=(_SIX,), status=2, said=said)
+
+
+CASES = (
+    _refused("output is a folder of mine", "output=notes", f"^error: output: 'notes holds ideas.txt' {_FOREIGN}"),
+    _refused("output is where I am", "output=.", "^error: output: "),
+    _refused("output is a file of mine", "output=README.md", "^error: output: 'README.md' .*allowed: a folder"),
+    _refused("output is empty", "output=", "^error: output: '' .*a path; fix: pass output=PATH"),
+    _refused("run is where I am", "run=.", f"^error: run: '. holds README.md, notes, train.jsonl' {_FOREIGN}"),
+    _refused("run is empty", "run=", "^error: run: '' .*a path; fix: pass run=PATH"),
+    _refused("run is a folder of mine", "run=notes", f"^error: run: 'notes holds ideas.txt' {_FOREIGN}"),
+    _refused("output would hold the run", "output=out run=out/run", "^error: output: 'out' .*does not lie in"),
+    _refused("output cannot be written", "output=/proc/model", "^error: output: '/proc.*No such file or directory"),
+    _refused("resume=true and nothing there", "resume=true", "^error: resume: True .*resume=auto"),
+    Case(
+        name="model.old and model.partial of mine beside output=model",
+        command=f"{_TRAIN} optim.steps=2 run=run output=model",
+        files={"model.old/a": "mine", "model.partial/b": "mine", ".model.old/c": "mine"},
+        said="^model    model",
+    ),
+    Case("run inside a folder of mine", f"{_TRAIN} optim.steps=2 run=notes/run", _NOTES, "^model    notes/run"),
+    Case("trained again in the same folder", _SIX, _NOTES, "^model    run/checkpoint", first=(_SIX,)),
+    _stopped(signal.SIGTERM),
+    _stopped(signal.SIGINT),
+    _stopped(signal.SIGUSR1),
+    _stopped(signal.SIGHUP),
+    Case("resume=auto where nothing is", f"{_SIX} resume=auto", _NOTES, "^model    run/checkpoint"),
+    _other("resumed with another seed", "seed=1 resume=auto", "^error: seed: 1 .*allowed: 0 as when run began"),
+    _other("resumed with other data", "data.generate.seed=9 resume=auto", "^error: data.train: 'another one'.*the same as when run began"),
+    _other("resumed with another model", "model.num_experts=4 resume=true", "^error: model: .*as when run began"),
+    _other("one process goes on as two", "parallel=fsdp2 parallel.devices=2 resume=true", "^error: parallel.name:"),
+    _other("resumed beyond its end", "optim.steps=3 resume=auto", "^error: optim.steps: 3 .*6 or more"),
+    Case("resumed with another rate", f"{_SIX} optim.steps=8 optim.lr=1e-3 resume=true", first=(_SIX,),
+         said="^resume   optim.lr: 0.003 -> 0.001"),
+    Case("two runs in one folder", f"{_SIX}", beside=f"{_TRAIN} optim.steps=3000 run=run", status=2,
+         said="^error: run: 'run' .*no other run is using now"),
+    Case("a loss that is not finite", f"{_TRAIN} run=run optim.lr=1e30 optim.warmup_steps=0 checkpoint_every=1",
+         status=1, said=r"^error: the .* at step \d+, first in .*; the training checkpoint", check=_curve_is_json),
+    Case("others may read what was written", f"{_TRAIN} optim.steps=2 run=run", said="^model", check=_modes),
+    Case("a repository with changes of mine", f"{_TRAIN} optim.steps=2 run=run", {"README.md": "public"},
+         setup=_repository, said="^model", check=_nothing_private),
+    Case("processes and torchrun disagree", f"{_TRAIN} parallel=fsdp2 parallel.devices=4", status=2, quick=True,
+         environment={"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0"},
+         said="^error: parallel: '4 .*the 2 processes that torchrun started"),
+)  # fmt: skip

@@ -1,0 +1,83 @@
+"""The folder that a server works in, which goes when the server ends, however it ends."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import tempfile
+from contextlib import ExitStack
+from pathlib import Path
+
+from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.files import locked
+
+_PREFIX = "diffgemma-serve-"
+_SHARED_MEMORY = Path("/dev/shm")
+
+
+class Scratch:
+    """A private folder in TMPDIR, and a prefix of names in shared memory, held by a lock while this process lives.
+
+    A process that is killed removes nothing; the next that starts removes what no living process holds.
+
+    Raises:
+        FieldError: naming TMPDIR, when nothing can be written there or no program be run from there.
+    """
+
+    def __init__(self) -> None:
+        remedy = "set TMPDIR to another folder, for instance TMPDIR=$HOME"
+        self._lock = ExitStack()
+        try:
+            _sweep(Path(tempfile.gettempdir()))
+            # nobody sweeps it before it is locked, since its name begins otherwise
+            made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}{os.getpid()}-"))
+            self._lock.enter_context(locked(made / "lock", _held, lambda: None))
+            self.path = made.rename(made.with_name(made.name[1:]))
+        except OSError as error:
+            named = os.environ.get("TMPDIR") or "/tmp"
+            raise FieldError("TMPDIR", named, f"a folder that can be written ({error})", remedy) from error
+        runs = not os.statvfs(self.path).f_flag & os.ST_NOEXEC
+        if not runs:
+            self.remove()
+        allowed = "a folder that programs can be run from (it is mounted noexec)"
+        require(runs, "TMPDIR", str(self.path.parent), allowed, remedy)
+
+    @property
+    def shm_prefix(self) -> str:
+        """What names in shared memory begin with."""
+        return _shm_prefix(self.path)
+
+    def remove(self) -> None:
+        """Remove the folder and the shared memory."""
+        _remove(self.path)
+        self._lock.close()
+
+
+def _held() -> None:
+    raise BlockingIOError("another process works in it")
+
+
+def _unknown() -> None:
+    raise BlockingIOError("this file system has no locks, so nobody knows")
+
+
+def _sweep(temporary: Path) -> None:
+    """Remove what killed processes of this user have left."""
+    for folder in temporary.glob(f"{_PREFIX}*"):
+        try:
+            if folder.lstat().st_uid != os.geteuid() or not (folder / "lock").is_file():
+                continue
+            with locked(folder / "lock", _held, _unknown):
+                _remove(folder)
+        except OSError:
+            continue  # in use, or another process is quicker
+
+
+def _remove(folder: Path) -> None:
+    for region in _SHARED_MEMORY.glob(f"{_shm_prefix(folder)}*"):
+        region.unlink(missing_ok=True)
+    shutil.rmtree(folder, ignore_errors=True)
+
+
+def _shm_prefix(folder: Path) -> str:
+    return "diffgemma_" + folder.name.removeprefix(_PREFIX).replace("-", "_")
