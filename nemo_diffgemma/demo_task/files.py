@@ -6,7 +6,8 @@ import json
 from collections.abc import Iterable
 from pathlib import Path
 
-from nemo_diffgemma.demo_task.task import Conversation, conversations
+from nemo_diffgemma.demo_task.task import Conversation, learnt
+from nemo_diffgemma.demo_task.task import held_out as kept
 from nemo_diffgemma.files import write_text
 from nemo_diffgemma.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
@@ -27,13 +28,12 @@ def write_demo_data(
     Raises:
         FieldError: when the texts do not yield ``vocab_size`` tokens.
     """
-    kept = conversations(held_out, seed)
-    learnt = conversations(examples, seed + 1, without={c.turns for c in kept})
-    for path, said in ((held_out_file, kept), (train, learnt)):
+    learn = learnt(examples, seed)
+    for path, said in ((held_out_file, kept(held_out, seed)), (train, learn)):
         path.parent.mkdir(parents=True, exist_ok=True)
         write_text(path, "".join(json.dumps({"messages": c.messages}) + "\n" for c in said))
     tokenizer.mkdir(parents=True, exist_ok=True)
-    train_tokenizer(_texts(learnt), vocab_size, tokenizer)
+    train_tokenizer(_texts(learn), vocab_size, tokenizer)
 
 
 def _texts(said: Iterable[Conversation]) -> Iterable[str]:

@@ -1,88 +1,102 @@
-"""Lists: in reverse, sorted, summed up, and legs of a journey put in order.
-
-The last two are chains: each entry of the answer follows from the one before it, so no single pass of a model with a
-few layers finds them all. They take many denoising steps, where the other kinds take two or three.
-"""
+"""Lists: in reverse, in any other order, and made up; none twice."""
 
 from __future__ import annotations
 
-import random
-from collections.abc import Callable
+from nemo_diffgemma.demo_task.kind import Kind, Right, Style, Turns
+from nemo_diffgemma.demo_task.wording import Wordings, bare, wrapped
+from nemo_diffgemma.demo_task.words import COLORS, DAYS, ITEMS, MONTHS, NAMES, NUMBERS
 
-from nemo_diffgemma.demo_task.kind import Kind, Turns
-from nemo_diffgemma.demo_task.wording import Wordings
-from nemo_diffgemma.demo_task.words import COLORS, ITEMS
-
-_WORDS = ITEMS + COLORS
+CLASSES = {"colors": COLORS, "items": ITEMS, "days": DAYS, "months": MONTHS, "names": NAMES}
 
 _REVERSE = Wordings(
     trained=(
-        "Reverse: {words}.",
-        "Reverse the list: {words}.",
-        "Backwards: {words}.",
-        "In reverse: {words}.",
-        "Turn around: {words}.",
-        "{words}: backwards, please.",
-        "What is {words} in reverse?",
-        "Write from last to first: {words}.",
+        "(Reverse|In reverse|Reverse the list|Reverse this|Backwards|From the end|The other way round): {words}(|.)",
+        "{words} (in reverse|backwards|the other way round)(.|, please.)",
+        "(Put|Write|List|Say) {words} (in reverse|backwards).",
+        "(Put|Write|Say) (this|it) (in reverse|backwards): {words}(|.)",
+        "(What is|How is) {words} (in reverse|backwards)?",
     ),
-    unseen=("Give me {words} in reverse.", "Read backwards: {words}.", "Reverse this for me: {words}."),
+    unseen=("Reverse {words} for me.", "The list in reverse: {words}.", "{words}. Now backwards, please."),
 )
-_COUNT = Wordings(
+_SHUFFLE = Wordings(
     trained=(
-        "Count from {first} by {step}, {many} numbers.",
-        "Count {many} numbers from {first} by {step}.",
-        "Start at {first} and add {step}, {many} numbers.",
-        "From {first} in steps of {step}, {many} numbers.",
-        "{many} numbers from {first} in steps of {step}.",
-        "Add {step} again and again: {many} numbers from {first}.",
-        "Count up from {first} in steps of {step}: {many} numbers.",
+        "(Shuffle|Mix|In any order|Shuffle the list|Shuffle this|Mix up|In random order): {words}(|.)",
+        "{words} (in any order|in random order|shuffled|mixed)(.|, please.)",
+        "(Put|Write|List|Say) {words} in (any|random) order.",
+        "(Put|Write|Say) (this|it) in (any|random) order: {words}(|.)",
+    ),
+    unseen=("Shuffle {words} for me.", "The list in random order: {words}.", "{words}. Now mixed, please."),
+)
+_NAME = Wordings(
+    trained=(
+        "(Name|List|Tell me|Give me|Write|Say) {number} (|different ){things}.",
+        "(Name|List|Give me) any {number} {things}.",
+        "{number} (|different ){things}(|, please.|.)",
+        "(Can|Could) you (name|list|tell me) {number} {things}?",
+        "(I need|I want|We need) {number} (|different ){things}.",
+        "(Which|What) {number} {things} do you know?",
     ),
     unseen=(
-        "Give me {many} numbers, from {first} in steps of {step}.",
-        "Count on from {first} by {step} for {many} numbers.",
-        "I need {many} numbers from {first}, each {step} more.",
+        "Tell me any {number} {things} you know.",
+        "I want you to name {number} {things}.",
+        "A list of {number} {things}, please.",
     ),
 )
 
 
-def draw_reverse(draw: random.Random, unseen: bool) -> tuple[Turns, str]:
-    """Words from last to first."""
-    words, joined = _some_words(draw, 3, 5)
-    return (_REVERSE.choose(draw, unseen).write({"words": joined}),), ", ".join(reversed(words))
+def _make_reverse(style: Style) -> tuple[Turns, str]:
+    words = _some_words(style, 2, 4)
+    return (_ask(_REVERSE, words, style),), ", ".join(words[::-1])
 
 
-def answer_reverse(turns: Turns) -> str | None:
-    """The words asked for."""
-    return _first(_REVERSE, "words", turns, lambda words: ", ".join(reversed(words)))
+def _right_reverse(turns: Turns) -> Right | None:
+    words = _words(_REVERSE, turns)
+    return None if words is None else ", ".join(words[::-1])
 
 
-def draw_count(draw: random.Random, unseen: bool) -> tuple[Turns, str]:
-    """Numbers that grow by a step."""
-    first, step, many = draw.randint(1, 30), draw.randint(2, 9), draw.randint(5, 9)
-    fields = {"first": str(first), "step": str(step), "many": str(many)}
-    return (_COUNT.choose(draw, unseen).write(fields),), _count(first, step, many)
+def _make_shuffled(style: Style) -> tuple[Turns, str]:
+    words = _some_words(style, 4, 5)
+    return (_ask(_SHUFFLE, words, style),), ", ".join(style.draw.sample(words, len(words)))
 
 
-def answer_count(turns: Turns) -> str | None:
-    """The numbers asked for."""
-    readings = _COUNT.readings(turns[0]) if len(turns) == 1 else iter(())
-    return next((_count(int(f["first"]), int(f["step"]), int(f["many"])) for f in readings), None)
+def _right_shuffled(turns: Turns) -> Right | None:
+    words = _words(_SHUFFLE, turns)
+    return None if words is None else lambda answer: sorted(answer.split(", ")) == sorted(words)
 
 
-def _count(first: int, step: int, many: int) -> str:
-    return ", ".join(str(first + i * step) for i in range(many))
+def _make_named(style: Style) -> tuple[Turns, str]:
+    things, number = style.draw.choice(list(CLASSES)), style.draw.choice(list(NUMBERS))
+    prompt = _NAME.write({"things": things, "number": number}, style)
+    return (wrapped(prompt, style),), ", ".join(style.draw.sample(CLASSES[things], NUMBERS[number]))
 
 
-def _some_words(draw: random.Random, least: int, most: int) -> tuple[list[str], str]:
-    words = draw.sample(_WORDS, draw.randint(least, most))
-    return words, draw.choice((" ", ", ")).join(words)
+def _right_named(turns: Turns) -> Right | None:
+    for fields in _NAME.readings(bare(turns[0])) if len(turns) == 1 else ():
+        known, number = CLASSES.get(fields["things"]), NUMBERS[fields["number"]]
+        if known is not None:
+            return lambda answer: len(found := set(answer.split(", ")) & set(known)) == number == answer.count(",") + 1
+    return None
 
 
-def _first(wordings: Wordings, field: str, turns: Turns, answer: Callable[[list[str]], str]) -> str | None:
-    readings = wordings.readings(turns[0]) if len(turns) == 1 else iter(())
-    return next((answer(fields[field].replace(",", "").split()) for fields in readings), None)
+def _some_words(style: Style, least: int, most: int) -> list[str]:
+    draw = style.draw
+    known = draw.choice([*CLASSES.values(), COLORS + ITEMS])
+    return draw.sample(known, draw.randint(least, most))
 
 
-REVERSE = Kind("list in reverse", 8, draw_reverse, answer_reverse)
-COUNT = Kind("counting in steps", 10, draw_count, answer_count)
+def _ask(wordings: Wordings, words: list[str], style: Style) -> str:
+    text = style.draw.choice((" ", ", ")).join(words)
+    return wrapped(wordings.write({"words": text}, style), style)
+
+
+def _words(wordings: Wordings, turns: Turns) -> list[str] | None:
+    for fields in wordings.readings(bare(turns[0])) if len(turns) == 1 else ():
+        words = fields["words"].replace(",", "").split()
+        if all(any(word in known for known in CLASSES.values()) for word in words):
+            return words
+    return None
+
+
+REVERSE = Kind("list in reverse", 5, _make_reverse, _right_reverse)
+SHUFFLED = Kind("list in any order", 5, _make_shuffled, _right_shuffled)
+NAMED = Kind("list made up", 2, _make_named, _right_named)

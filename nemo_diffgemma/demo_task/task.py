@@ -2,33 +2,36 @@
 
 from __future__ import annotations
 
+import hashlib
 import random
-from collections.abc import Collection, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from nemo_diffgemma.demo_task import lists, questions, records, values
-from nemo_diffgemma.demo_task.kind import Kind, Turns
+from nemo_diffgemma.demo_task import lists, orders, questions, values
+from nemo_diffgemma.demo_task.kind import Kind, Right, Style, Turns
 from nemo_diffgemma.demo_task.unknown import UNKNOWN
 from nemo_diffgemma.tokenizer import Message
 
 # UNKNOWN last: it takes what no other kind does
 KINDS: tuple[Kind, ...] = (
-    records.RECORD,
-    records.CHANGE,
+    orders.RECORD,
+    orders.SECOND,
+    orders.INVENTED,
     questions.YES_OR_NO,
     questions.CHOICE,
-    questions.OPEN,
     values.DATE,
     values.UNIT,
-    lists.REVERSE,
-    lists.COUNT,
+    lists.SHUFFLED,
+    lists.NAMED,
     UNKNOWN,
 )
+# kinds with more than one right answer
+MANY = (orders.INVENTED, lists.SHUFFLED, lists.NAMED)
 
 
 @dataclass(frozen=True)
 class Conversation:
-    """What is asked, and the one right answer."""
+    """What is asked, and an answer that is right."""
 
     kind: Kind
     turns: Turns
@@ -40,35 +43,61 @@ class Conversation:
         said = (*self.turns, self.answer)
         return [{"role": ("user", "assistant")[i % 2], "content": text} for i, text in enumerate(said)]
 
+    def is_right(self, answer: str) -> bool:
+        """Whether this answer is right, too: some questions have many right answers."""
+        return self.kind.is_right(self.turns, answer)
 
-def conversations(
-    count: int, seed: int, without: Collection[Turns] = (), unseen: bool = False
-) -> list[Conversation]:
-    """``count`` different conversations, none of which begins like one of ``without``; the same for the same seed.
+
+def judged(count: int, seed: int, unseen: bool = False) -> list[Conversation]:
+    """``count`` different conversations to judge a model by, each kind as often as the others.
+
+    None of them is among those that are learnt, whatever their seed: see :func:`learnt`.
 
     Args:
-        unseen: in wordings that are never trained, each kind as often as the others.
+        unseen: in wordings that are never trained.
     """
-    draw = random.Random(seed)
-    seen, found = set(without), list[Conversation]()
-    shares = [1 if unseen else kind.share for kind in KINDS]
-    while len(found) < count:
-        kind = draw.choices(KINDS, shares)[0]
-        turns, answer = kind.draw(draw, unseen)
-        if turns not in seen:
-            seen.add(turns)
-            found.append(Conversation(kind, turns, answer))
-    return found
+    return _conversations(count, seed, KINDS, [1] * len(KINDS), unseen=unseen)
 
 
-def right_answer(turns: Sequence[str]) -> tuple[Kind, str]:
-    """The kind of a question, in any wording, and the right answer to it.
+def learnt(count: int, seed: int) -> list[Conversation]:
+    """``count`` different conversations to train on, with noise in their wording; kinds by their shares."""
+    return _conversations(count, seed, KINDS, [kind.share for kind in KINDS], noisy=True)
+
+
+def held_out(count: int, seed: int) -> list[Conversation]:
+    """As :func:`judged` in trained wordings, of the kinds with one right answer alone."""
+    kinds = [kind for kind in KINDS if kind not in MANY]
+    return _conversations(count, seed, kinds, [1] * len(kinds))
+
+
+def right_answer(turns: Sequence[str]) -> tuple[Kind, Right]:
+    """The kind of a question, in any of its wordings, and what is right.
 
     Args:
         turns: what was said, from the user's first to the user's last.
     """
     for kind in KINDS:
-        answer = kind.answer(tuple(turns))
-        if answer is not None:
-            return kind, answer
+        right = kind.right(tuple(turns))
+        if right is not None:
+            return kind, right
     raise AssertionError("the last kind takes everything")
+
+
+def _conversations(
+    count: int, seed: int, kinds: Sequence[Kind], shares: Sequence[int], unseen: bool = False, noisy: bool = False
+) -> list[Conversation]:
+    draw = random.Random(f"{seed} {unseen} {noisy}")
+    style = Style(draw, unseen, noisy)
+    seen, found = set[Turns](), list[Conversation]()
+    while len(found) < count:
+        kind = draw.choices(kinds, shares)[0]
+        turns, answer = kind.make(style)
+        if turns not in seen and (unseen or _kept(turns) != noisy):
+            seen.add(turns)
+            found.append(Conversation(kind, turns, answer))
+    return found
+
+
+def _kept(turns: Turns) -> bool:
+    """Whether these turns are kept from training, to judge by: one in eight of all that can be said."""
+    return hashlib.blake2b("\n".join(turns).encode(), digest_size=1).digest()[0] % 8 == 0

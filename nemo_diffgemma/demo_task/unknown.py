@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import random
 
-from nemo_diffgemma.demo_task.kind import Kind, Turns
-from nemo_diffgemma.demo_task.words import CITIES, COLORS, DAYS, ITEMS, MONTHS, NAMES, UNITS
+from nemo_diffgemma.demo_task.kind import Kind, Style, Turns
+from nemo_diffgemma.demo_task.wording import wrapped
+from nemo_diffgemma.demo_task.words import COLORS, DAYS, ITEMS, MONTHS, NAMES, UNITS
 
 REFUSAL = "I only know orders, dates, units, lists and yes/no questions about them."
 
@@ -38,7 +39,7 @@ _UNSEEN = """
 Good afternoon!|Howdy|How is it going?|What are you called?|Which model are you?|Can I ask you something?|Nice to meet you.
 What is the capital of France?|Who is the president of the United States?|What is the largest ocean on earth?|When did the war end?
 Who painted the Mona Lisa?|How tall is Mount Everest?|Write a poem about the moon and the stars.|Compose a short tale of dragons.
-Write me a Python function.|Fix this bug for me.|Translate this sentence into Italian.|Summarize the news of today.|What is 12 times 12?
+Write me a Python function.|Fix this bug for me.|Translate this sentence into Italian.|Summarize the news of today.|What is 12 squared?
 Solve x squared equals nine.|Is there life on Mars?|Recommend a good movie.|What should I cook tonight?|How do I bake bread?
 Do you dream?|You are wrong.|That is great, well done!|I lost my keys at the station.|My cat sleeps on the sofa.|blorp wibble zang
 qwertyuiop|xyz|The quick brown fox jumps over the lazy dog.|Is it going to snow in winter?|Sing me a lullaby.|Which team won the cup?
@@ -78,18 +79,17 @@ _WORDS = {
         ("verb", _VERBS),
         ("adjective", _ADJECTIVES),
         ("topic", _TOPICS),
-        ("place", _PLACES + " ".join(CITIES)),
+        ("place", _PLACES),
         ("person", _PEOPLE + " ".join(NAMES)),
     )
 }
-_OWN = (*NAMES, *ITEMS, *COLORS, *DAYS, *MONTHS, *CITIES, "JSON", "order", "list", "sort", "reverse", "date", "route", "total")
+_OWN = (*NAMES, *ITEMS, *COLORS, *DAYS, *MONTHS, "JSON", "order", "list", "reverse", "date", "shuffle")
 # on the edge of what is known: a question about no order, a change of nothing, units that are not of one kind
 _EDGES = (
-    "Are they {color}?|Are the {item} {color}?|Is it for {name}?|How many?|What color?|Who ordered?|Which day?|Make it {count}."
-    "|{color} or {wrong}?|Change the color to {color}.|Reverse.|Sort.|Route.|Running total.|To JSON|As JSON|JSON"
-    "|{count} {unit} in {alien}|{count} {unit} to {alien}|How many {alien} are {count} {unit}?|What is {count} {unit} in {alien}?"
-    "|What is a {unit}?|{count}|{count} {count}|{count} {color}|{color} {item}|{name} and {item}|{day}|Next {day}|in {month}"
-    "|What is {month}?|Who is {name}?|What are {item}?|I like {item}.|I like {color} {item}.|Where is {city}?|{name} is from {city}."
+    "Are they {color}?|Is it for {name}?|How many?|What color?|Who ordered?|Which day?|Make it {count}.|{color} or {wrong}?"
+    "|Change the color to {color}.|Reverse.|Shuffle.|To JSON|As JSON|JSON|As a list.|Is it a large order?|Small or large?"
+    "|Is it for the weekend?|Is it clothing?|What is a {unit}?|{count}|{count} {count}|{count} {color}|{color} {item}|{name} and {item}"
+    "|{day}|Next {day}|in {month}|What is {month}?|Who is {name}?|What are {item}?|I like {item}.|I like {color} {item}."
     "|{count} plus {count}|What is {count} times {count}?|{count} + {count}|What is the color of {item}?|Hello {name}|Hi, I am {name}."
 )
 
@@ -101,15 +101,15 @@ def _split(text: str) -> tuple[str, ...]:
 TRAINED, PATTERNS, UNSEEN, EDGES = map(_split, (_TRAINED, _PATTERNS, _UNSEEN, _EDGES))
 
 
-def draw_unknown(draw: random.Random, unseen: bool) -> tuple[Turns, str]:
-    """Something that no other kind is about, and the answer that says so."""
-    if unseen:
-        return (draw.choice(UNSEEN),), REFUSAL
-    way = draw.choices((_phrase, _pattern, _edge, _salad, _nonsense), (2, 8, 4, 2, 2))[0]
+def _make(style: Style) -> tuple[Turns, str]:
+    draw = style.draw
+    if style.unseen:
+        return (wrapped(draw.choice(UNSEEN), style),), REFUSAL
+    way = draw.choices((_phrase, _pattern, _edge, _salad, _nonsense), (2, 8, 4, 2, 1))[0]
     text = way(draw)
-    if draw.random() < 0.2:
-        text = draw.choice((text.lower(), text.upper(), text.rstrip(".?!"), f"{text} Please.", f"Hey, {text}"))
-    return (text,), REFUSAL
+    if draw.random() < 0.1:
+        text = draw.choice((text.lower(), text.upper(), text.rstrip(".?!")))
+    return (wrapped(text, style),), REFUSAL
 
 
 def _phrase(draw: random.Random) -> str:
@@ -121,11 +121,9 @@ def _pattern(draw: random.Random) -> str:
 
 
 def _edge(draw: random.Random) -> str:
-    unit, smaller, _ = draw.choice(UNITS)
-    aliens = [u for u in ("km", "m", "cm", "kg", "g", "l", "ml", "h", "C") if u not in (unit, smaller)]
     values = {"name": draw.choice(NAMES), "item": draw.choice(ITEMS), "color": draw.choice(COLORS), "day": draw.choice(DAYS)}
-    values |= {"city": draw.choice(CITIES), "month": draw.choice(MONTHS), "count": str(draw.randint(2, 99))}
-    return draw.choice(EDGES).format_map(values | {"unit": unit, "alien": draw.choice(aliens), "wrong": draw.choice(COLORS)})
+    values |= {"month": draw.choice(MONTHS), "count": str(draw.randint(2, 20)), "unit": draw.choice(UNITS)[0]}
+    return draw.choice(EDGES).format_map(values | {"wrong": draw.choice(COLORS)})
 
 
 def _salad(draw: random.Random) -> str:
@@ -140,4 +138,4 @@ def _nonsense(draw: random.Random) -> str:
     return " ".join(words) + draw.choice(("", ".", "?"))
 
 
-UNKNOWN = Kind("unknown", 10, draw_unknown, lambda turns: REFUSAL)
+UNKNOWN = Kind("unknown", 3, _make, lambda turns: REFUSAL)

@@ -3,67 +3,60 @@
 from __future__ import annotations
 
 import calendar
-import random
 
-from nemo_diffgemma.demo_task.kind import Kind, Turns
-from nemo_diffgemma.demo_task.wording import Fields, Wordings
-from nemo_diffgemma.demo_task.words import MONTHS, UNITS
+from nemo_diffgemma.demo_task.kind import Kind, Right, Style, Turns
+from nemo_diffgemma.demo_task.wording import Fields, Wordings, bare, wrapped
+from nemo_diffgemma.demo_task.words import MONTHS, UNITS, YEARS
 
 _SUFFIX = {1: "st", 2: "nd", 3: "rd", 21: "st", 22: "nd", 23: "rd", 31: "st"}
+_AMOUNTS, _DAYS = range(1, 21), range(1, 29)
 
 _DATES = ("{date} {month} {year}", "{month} {date}, {year}", "{ordinal} of {month} {year}", "{month} {ordinal}, {year}")
 _DATE = Wordings(
     trained=(
         *_DATES,
-        *(f"{ask} {date}." for ask in ("ISO date:", "As a date:", "Write in numbers:") for date in _DATES),
-        *(f"{date} {ask}" for ask in ("in ISO?", "as an ISO date, please.") for date in _DATES),
-        *(f"What is {date} in ISO?" for date in _DATES[:2]),
-        "We meet on {month} {date}, {year}.",
-        "Due on {date} {month} {year}.",
+        *(f"(ISO date|As a date|In ISO|The date|To ISO): {date}(.|)" for date in _DATES),
+        *(f"{date} (in|to|as) ISO(.|?|, please.)" for date in _DATES),
+        *(f"(What is|How is|Write|Put|Convert) {date} (in|as|to) ISO(.|?)" for date in _DATES[:2]),
+        "(We meet|It is due|It is|Due) on {month} {date}, {year}.",
+        "(It|This) was {date} {month} {year}.",
     ),
     unseen=(
-        "Convert {date} {month} {year} to ISO.",
+        "Make {date} {month} {year} an ISO date.",
         "The day is {month} {ordinal}, {year}.",
         "How do I write {month} {date}, {year} in ISO?",
-        "It was the {ordinal} of {month} in {year}.",
+        "We need {ordinal} of {month} {year} as a date.",
     ),
 )
 _UNIT = Wordings(
     trained=(
-        "{amount} {unit} in {smaller}",
-        "{amount} {unit} to {smaller}",
-        "{amount} {unit} in {smaller}?",
+        "{amount} {unit} (in|to|as|into) {smaller}(|?|.)",
         "{amount} {unit} = ? {smaller}",
-        "What is {amount} {unit} in {smaller}?",
-        "How many {smaller} are {amount} {unit}?",
-        "How many {smaller} in {amount} {unit}?",
-        "Convert {amount} {unit} to {smaller}.",
-        "Write {amount} {unit} in {smaller}.",
-        "Please convert {amount} {unit} into {smaller}.",
+        "(What is|How much is) {amount} {unit} in {smaller}?",
+        "How many {smaller} (are|in|is) {amount} {unit}?",
+        "(Convert|Write|Put|Turn) {amount} {unit} (to|in|into) {smaller}.",
         "{smaller} in {amount} {unit}?",
+        "(I have|We have|There are) {amount} {unit}. How many {smaller}?",
     ),
     unseen=(
-        "Turn {amount} {unit} into {smaller}.",
-        "How much is {amount} {unit} in {smaller}?",
-        "I have {amount} {unit}, what is that in {smaller}?",
-        "{amount} {unit} as {smaller}, please.",
+        "Make {amount} {unit} into {smaller}.",
+        "How many {smaller} do I have in {amount} {unit}?",
+        "We need {amount} {unit}, what is that in {smaller}?",
+        "What is {amount} {unit} as {smaller}?",
     ),
 )
 
 
-def draw_date(draw: random.Random, unseen: bool) -> tuple[Turns, str]:
-    """A date in words, as ISO 8601."""
-    year, month = draw.randint(1990, 2039), draw.randint(1, 12)
-    day = draw.randint(1, calendar.monthrange(year, month)[1])
-    fields = {"date": str(day), "ordinal": _ordinal(day), "month": MONTHS[month - 1], "year": str(year)}
-    return (_DATE.choose(draw, unseen).write(fields),), _iso(fields)
+def _make_date(style: Style) -> tuple[Turns, str]:
+    draw = style.draw
+    date, month, year = draw.choice(_DAYS), draw.choice(MONTHS), draw.choice(YEARS)
+    fields = {"date": str(date), "ordinal": _ordinal(date), "month": month, "year": year}
+    return (wrapped(_DATE.write(fields, style), style),), _iso(fields)
 
 
-def answer_date(turns: Turns) -> str | None:
-    """The date asked for."""
-    if len(turns) > 1:
-        return None
-    return next(map(_iso, filter(_possible, _DATE.readings(turns[0]))), None)
+def _right_date(turns: Turns) -> Right | None:
+    readings = _DATE.readings(bare(turns[0])) if len(turns) == 1 else iter(())
+    return next(map(_iso, filter(_possible, readings)), None)
 
 
 def _day(fields: Fields) -> int:
@@ -84,23 +77,21 @@ def _ordinal(day: int) -> str:
     return f"{day}{_SUFFIX.get(day, 'th')}"
 
 
-def draw_unit(draw: random.Random, unseen: bool) -> tuple[Turns, str]:
-    """An amount, in a smaller unit."""
-    unit, smaller, factor = draw.choice(UNITS)
-    amount = draw.randint(1, 10 ** draw.randint(1, 3) - 1)
-    prompt = _UNIT.choose(draw, unseen).write({"amount": str(amount), "unit": unit, "smaller": smaller})
-    return (prompt,), f"{amount * factor} {smaller}"
+def _make_unit(style: Style) -> tuple[Turns, str]:
+    unit, smaller, factor = style.draw.choice(UNITS)
+    amount = style.draw.choice(_AMOUNTS)
+    prompt = _UNIT.write({"amount": str(amount), "unit": unit, "smaller": smaller}, style)
+    return (wrapped(prompt, style),), f"{amount * factor} {smaller}"
 
 
-def answer_unit(turns: Turns) -> str | None:
-    """The amount asked for."""
+def _right_unit(turns: Turns) -> Right | None:
     factors = {(unit, smaller): factor for unit, smaller, factor in UNITS}
-    for fields in _UNIT.readings(turns[0]) if len(turns) == 1 else ():
+    for fields in _UNIT.readings(bare(turns[0])) if len(turns) == 1 else ():
         factor = factors.get((fields["unit"], fields["smaller"]))
         if factor is not None:
             return f"{int(fields['amount']) * factor} {fields['smaller']}"
     return None
 
 
-DATE = Kind("date to ISO 8601", 9, draw_date, answer_date)
-UNIT = Kind("smaller unit", 9, draw_unit, answer_unit)
+DATE = Kind("date to ISO 8601", 5, _make_date, _right_date)
+UNIT = Kind("smaller unit", 5, _make_unit, _right_unit)
