@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from pathlib import Path
 
 from nemo_diffgemma.demo_task.task import Conversation, learnt
 from nemo_diffgemma.demo_task.task import held_out as kept
+from nemo_diffgemma.demo_task.unknown import UNKNOWN
+from nemo_diffgemma.demo_task.words import COLORS, DAYS, ITEMS, MONTHS, NAMES
 from nemo_diffgemma.files import write_text
 from nemo_diffgemma.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
@@ -36,10 +38,14 @@ def write_demo_data(
     train_tokenizer(_texts(learn), vocab_size, tokenizer)
 
 
-def _texts(said: Iterable[Conversation]) -> Iterable[str]:
+def _texts(said: Sequence[Conversation]) -> Iterable[str]:
     start, end = SPECIAL_TOKENS[4:6]
+    for word in (*NAMES, *ITEMS, *COLORS, *DAYS, *MONTHS):
+        yield from [word] * (len(said) // 20)  # often enough to become a token
     for conversation in said:
+        yield conversation.answer
+        if conversation.kind is UNKNOWN:
+            continue  # its words are many and rare; those of the other kinds are to be one token each
         for index, turn in enumerate(conversation.turns):
             # the words of the chat template must become single tokens too
             yield f"{start}{('user', 'model')[index % 2]}\n{turn}{end}\n{start}model\n"
-        yield conversation.answer

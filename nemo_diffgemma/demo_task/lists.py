@@ -1,4 +1,4 @@
-"""Lists: in reverse, in any other order, and made up; none twice."""
+"""Lists that are made up: so many of a class of words, none twice."""
 
 from __future__ import annotations
 
@@ -8,25 +8,6 @@ from nemo_diffgemma.demo_task.words import COLORS, DAYS, ITEMS, MONTHS, NAMES, N
 
 CLASSES = {"colors": COLORS, "items": ITEMS, "days": DAYS, "months": MONTHS, "names": NAMES}
 
-_REVERSE = Wordings(
-    trained=(
-        "(Reverse|In reverse|Reverse the list|Reverse this|Backwards|From the end|The other way round): {words}(|.)",
-        "{words} (in reverse|backwards|the other way round)(.|, please.)",
-        "(Put|Write|List|Say) {words} (in reverse|backwards).",
-        "(Put|Write|Say) (this|it) (in reverse|backwards): {words}(|.)",
-        "(What is|How is) {words} (in reverse|backwards)?",
-    ),
-    unseen=("Reverse {words} for me.", "The list in reverse: {words}.", "{words}. Now backwards, please."),
-)
-_SHUFFLE = Wordings(
-    trained=(
-        "(Shuffle|Mix|In any order|Shuffle the list|Shuffle this|Mix up|In random order): {words}(|.)",
-        "{words} (in any order|in random order|shuffled|mixed)(.|, please.)",
-        "(Put|Write|List|Say) {words} in (any|random) order.",
-        "(Put|Write|Say) (this|it) in (any|random) order: {words}(|.)",
-    ),
-    unseen=("Shuffle {words} for me.", "The list in random order: {words}.", "{words}. Now mixed, please."),
-)
 _NAME = Wordings(
     trained=(
         "(Name|List|Tell me|Give me|Write|Say) {number} (|different ){things}.",
@@ -44,26 +25,6 @@ _NAME = Wordings(
 )
 
 
-def _make_reverse(style: Style) -> tuple[Turns, str]:
-    words = _some_words(style, 2, 4)
-    return (_ask(_REVERSE, words, style),), ", ".join(words[::-1])
-
-
-def _right_reverse(turns: Turns) -> Right | None:
-    words = _words(_REVERSE, turns)
-    return None if words is None else ", ".join(words[::-1])
-
-
-def _make_shuffled(style: Style) -> tuple[Turns, str]:
-    words = _some_words(style, 4, 5)
-    return (_ask(_SHUFFLE, words, style),), ", ".join(style.draw.sample(words, len(words)))
-
-
-def _right_shuffled(turns: Turns) -> Right | None:
-    words = _words(_SHUFFLE, turns)
-    return None if words is None else lambda answer: sorted(answer.split(", ")) == sorted(words)
-
-
 def _make_named(style: Style) -> tuple[Turns, str]:
     things, number = style.draw.choice(list(CLASSES)), style.draw.choice(list(NUMBERS))
     prompt = _NAME.write({"things": things, "number": number}, style)
@@ -78,25 +39,4 @@ def _right_named(turns: Turns) -> Right | None:
     return None
 
 
-def _some_words(style: Style, least: int, most: int) -> list[str]:
-    draw = style.draw
-    known = draw.choice([*CLASSES.values(), COLORS + ITEMS])
-    return draw.sample(known, draw.randint(least, most))
-
-
-def _ask(wordings: Wordings, words: list[str], style: Style) -> str:
-    text = style.draw.choice((" ", ", ")).join(words)
-    return wrapped(wordings.write({"words": text}, style), style)
-
-
-def _words(wordings: Wordings, turns: Turns) -> list[str] | None:
-    for fields in wordings.readings(bare(turns[0])) if len(turns) == 1 else ():
-        words = fields["words"].replace(",", "").split()
-        if all(any(word in known for known in CLASSES.values()) for word in words):
-            return words
-    return None
-
-
-REVERSE = Kind("list in reverse", 5, _make_reverse, _right_reverse)
-SHUFFLED = Kind("list in any order", 5, _make_shuffled, _right_shuffled)
-NAMED = Kind("list made up", 2, _make_named, _right_named)
+NAMED = Kind("list made up", 4, _make_named, _right_named)

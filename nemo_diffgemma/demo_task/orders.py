@@ -51,6 +51,20 @@ _RECORD = Wordings(
         "(Turn the order into|Put the order in) JSON: {order}",
     ),
 )
+_LISTED = Wordings(
+    trained=(
+        "(As a list|List|A list|To a list|In a list): {order}",
+        "(Write|Put|Turn|Convert|Make) this (to|as|into|in) a list: {order}",
+        "{order} (As|To|In) a list(.|!|, please.)",
+        "{order} (Write|Put|Turn|Convert|Make) (it|this) (to|as|into|in) a list.",
+        "{order} (And that|How is this) as a list?",
+    ),
+    unseen=(
+        "{order} I need it as a list.",
+        "I want this as a list: {order}",
+        "(Turn the order into|Put the order in) a list: {order}",
+    ),
+)
 _MADE_UP = Wordings(
     trained=(
         "(Make up|Invent|Imagine|Think of) (an order|any order|some order|a new order){given}.",
@@ -147,8 +161,8 @@ def read_order(sentence: str) -> Order | None:
     return None
 
 
-def _recorded(text: str) -> Order | None:
-    for fields in _RECORD.readings(bare(text)):
+def _asked(wordings: Wordings, text: str) -> Order | None:
+    for fields in wordings.readings(bare(text)):
         order = read_order(fields["order"])
         if order is not None:
             return order
@@ -162,8 +176,19 @@ def _make_record(style: Style) -> tuple[Turns, str]:
 
 
 def _right_record(turns: Turns) -> Right | None:
-    order = _recorded(turns[0]) if len(turns) == 1 else None
+    order = _asked(_RECORD, turns[0]) if len(turns) == 1 else None
     return None if order is None else order.to_json()
+
+
+def _make_listed(style: Style) -> tuple[Turns, str]:
+    order = draw_order(style)
+    text = _LISTED.write({"order": write_order(order, style)}, style)
+    return (wrapped(text, style),), order.to_list()
+
+
+def _right_listed(turns: Turns) -> Right | None:
+    order = _asked(_LISTED, turns[0]) if len(turns) == 1 else None
+    return None if order is None else order.to_list()
 
 
 def _make_second(style: Style) -> tuple[Turns, str]:
@@ -179,7 +204,7 @@ def _make_second(style: Style) -> tuple[Turns, str]:
 def _right_second(turns: Turns) -> Right | None:
     if len(turns) != 3:
         return None
-    order = _recorded(turns[0])
+    order = _asked(_RECORD, turns[0])
     for about, wordings in _ABOUT.items():
         if order is not None and next(wordings.readings(bare(turns[2])), None) is not None:
             return _about(order, about) if about == "list" or about in order.given() else None
@@ -218,5 +243,6 @@ def _is_order(answer: str, wanted: Mapping[str, str]) -> bool:
 
 
 RECORD = Kind("order to JSON", 6, _make_record, _right_record)
+LISTED = Kind("order to list", 4, _make_listed, _right_listed)
 SECOND = Kind("second turn about an order", 6, _make_second, _right_second)
 INVENTED = Kind("order made up", 2, _make_invented, _right_invented)

@@ -26,10 +26,10 @@ _YES_OR_NO = {
         (
             "(Is|Was) (it|this|that) (a|such a) large order?",
             "(Is|Was) (it|this|the order) large?",
-            "(Are they|Are there|Is it|Is that) (10|ten) or more?",
+            "(Are they|Are there|Is it|Is that) ten or more?",
             "A large order?",
         ),
-        ("Is the count 10 or more?", "Are these 10 or more of them?", "Is that order a large one?"),
+        ("Is the count ten or more?", "Are these ten or more of them?", "Is that order a large one?"),
     ),
     "clothing": Wordings(
         (
@@ -71,12 +71,18 @@ _ASKED = Wordings(("{order} {question}", "{question} {order}"), ("{order} {quest
 
 
 def _answer(about: str, order: Order) -> str:
-    """The answer to any of the questions."""
+    """The answer to any of the questions, and the word of the order that it is looked up from."""
     weekend, large, use = order.day in WEEKEND, int(order.count) >= LARGE, _use(order)
-    found = {"weekend": weekend, "large": large, "clothing": use == "clothing"}
-    if about in found:
-        return "yes" if found[about] else "no"
-    return {"size": "large" if large else "small", "time": "weekend" if weekend else "weekday", "use": use}[about]
+    found = {
+        "weekend": ("yes" if weekend else "no", order.day),
+        "large": ("yes" if large else "no", order.count),
+        "clothing": ("yes" if use == "clothing" else "no", order.item),
+        "size": ("large" if large else "small", order.count),
+        "time": ("weekend" if weekend else "weekday", order.day),
+        "use": (use, order.item),
+    }
+    answer, because = found[about]
+    return f"{answer}, {because}"
 
 
 def _make(questions: dict[str, Wordings], style: Style) -> tuple[Turns, str]:

@@ -15,18 +15,18 @@ from nemo_diffgemma.tokenizer import Message
 # UNKNOWN last: it takes what no other kind does
 KINDS: tuple[Kind, ...] = (
     orders.RECORD,
+    orders.LISTED,
     orders.SECOND,
     orders.INVENTED,
     questions.YES_OR_NO,
     questions.CHOICE,
     values.DATE,
     values.UNIT,
-    lists.SHUFFLED,
     lists.NAMED,
     UNKNOWN,
 )
 # kinds with more than one right answer
-MANY = (orders.INVENTED, lists.SHUFFLED, lists.NAMED)
+MANY = (orders.INVENTED, lists.NAMED)
 
 
 @dataclass(frozen=True)

@@ -83,11 +83,11 @@ _WORDS = {
         ("person", _PEOPLE + " ".join(NAMES)),
     )
 }
-_OWN = (*NAMES, *ITEMS, *COLORS, *DAYS, *MONTHS, "JSON", "order", "list", "reverse", "date", "shuffle")
+_OWN = (*NAMES, *ITEMS, *COLORS, *DAYS, *MONTHS, "JSON", "order", "list", "date")
 # on the edge of what is known: a question about no order, a change of nothing, units that are not of one kind
 _EDGES = (
     "Are they {color}?|Is it for {name}?|How many?|What color?|Who ordered?|Which day?|Make it {count}.|{color} or {wrong}?"
-    "|Change the color to {color}.|Reverse.|Shuffle.|To JSON|As JSON|JSON|As a list.|Is it a large order?|Small or large?"
+    "|Change the color to {color}.|To JSON|As JSON|JSON|As a list.|Is it a large order?|Small or large?"
     "|Is it for the weekend?|Is it clothing?|What is a {unit}?|{count}|{count} {count}|{count} {color}|{color} {item}|{name} and {item}"
     "|{day}|Next {day}|in {month}|What is {month}?|Who is {name}?|What are {item}?|I like {item}.|I like {color} {item}."
     "|{count} plus {count}|What is {count} times {count}?|{count} + {count}|What is the color of {item}?|Hello {name}|Hi, I am {name}."
@@ -121,7 +121,12 @@ def _pattern(draw: random.Random) -> str:
 
 
 def _edge(draw: random.Random) -> str:
-    values = {"name": draw.choice(NAMES), "item": draw.choice(ITEMS), "color": draw.choice(COLORS), "day": draw.choice(DAYS)}
+    values = {
+        "name": draw.choice(NAMES),
+        "item": draw.choice(ITEMS),
+        "color": draw.choice(COLORS),
+        "day": draw.choice(DAYS),
+    }
     values |= {"month": draw.choice(MONTHS), "count": str(draw.randint(2, 20)), "unit": draw.choice(UNITS)[0]}
     return draw.choice(EDGES).format_map(values | {"wrong": draw.choice(COLORS)})
 

@@ -181,9 +181,6 @@ def _check_together(config: TrainConfig) -> None:
     arch, world = config.arch, config.parallel.world_size
     batch, longest = config.data.batch, config.data.max_tokens
     require(batch % world == 0, "data.batch", batch, f"a multiple of the {world} processes", f"pass data.batch={world}")
-    whole = config.parallel.name in ("single", "ddp")
-    allowed = "adamw where matrices are divided among processes: muon needs whole ones"
-    require(whole or config.optim.optimizer == "adamw", "optim.optimizer", "muon", allowed, "pass optim=reference")
     limit = arch.max_position_embeddings
     require(longest <= limit, "data.max_tokens", longest, f"at most {limit} (model)", f"pass data.max_tokens={limit}")
     run, output = config.run.resolve(), config.output.resolve()

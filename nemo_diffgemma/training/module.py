@@ -184,7 +184,9 @@ class DiffusionGemmaModel(ModelPT):  # type: ignore[misc]
     def configure_optimizers(self) -> Any:
         """AdamW with weight decay on matrices only, or Muon; warm-up and schedule by step."""
         optim = self.config.optim
-        groups = [{"params": found} | settings for found, settings in zip(self._groups(), self._settings(), strict=True)]
+        groups = [
+            {"params": found} | settings for found, settings in zip(self._groups(), self._settings(), strict=True)
+        ]
         if optim.optimizer == "muon":
             optimizer: torch.optim.AdamW = Muon(groups, betas=optim.betas)
         else:

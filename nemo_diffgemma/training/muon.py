@@ -7,7 +7,9 @@ from collections.abc import Callable
 from typing import Any
 
 import torch
+import torch.distributed as dist
 from torch import Tensor
+from torch.distributed.tensor import DTensor, distribute_tensor
 
 # The quintic of the post: it pulls singular values towards 1 fastest, and leaves them between 0.7 and 1.2.
 _A, _B, _C = 3.4445, -4.7750, 2.0315
@@ -52,17 +54,23 @@ class Muon(torch.optim.AdamW):
                 continue
             state = self.state[parameter]
             if not state:
-                state["momentum"] = torch.zeros_like(parameter)
+                state |= {"step": torch.tensor(0.0), "momentum": torch.zeros_like(parameter)}  # AdamW wants a step
+            state["step"] += 1
             mean = state["momentum"].lerp_(parameter.grad, 1 - group["momentum"])
             update = parameter.grad.lerp(mean, group["momentum"])
+            if isinstance(update, DTensor):  # a process holds a part of it
+                update = update.full_tensor()
             rows, columns = sorted(update.shape[-2:])
             same[rows, columns].append((parameter, update))
         for pairs in same.values():
             flat = [_wide(update).reshape(-1, *_wide(update).shape[-2:]) for _, update in pairs]
-            done = orthogonalised(torch.cat(flat)).split([len(matrices) for matrices in flat])
+            done = _shared(torch.cat(flat)).split([len(matrices) for matrices in flat])
             for (parameter, update), found in zip(pairs, done, strict=True):
                 direction = _wide(found.reshape(_wide(update).shape), like=update)
                 rows, columns = update.shape[-2:]
+                if isinstance(parameter, DTensor):
+                    mesh, placements = parameter.device_mesh, parameter.placements
+                    direction = distribute_tensor(direction.contiguous(), mesh, placements, src_data_rank=None)
                 parameter.mul_(1 - group["lr"] * group["weight_decay"])
                 parameter.add_(direction, alpha=-group["lr"] * max(1.0, rows / columns) ** 0.5)
 
@@ -78,6 +86,18 @@ def orthogonalised(matrices: Tensor) -> Tensor:
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)
     return x
+
+
+def _shared(matrices: Tensor) -> Tensor:
+    """:func:`orthogonalised`, each process a part of them, where all processes have the same."""
+    world = dist.get_world_size() if dist.is_initialized() else 1
+    if world == 1:
+        return orthogonalised(matrices)
+    part = -(-len(matrices) // world)
+    mine = matrices.roll(-part * dist.get_rank(), 0)[:part]  # the last of them may be done twice
+    found = matrices.new_empty(world, *mine.shape)
+    dist.all_gather(list(found), orthogonalised(mine))
+    return found.flatten(0, 1)[: len(matrices)]
 
 
 def _wide(matrix: Tensor, like: Tensor | None = None) -> Tensor:
