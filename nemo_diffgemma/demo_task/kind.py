@@ -19,8 +19,8 @@ class Style:
     Args:
         draw: decides everything that is left open.
         unseen: in wordings that are never trained.
-        noisy: with words left out, changed and added, which changes no answer: the model is to look for words that
-            matter, not for whole sentences.
+        noisy: with words between others that change no answer: the model is to look for words that matter, not for
+            whole sentences.
     """
 
     draw: random.Random

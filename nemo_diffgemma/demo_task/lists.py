@@ -35,7 +35,7 @@ def _right_named(turns: Turns) -> Right | None:
     for fields in _NAME.readings(bare(turns[0])) if len(turns) == 1 else ():
         known, number = CLASSES.get(fields["things"]), NUMBERS[fields["number"]]
         if known is not None:
-            return lambda answer: len(found := set(answer.split(", ")) & set(known)) == number == answer.count(",") + 1
+            return lambda answer: len(set(answer.split(", ")) & set(known)) == number == answer.count(",") + 1
     return None
 
 

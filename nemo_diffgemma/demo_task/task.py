@@ -7,10 +7,10 @@ import random
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+from nemo_diffgemma.chat import Message
 from nemo_diffgemma.demo_task import lists, orders, questions, values
 from nemo_diffgemma.demo_task.kind import Kind, Right, Style, Turns
 from nemo_diffgemma.demo_task.unknown import UNKNOWN
-from nemo_diffgemma.tokenizer import Message
 
 # UNKNOWN last: it takes what no other kind does
 KINDS: tuple[Kind, ...] = (
@@ -92,7 +92,7 @@ def _conversations(
     while len(found) < count:
         kind = draw.choices(kinds, shares)[0]
         turns, answer = kind.make(style)
-        if turns not in seen and (unseen or _kept(turns) != noisy):
+        if all(turns) and turns not in seen and (unseen or _kept(turns) != noisy):
             seen.add(turns)
             found.append(Conversation(kind, turns, answer))
     return found

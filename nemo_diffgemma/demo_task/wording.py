@@ -34,9 +34,31 @@ _PATTERNS = {
     "order": r"[^.?!]+\.",
     "question": r"[^.!]+\?",
 }
-# Words that noise puts in place of others: they mean nothing to any kind.
-_IDLE = "so well then just here there it me you we and also really please now thanks again for of the a".split()
-_NOISY, _CHANGED = 0.25, 0.15  # share of the prompts with noise, and of the words in them that it changes
+# Words that noise puts between others: they mean nothing to any kind.
+_IDLE = [
+    "so",
+    "well",
+    "then",
+    "just",
+    "here",
+    "there",
+    "it",
+    "me",
+    "you",
+    "we",
+    "and",
+    "also",
+    "really",
+    "please",
+    "now",
+    "thanks",
+    "again",
+    "for",
+    "of",
+    "the",
+    "a",
+]
+_NOISY, _CHANGED = 0.25, 0.15  # share of the prompts with noise, and of their words that get one beside them
 
 
 class Wording:
@@ -122,8 +144,7 @@ def _with_noise(text: str, style: Style) -> str:
     words = []
     for word in text.split(" "):
         if word and draw.random() < _CHANGED:
-            way = draw.randrange(4)
             idle = draw.choice(_IDLE)
-            word = ("", idle, f"{idle} {word}", word.swapcase() if word.istitle() else f"{word} {idle}")[way]
+            word = draw.choice((f"{idle} {word}", f"{word} {idle}"))
         words.append(word)
     return " ".join(words)

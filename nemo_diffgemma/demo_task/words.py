@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import calendar
 
-NAMES = tuple("Ada Ben Cleo Finn Gia Hugo Kira Leo Mara Nils Olga Rosa".split())
+NAMES = ("Ada", "Ben", "Cleo", "Finn", "Gia", "Hugo", "Kira", "Leo", "Mara", "Nils", "Olga", "Rosa")
 # what is ordered, by what it is for
 USES = {
     "clothing": ("coats", "hats", "socks"),
@@ -12,7 +12,7 @@ USES = {
     "office": ("desks", "lamps", "pens"),
 }
 ITEMS = tuple(item for items in USES.values() for item in items)
-COLORS = tuple("black blue brown green pink red white yellow".split())
+COLORS = ("black", "blue", "brown", "green", "pink", "red", "white", "yellow")
 DAYS, MONTHS = tuple(calendar.day_name), tuple(calendar.month_name[1:])
 WEEKEND = DAYS[5:]
 COUNTS = tuple(map(str, range(2, 21)))

@@ -209,8 +209,7 @@ class DiffusionGemmaModel(ModelPT):  # type: ignore[misc]
         matrices = {"lr": optim.lr, "weight_decay": optim.weight_decay, "betas": optim.betas}
         if optim.optimizer == "adamw":
             return [matrices, matrices | {"weight_decay": 0.0}]
-        inner = {"lr": optim.matrix_lr, "weight_decay": optim.weight_decay}
-        inner |= {"momentum": optim.momentum, "orthogonal": True}
+        inner = matrices | {"lr": optim.matrix_lr, "momentum": optim.momentum, "orthogonal": True}
         return [inner, matrices | {"weight_decay": 0.0}, matrices | {"weight_decay": 0.0}]
 
     def configure_gradient_clipping(self, _optimizer: Any, **_clipping: Any) -> None:

@@ -23,7 +23,8 @@ class Muon(torch.optim.AdamW):
     a CPU without such instructions takes ten times as long for. Here matrices of one shape are done at once.
 
     A group with ``orthogonal`` has ``lr`` (of a square matrix; a tall one's is larger by the root of its sides' ratio),
-    ``momentum`` (Nesterov's) and ``weight_decay``; its parameters are matrices, or stacks of them ``[n, rows, columns]``.
+    ``momentum`` (Nesterov's) and ``weight_decay``; its parameters are matrices, or stacks ``[n, rows, columns]``. Where
+    there are several processes, each orthogonalises a part of the matrices.
     """
 
     def __init__(self, groups: list[dict[str, Any]], betas: tuple[float, float]):
@@ -64,7 +65,7 @@ class Muon(torch.optim.AdamW):
             same[rows, columns].append((parameter, update))
         for pairs in same.values():
             flat = [_wide(update).reshape(-1, *_wide(update).shape[-2:]) for _, update in pairs]
-            done = _shared(torch.cat(flat)).split([len(matrices) for matrices in flat])
+            done = torch.split(_shared(torch.cat(flat)), [len(matrices) for matrices in flat])
             for (parameter, update), found in zip(pairs, done, strict=True):
                 direction = _wide(found.reshape(_wide(update).shape), like=update)
                 rows, columns = update.shape[-2:]
@@ -81,7 +82,7 @@ def orthogonalised(matrices: Tensor) -> Tensor:
     Args:
         matrices: ``[n, rows, columns]`` with no more rows than columns.
     """
-    x = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
+    x: Tensor = matrices / (matrices.norm(dim=(-2, -1), keepdim=True) + 1e-7)
     for _ in range(_ITERATIONS):
         gram = x @ x.mT
         x = torch.baddbmm(x, torch.baddbmm(gram, gram, gram, beta=_B, alpha=_C), x, beta=_A)

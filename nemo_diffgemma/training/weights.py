@@ -41,7 +41,7 @@ def initialise(net: Any, seed: int) -> None:
             # where a layer has no values of its own, its keys are
             source = next(n for n in (f"{layer}v_proj.weight", f"{layer}k_proj.weight") if n in shapes)
             head_dim = shapes[f"{layer}q_norm.weight"][0]
-            heads = _random(source, shapes[source], seed).unflatten(0, (-1, head_dim))
+            heads = _random(source, shapes[source], seed).view(-1, head_dim, shape[0])
             shared = shape[1] // head_dim // len(heads)
             value = heads.repeat_interleave(shared, 0).flatten(0, 1).T * (shape[0] / shape[1]) ** 0.5
         _assign(parameter, value)
@@ -50,7 +50,7 @@ def initialise(net: Any, seed: int) -> None:
 def _random(name: str, shape: torch.Size, seed: int) -> Tensor:
     # AutoModel stores experts [experts, in, out]; Linear and embedding [out, in]
     generator = torch.Generator().manual_seed(_name_seed(name, seed))
-    return torch.randn(shape, generator=generator) * shape[1] ** -0.5
+    return torch.randn(shape, generator=generator).mul_(shape[1] ** -0.5)
 
 
 @torch.no_grad()
