@@ -40,7 +40,7 @@ common keys (all of them: nemo_diffgemma/conf/)
   data.too_long=refuse    or skip, or cut (drops older messages): conversations over data.max_tokens
   data.batch=N            examples per step, over all processes
   optim.steps=N  optim.lr=X  seed=N
-  parallel.devices=N      processes per node                               (parallel=fsdp2, fsdp2_ep)
+  parallel.devices=N      processes per node                               (parallel=ddp, fsdp2, fsdp2_ep)
   output_conversations=true  also write validation conversations and 64 training ones into output   [false]
   log_git=true            also log the commit and `git diff` of the folder you are in                 [false]
 
@@ -54,6 +54,7 @@ requeues the job (sbatch --signal=USR1@120).
 
 examples
   diffgemma-train
+  diffgemma-train parallel=ddp                        (one process for each of two CPU cores)
   diffgemma-train data=chat data.train=my.jsonl init_from=CHECKPOINT optim=reference
   diffgemma-train parallel=fsdp2_ep parallel.devices=2 parallel.expert_parallel=2
   diffgemma-train model=diffusion_gemma_26b_a4b parallel=fsdp2_ep --dry-run

@@ -18,6 +18,8 @@ from nemo_diffgemma.hydra_config import compose_config
 
 CONF = Path(__file__).parent.parent / "conf"
 DTYPES = ("float32", "bfloat16")
+OPTIMIZERS, SCHEDULES = ("adamw", "muon"), ("cosine", "wsd")
+DECAY = 0.4  # of the schedule, under wsd
 # What happens to a conversation that does not fit data.max_tokens; see nemo_diffgemma.training.data.Encoder.
 TOO_LONG = ("refuse", "skip", "cut")
 
@@ -58,7 +60,7 @@ class Data:
 
 @dataclass(frozen=True)
 class Parallel:
-    """How the model is divided: ``single``, ``fsdp2`` or ``fsdp2_ep``."""
+    """How work is divided: ``single``, ``ddp``, ``fsdp2`` or ``fsdp2_ep``."""
 
     name: str
     devices: int
@@ -76,12 +78,16 @@ class Parallel:
 
 @dataclass(frozen=True)
 class Optim:
-    """AdamW, warm-up, cosine, and the weights of the loss."""
+    """Optimizer, schedule, and the weights of the loss; conf/optim says what each is."""
 
+    optimizer: str
     lr: float
+    matrix_lr: float
+    momentum: float
     min_lr: float
     betas: tuple[float, float]
     weight_decay: float
+    schedule: str
     warmup_steps: int
     steps: int
     schedule_steps: int
@@ -91,11 +97,17 @@ class Optim:
     self_conditioning_probability: float
 
     def rate(self, step: int) -> float:
-        """Learning rate of update ``step``, from 0, over ``lr``: linear warm-up, then a cosine down to ``min_lr``."""
+        """Learning rate of update ``step``, from 0, over ``lr``: linear warm-up, then down to ``min_lr``.
+
+        Down along a cosine; or, under ``wsd`` (warm-up, stable, decay: Hu et al. 2024, arXiv:2404.06395), in a line
+        over the last :data:`DECAY` of the steps.
+        """
         if step < self.warmup_steps:
             return (step + 1) / self.warmup_steps
         floor = self.min_lr / self.lr
         done = min(1.0, (step - self.warmup_steps) / max(1, self.schedule_steps - self.warmup_steps))
+        if self.schedule == "wsd":
+            return floor + (1 - floor) * min(1.0, (1 - done) / DECAY)
         return floor + (1 - floor) * 0.5 * (1 + math.cos(math.pi * done))
 
 
@@ -256,7 +268,7 @@ def _files(field: str, value: Any) -> tuple[Path, ...]:
 
 def _parallel(values: Mapping[str, Any], arch: Architecture) -> Parallel:
     parallel = Parallel(
-        name=_one_of("parallel.name", values["name"], ("single", "fsdp2", "fsdp2_ep")),
+        name=_one_of("parallel.name", values["name"], ("single", "ddp", "fsdp2", "fsdp2_ep")),
         **{name: _count(f"parallel.{name}", values[name]) for name in ("devices", "nodes", "expert_parallel")},
         accelerator=_one_of("parallel.accelerator", values["accelerator"], ("auto", "cpu", "cuda")),
         compute_dtype=_one_of("parallel.compute_dtype", values["compute_dtype"], ("auto", *DTYPES)),
@@ -302,8 +314,13 @@ def _optim(values: Mapping[str, Any]) -> Optim:
     betas = values["betas"]
     pair = isinstance(betas, list) and len(betas) == 2 and all(isinstance(b, float) and 0 <= b < 1 for b in betas)
     require(pair, field="optim.betas", value=betas, allowed="two numbers in [0, 1)", fix="pass optim.betas=[0.9,0.95]")
-    names = ("lr", "min_lr", "weight_decay", "clip_norm", "autoregressive_weight", "self_conditioning_probability")
+    names = (
+        *("lr", "matrix_lr", "min_lr", "momentum", "weight_decay"),
+        *("clip_norm", "autoregressive_weight", "self_conditioning_probability"),
+    )
     optim = Optim(
+        optimizer=_one_of("optim.optimizer", values["optimizer"], OPTIMIZERS),
+        schedule=_one_of("optim.schedule", values["schedule"], SCHEDULES),
         **{name: _number(f"optim.{name}", values[name]) for name in names},
         betas=(betas[0], betas[1]),
         warmup_steps=_count("optim.warmup_steps", values["warmup_steps"], 0),
@@ -311,7 +328,8 @@ def _optim(values: Mapping[str, Any]) -> Optim:
         schedule_steps=_count("optim.schedule_steps", values["schedule_steps"]),
         train_router=_flag("optim.train_router", values["train_router"]),
     )
-    for name in ("lr", "clip_norm"):
+    require(optim.momentum < 1, field="optim.momentum", value=optim.momentum, allowed="0 to below 1", fix="pass 0.95")
+    for name in ("lr", "matrix_lr", "clip_norm"):
         require(
             getattr(optim, name) > 0,
             field=f"optim.{name}",

@@ -88,7 +88,8 @@ def _generate(data: Data, arch: Architecture, run: Path) -> None:
     assert data.tokenizer is not None
     (train,), (held_out,) = data.train, data.validation
     note = train.with_name(f".{train.name}.json")  # what was written, and of what
-    sources = "".join(Path(str(module.__file__)).read_text(encoding="utf-8") for module in (demo_task, tokenizer))
+    files = [*sorted(Path(str(demo_task.__file__)).parent.glob("*.py")), Path(str(tokenizer.__file__))]
+    sources = "".join(path.read_text(encoding="utf-8") for path in files)
     made_of = {**vars(data.generate), "vocab_size": arch.vocab_size, "sources": short_hash(sources)}
     with locked(train.with_name(f".{train.name}.lock"), busy=lambda: None, unsupported=lambda: None):
         written = listed_files(note.parent, note.name)

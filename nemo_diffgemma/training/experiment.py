@@ -21,6 +21,7 @@ _FIXED = {
     "data.train": "the run is in the middle of its examples",
     "data.batch": "the order of the examples follows from it",
     "parallel.name": "a training checkpoint of one process and one of several differ in form",
+    "optim.optimizer": "a training checkpoint has one optimizer's state",
     "optim.train_router": "the optimizer's state covers other weights",
 }
 # Settings that are kept as short hashes, which say nothing to a reader.

@@ -21,6 +21,7 @@ from nemo_diffgemma.training.data import Example
 from nemo_diffgemma.training.ending import NotFinite
 from nemo_diffgemma.training.finite import first_gradient, first_layer
 from nemo_diffgemma.training.masks import canvas_positions, denoise_masks
+from nemo_diffgemma.training.muon import Muon
 from nemo_diffgemma.training.network import build_network, materialise
 from nemo_diffgemma.training.signals import SIGNALS, StopSignals
 from nemo_diffgemma.training.strategy import AutoModelStrategy, clip_gradients
@@ -106,7 +107,7 @@ class DiffusionGemmaModel(ModelPT):  # type: ignore[misc]
         if not math.isfinite(total):
             where = first_layer(self.net, lambda: self(batch))
             raise NotFinite(f"the loss is {total}", self.trainer.global_step + 1, where)
-        rate = self.trainer.optimizers[0].param_groups[0]["lr"]
+        rate = self.trainer.optimizers[0].param_groups[-1]["lr"]
         self.parts = {"loss": total, "diffusion": diffusion, "autoregressive": autoregressive, "lr": rate}
         self.log_dict({f"train_{name}": value for name, value in self.parts.items()})
         return loss * int(self.world_size)
@@ -181,16 +182,35 @@ class DiffusionGemmaModel(ModelPT):  # type: ignore[misc]
     # -- optimizer ----------------------------------------------------------------------
 
     def configure_optimizers(self) -> Any:
-        """AdamW with weight decay on matrices only; warm-up and cosine by step."""
+        """AdamW with weight decay on matrices only, or Muon; warm-up and schedule by step."""
         optim = self.config.optim
-        trained = [p for p in self.net.parameters() if p.requires_grad]
         groups = [
-            {"params": [p for p in trained if p.dim() >= 2], "weight_decay": optim.weight_decay},
-            {"params": [p for p in trained if p.dim() < 2], "weight_decay": 0.0},
+            {"params": found} | settings for found, settings in zip(self._groups(), self._settings(), strict=True)
         ]
-        optimizer = torch.optim.AdamW(groups, lr=optim.lr, betas=optim.betas)
+        if optim.optimizer == "muon":
+            optimizer: torch.optim.AdamW = Muon(groups, betas=optim.betas)
+        else:
+            optimizer = torch.optim.AdamW(groups, betas=optim.betas)
         scheduler = torch.optim.lr_scheduler.LambdaLR(optimizer, optim.rate)
         return {"optimizer": optimizer, "lr_scheduler": {"scheduler": scheduler, "interval": "step"}}
+
+    def _groups(self) -> list[list[Tensor]]:
+        """Trained parameters: matrices, all others; with Muon, matrices of the layers before them."""
+        groups: list[list[Tensor]] = [[], [], []]
+        for name, parameter in self.net.named_parameters():
+            if parameter.requires_grad:
+                inner = self.config.optim.optimizer == "muon" and "embed_tokens" not in name
+                groups[2 if parameter.dim() < 2 else 0 if inner else 1].append(parameter)
+        return groups if self.config.optim.optimizer == "muon" else groups[1:]
+
+    def _settings(self) -> list[dict[str, Any]]:
+        """Of each of the groups."""
+        optim = self.config.optim
+        matrices = {"lr": optim.lr, "weight_decay": optim.weight_decay, "betas": optim.betas}
+        if optim.optimizer == "adamw":
+            return [matrices, matrices | {"weight_decay": 0.0}]
+        inner = matrices | {"lr": optim.matrix_lr, "momentum": optim.momentum, "orthogonal": True}
+        return [inner, matrices | {"weight_decay": 0.0}, matrices | {"weight_decay": 0.0}]
 
     def configure_gradient_clipping(self, _optimizer: Any, **_clipping: Any) -> None:
         """Clip the global norm, with AutoModel's correction for expert parallelism.
@@ -209,10 +229,10 @@ class DiffusionGemmaModel(ModelPT):  # type: ignore[misc]
         """Give a resumed run the rates of its own config: Lightning has just restored those of the run before."""
         optim = self.config.optim
         scheduler, (optimizer,) = self.lr_schedulers(), self.trainer.optimizers
-        scheduler.base_lrs = [optim.lr] * len(optimizer.param_groups)
-        for group, weight_decay in zip(optimizer.param_groups, (optim.weight_decay, 0.0), strict=True):
-            rate = optim.lr * optim.rate(scheduler.last_epoch)
-            group |= {"lr": rate, "initial_lr": optim.lr, "betas": optim.betas, "weight_decay": weight_decay}
+        settings = self._settings()
+        scheduler.base_lrs = [found["lr"] for found in settings]
+        for group, found in zip(optimizer.param_groups, settings, strict=True):
+            group |= found | {"lr": found["lr"] * optim.rate(scheduler.last_epoch), "initial_lr": found["lr"]}
 
     def on_save_checkpoint(self, checkpoint: dict[str, Any]) -> None:
         """Leave NeMo's hyperparameters out: torch.load refuses omegaconf's classes, and the run's config has them."""

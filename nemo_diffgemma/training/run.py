@@ -21,7 +21,7 @@ from nemo_diffgemma.training.logs import log_to
 from nemo_diffgemma.training.module import DiffusionGemmaModel
 from nemo_diffgemma.training.progress import Report
 from nemo_diffgemma.training.signals import StopSignals
-from nemo_diffgemma.training.strategy import AtomicCheckpointIO, AutoModelStrategy, compute_dtype
+from nemo_diffgemma.training.strategy import AtomicCheckpointIO, AutoModelStrategy, ReplicaStrategy, compute_dtype
 
 _PATIENCE_S = 30  # for the other processes to end after the first
 
@@ -39,12 +39,11 @@ def train(config: TrainConfig, corpus: Corpus | None, signals: StopSignals) -> N
         Stopped: after a signal; a training checkpoint of the step it came in is written first.
         OSError: when something cannot be written.
     """
-    if config.threads is not None:
-        torch.set_num_threads(config.threads)
+    torch.set_num_threads(config.threads or _threads(config))
     lightning.seed_everything(config.seed, verbose=False)
     report = Report(config.optim.steps, config.log_every)
     trainer = build_trainer(config, report, signals)
-    if started_outside() and isinstance(trainer.strategy, AutoModelStrategy):
+    if started_outside() and config.parallel.world_size > 1:
         # torchrun's and Slurm's processes all start at once: they wait here for what the first prepares
         trainer.strategy.meet()
         trainer.strategy.barrier()
@@ -59,6 +58,11 @@ def train(config: TrainConfig, corpus: Corpus | None, signals: StopSignals) -> N
         export(model.net, config, _conversations(config, corpus), training)
         if trainer.is_global_zero:
             print(f"model    {config.output}")
+
+
+def _threads(config: TrainConfig) -> int:
+    """CPU threads of each process: all of the machine's, divided among its processes."""
+    return max(1, torch.get_num_threads() // config.parallel.devices)
 
 
 def _conversations(config: TrainConfig, corpus: Corpus) -> dict[str, list[str]]:
@@ -91,17 +95,20 @@ def build_trainer(config: TrainConfig, report: Report, signals: StopSignals) -> 
     if accelerator == "auto":
         accelerator = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = compute_dtype(parallel, accelerator == "cuda")
-    single = parallel.name == "single"
-    device = torch.device("cuda:0" if accelerator == "cuda" else "cpu")
+    whole = parallel.name in ("single", "ddp")
+    if parallel.name == "single":
+        strategy: Any = SingleDeviceStrategy(torch.device("cuda:0" if accelerator == "cuda" else "cpu"))
+    else:
+        strategy = ReplicaStrategy() if whole else AutoModelStrategy(parallel, dtype)
     steps, validated = config.optim.steps, bool(config.data.validation)
     return lightning.Trainer(
         accelerator=accelerator,
         devices=parallel.devices,
         num_nodes=parallel.nodes,
-        strategy=SingleDeviceStrategy(device) if single else AutoModelStrategy(parallel, dtype),
-        plugins=[AtomicCheckpointIO()] if single else None,
+        strategy=strategy,
+        plugins=[AtomicCheckpointIO()] if whole else None,
         # FSDP has its own policy for mixed precision
-        precision="bf16-mixed" if single and dtype == torch.bfloat16 else "32-true",
+        precision="bf16-mixed" if whole and dtype == torch.bfloat16 else "32-true",
         max_steps=steps,
         val_check_interval=config.validate_every if validated else None,
         check_val_every_n_epoch=None,

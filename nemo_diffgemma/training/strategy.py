@@ -10,7 +10,7 @@ from typing import Any
 import torch
 import torch.distributed as dist
 from lightning.pytorch.plugins.io import TorchCheckpointIO
-from lightning.pytorch.strategies import ModelParallelStrategy
+from lightning.pytorch.strategies import DDPStrategy, ModelParallelStrategy
 from nemo_automodel.components.distributed.config import FSDP2Config, MoEParallelizerConfig
 from nemo_automodel.components.distributed.mesh import MeshContext, ParallelismSizes
 from nemo_automodel.components.distributed.model_parallelizer import parallelize_model
@@ -75,6 +75,18 @@ class AutoModelStrategy(ModelParallelStrategy):  # type: ignore[misc]
             shutil.rmtree(path, ignore_errors=True)
             os.replace(partial, path)
         self.barrier()
+
+
+class ReplicaStrategy(DDPStrategy):  # type: ignore[misc]
+    """The whole model in every process; gradients are averaged over all of them."""
+
+    def __init__(self) -> None:
+        # one bucket: a small model's gradients go in one message
+        super().__init__(gradient_as_bucket_view=True, static_graph=True)
+
+    def meet(self) -> None:
+        """Start the process group ahead of time, for a barrier before the fit; the fit then uses it."""
+        self.setup_environment()
 
 
 class AtomicCheckpointIO(TorchCheckpointIO):  # type: ignore[misc]

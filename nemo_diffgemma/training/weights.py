@@ -24,7 +24,10 @@ def initialise(net: Any, seed: int) -> None:
     Matrices are normal with standard deviation fan-in^-0.5, the embedding hidden^-0.5 (scaled, its rows have unit
     RMS). q is normed to RMS head_dim^-0.5, which makes attention start at the usual 1/sqrt(head_dim) although the
     architecture has no such factor: with norms of 1 it starts nearly one-hot and learns to copy far more slowly.
+    Attention's output projection is the value projection's transpose, so that what is attended to arrives as what it
+    is (mimetic initialisation, Trockman and Kolter 2023, arXiv:2305.09828): answers copy words of their prompts.
     """
+    shapes = {name: parameter.shape for name, parameter in named_weights(net)}
     for name, parameter in named_weights(net):
         shape = parameter.shape
         if name.endswith("q_norm.weight"):
@@ -32,11 +35,22 @@ def initialise(net: Any, seed: int) -> None:
         elif len(shape) == 1:
             value = torch.ones(shape)
         else:
-            # AutoModel stores experts [experts, in, out]; Linear and embedding [out, in]
-            fan_in = shape[1]
-            generator = torch.Generator().manual_seed(_name_seed(name, seed))
-            value = torch.randn(shape, generator=generator) * fan_in**-0.5
+            value = _random(name, shape, seed)
+        if name.endswith("o_proj.weight"):
+            layer = name.removesuffix("o_proj.weight")
+            # where a layer has no values of its own, its keys are
+            source = next(n for n in (f"{layer}v_proj.weight", f"{layer}k_proj.weight") if n in shapes)
+            head_dim = shapes[f"{layer}q_norm.weight"][0]
+            heads = _random(source, shapes[source], seed).view(-1, head_dim, shape[0])
+            shared = shape[1] // head_dim // len(heads)
+            value = heads.repeat_interleave(shared, 0).flatten(0, 1).T * (shape[0] / shape[1]) ** 0.5
         _assign(parameter, value)
+
+
+def _random(name: str, shape: torch.Size, seed: int) -> Tensor:
+    # AutoModel stores experts [experts, in, out]; Linear and embedding [out, in]
+    generator = torch.Generator().manual_seed(_name_seed(name, seed))
+    return torch.randn(shape, generator=generator).mul_(shape[1] ** -0.5)
 
 
 @torch.no_grad()

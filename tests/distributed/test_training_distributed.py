@@ -36,6 +36,7 @@ TINY = [
 ]
 PARALLEL = {
     "single": ["parallel=single"],
+    "ddp": ["parallel=ddp"],
     "fsdp2": ["parallel=fsdp2", "parallel.devices=2"],
     "fsdp2_ep": ["parallel=fsdp2_ep", "parallel.devices=2", "parallel.expert_parallel=2"],
 }
@@ -97,7 +98,7 @@ def uninterrupted(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return run
 
 
-@pytest.mark.parametrize("parallel", ["fsdp2", "fsdp2_ep"])
+@pytest.mark.parametrize("parallel", ["ddp", "fsdp2", "fsdp2_ep"])
 def test_two_processes_compute_what_one_does(parallel: str, uninterrupted: Path, tmp_path: Path) -> None:
     run = tmp_path / "a=b, c#[1] it's"  # which every process reads from a command line
     report = train(run, *PARALLEL[parallel])
@@ -107,7 +108,7 @@ def test_two_processes_compute_what_one_does(parallel: str, uninterrupted: Path,
     assert_same_weights(run, uninterrupted, 1e-3)
 
 
-@pytest.mark.parametrize("parallel", ["single", "fsdp2_ep"])
+@pytest.mark.parametrize("parallel", ["single", "ddp", "fsdp2_ep"])
 def test_stopped_and_resumed_equals_uninterrupted(parallel: str, uninterrupted: Path, tmp_path: Path) -> None:
     train(tmp_path, *PARALLEL[parallel], "optim.steps=10")
     report = train(tmp_path, *PARALLEL[parallel], "resume=true")

@@ -37,7 +37,7 @@ def test_every_choice_composes(model: str, parallel: str) -> None:
         (["optim.step=4"], r"^optim.step: '4'.*fix: pass optim.steps=\.\.\.$"),
         (["+model.num_expert=4"], r"command line.*\+model.num_expert=4.*pass model.num_expert=4"),
         (["model.num_experts=0"], r"^model.num_experts: 0.*an integer >= 1"),
-        (["model.top_k_experts=9"], r"^model.top_k_experts: 9.*at most 8"),
+        (["model.top_k_experts=9"], r"^model.top_k_experts: 9.*at most 4"),
         (["data=chat"], r"^data.train: None.*a JSONL file.*pass data.train=FILE"),
         (["data=chat", "data.train=no.jsonl"], r"^data.train: 'no.jsonl'.*a JSONL file that exists"),
         (["data=chat", "data.train=no*.jsonl"], r"^data.train: 'no\*.jsonl'.*a pattern that matches a file"),

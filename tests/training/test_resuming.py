@@ -12,13 +12,16 @@ import torch
 from tests.training.runs import curve, finish, start, train
 
 pytestmark = pytest.mark.slow
+PLAIN = ["optim.optimizer=adamw", "optim.schedule=cosine"]
 
 
 @pytest.fixture(scope="module")
 def six_steps(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run of six steps, model and all."""
     run = tmp_path_factory.mktemp("six") / "run"
-    train(f"run={run}", "optim.steps=6", "optim.schedule_steps=12", "optim.warmup_steps=0", "checkpoint_every=3")
+    train(
+        f"run={run}", *PLAIN, "optim.steps=6", "optim.schedule_steps=12", "optim.warmup_steps=0", "checkpoint_every=3"
+    )
     return run
 
 
@@ -30,7 +33,7 @@ def optimizer_groups(run: Path, step: int) -> list[dict[str, Any]]:
 def test_rates_of_the_new_command_count(six_steps: Path, tmp_path: Path) -> None:
     run = shutil.copytree(six_steps, tmp_path / "run")
     changed = ["optim.lr=1e-3", "optim.min_lr=1e-4", "optim.betas=[0.8,0.9]", "optim.weight_decay=0.5"]
-    fixed = ["optim.steps=9", "optim.schedule_steps=12", "optim.warmup_steps=0", "resume=true"]
+    fixed = [*PLAIN, "optim.steps=9", "optim.schedule_steps=12", "optim.warmup_steps=0", "resume=true"]
     train(f"run={run}", *fixed, *changed)
     rates = [entry["lr"] for entry in curve(run)["losses"]]
     assert rates[:6] == [entry["lr"] for entry in curve(six_steps)["losses"]]
@@ -47,7 +50,14 @@ def test_numbers_that_are_not_finite_stop_the_run(six_steps: Path, tmp_path: Pat
     """Step and place are named; checkpoint, curve and model stay as they were."""
     run = shutil.copytree(six_steps, tmp_path / "run")
     model = {p.name: p.read_bytes() for p in (run / "checkpoint").iterdir()}
-    settings = ["optim.steps=20", "optim.schedule_steps=12", "optim.warmup_steps=0", "resume=auto", "optim.lr=1e30"]
+    settings = [
+        *PLAIN,
+        "optim.steps=20",
+        "optim.schedule_steps=12",
+        "optim.warmup_steps=0",
+        "resume=auto",
+        "optim.lr=1e30",
+    ]
     done = finish(start(f"run={run}", *settings))
     assert done.returncode == 1, done.stdout + done.stderr
     (line,) = done.stderr.splitlines()
