@@ -33,7 +33,7 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16}
 def main() -> None:
     """Entry point."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--steps", type=int, default=8, help="denoising steps a canvas (8)")
+    parser.add_argument("--steps", type=int, default=8, help="denoising steps per canvas (8)")
     parser.add_argument("--rounds", type=int, default=2, help="timed canvases of each side (2); the best counts")
     parser.add_argument("--threads", type=int, default=2, help="CPU threads of each side (2)")
     parser.add_argument("--precision", choices=DTYPES, action="append", help="default: both")

@@ -112,7 +112,7 @@ PANELS: tuple[Panel, ...] = (
         },
     ),
     Panel(
-        "Denoising steps a canvas",
+        "Denoising steps per canvas",
         "Mean and quantiles. More steps for the same traffic: harder prompts, or a model that is less sure.",
         "short",
         {

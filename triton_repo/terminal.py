@@ -28,7 +28,7 @@ text, token_ids, provisional, canvas_index, denoising_steps, entropy (nats), fin
 num_input_tokens, num_output_tokens; the output is the concatenated text of the lines with "provisional": false.
 Ctrl-C cancels the generation on the server and exits with status 130."""
 SAMPLER: dict[str, tuple[type, str]] = {
-    "max_denoising_steps": (int, "most denoising steps a canvas"),
+    "max_denoising_steps": (int, "most denoising steps per canvas"),
     "t_min": (float, "temperature at the end of the schedule"),
     "t_max": (float, "temperature at its start"),
     "entropy_bound": (float, "nats of summed entropy accepted in one step"),

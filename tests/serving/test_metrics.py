@@ -30,9 +30,9 @@ from trtllm_build.bundle import manifest_hash
 pytestmark = pytest.mark.server
 
 SLOTS, QUEUE = 2, 4
-# One step a canvas, by its convergence.
+# One step per canvas, by its convergence.
 SURE: dict[str, Any] = {"confidence_threshold": 1e9, "stability_threshold": 0}
-# Three steps a canvas: nothing is ever that sure.
+# Three steps per canvas: nothing is ever that sure.
 UNSURE: dict[str, Any] = {"confidence_threshold": 0.0, "max_denoising_steps": 3}
 Scrape = dict[tuple[str, str], float]
 

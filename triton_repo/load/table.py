@@ -29,12 +29,12 @@ def print_table(summary: Summary, title: str, since: str, console: Console) -> N
     _row(table, "request latency, ms", summary.latency, 1000)
     _row(table, "sent late, ms", summary.late, 1000)
     _row(table, "tokens/s of a request", summary.request_tokens_per_second, 1)
-    _row(table, "denoising steps a canvas", summary.steps_per_canvas, 1)
+    _row(table, "denoising steps per canvas", summary.steps_per_canvas, 1)
     console.print(table)
     console.print(f"time to first block and latency are from {since}, time a block from the block before", style="dim")
     line = f"{summary.tokens_per_second:,.1f} tokens/s, {summary.requests_per_second:,.2f} answers/s"
     if summary.tokens_per_step is not None:
-        line += f", {summary.tokens_per_step:.2f} tokens a step"
+        line += f", {summary.tokens_per_step:.2f} tokens per step"
     console.print(f"{line}, in {summary.seconds:,.1f} s")
     errors = ", ".join(f"{count:,} {kind}" for kind, count in summary.errors.items()) or "none"
     console.print(f"{summary.answered:,} of {summary.requests:,} requests answered; errors: {errors}")
