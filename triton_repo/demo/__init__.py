@@ -1,0 +1,1 @@
+"""``make demo``: config -> trained model -> engine bundle -> Triton server -> streamed, checked answers."""
