@@ -70,7 +70,7 @@ def test_the_number_of_parameters_is_that_of_the_config() -> None:
     assert training.parameters() == pytest.approx(1.2e6, rel=0.5)
 
 
-@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM, signal.SIGHUP])
 def test_a_signal_is_passed_on_to_the_stage_and_waited_for(tmp_path: Path, number: signal.Signals) -> None:
     """As training needs it: the stage writes something before it ends."""
     (tmp_path / "stage.py").write_text(
@@ -79,7 +79,7 @@ def test_a_signal_is_passed_on_to_the_stage_and_waited_for(tmp_path: Path, numbe
         "    time.sleep(0.5)\n"
         "    pathlib.Path('saved').write_text(str(number))\n"
         "    sys.exit(128 + number)\n"
-        "for number in (signal.SIGINT, signal.SIGTERM): signal.signal(number, stop)\n"
+        "for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP): signal.signal(number, stop)\n"
         "pathlib.Path('begun').touch()\n"
         "time.sleep(60)\n"
     )

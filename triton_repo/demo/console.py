@@ -34,7 +34,7 @@ class Stages:
     def stage(self, name: str, about: str) -> Iterator[None]:
         """One stage: announced as ``about``, timed under ``name``."""
         self._begun += 1
-        self.console.print(f"[bold cyan]\\[{self._begun}/{self._count}][/bold cyan] {about}")
+        self.console.print(f"[bold cyan]\\[{self._begun}/{self._count}][/bold cyan] {about}", soft_wrap=True)
         start = time.perf_counter()
         yield
         self.seconds[name] = round(time.perf_counter() - start, 1)
@@ -80,12 +80,12 @@ class Stopped(BaseException):
 
 
 def stop_on_signals() -> None:
-    """Make SIGINT and SIGTERM raise :class:`Stopped` in the main thread."""
+    """Make SIGINT, SIGTERM and SIGHUP raise :class:`Stopped` in the main thread."""
 
     def stop(number: int, _frame: FrameType | None) -> None:
         raise Stopped(number)
 
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, stop)
 
 

@@ -14,6 +14,7 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.files import write_json
+from trtllm_build.cpus import available
 
 ROOT = Path("build/demo")
 RUN, CHECKPOINT, ENGINE = ROOT / "train", ROOT / "checkpoint", ROOT / "engine"
@@ -22,8 +23,10 @@ _CONFIG = Path(nemo_diffgemma.__file__).parent / "conf" / "model" / "demo.yaml"
 
 
 def arguments(resume: Literal["auto", "false"]) -> list[str]:
-    """Of ``diffgemma-train``."""
-    return [f"run={RUN}", f"output={CHECKPOINT}", "output_conversations=true", f"resume={resume}"]
+    """Of ``diffgemma-train``: on the CPU, in two processes where there are two cores, as the figures are given for."""
+    processes = ["parallel=ddp", "parallel.devices=2"] if len(available()) > 1 else []
+    where = [f"run={RUN}", f"output={CHECKPOINT}", "parallel.accelerator=cpu", *processes]
+    return [*where, "output_conversations=true", f"resume={resume}"]
 
 
 def parameters() -> int:
