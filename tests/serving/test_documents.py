@@ -33,6 +33,8 @@ from triton_repo.demo.examples import PROJECT, Block, asked, blocks, is_right, p
 from triton_repo.demo.training import CHECKPOINT, ENGINE, ROOT, is_trained
 from triton_repo.server import Server
 from trtllm_build.bundle import Bundle
+from trtllm_build.pipeline import build
+from trtllm_build.plan import make_plan
 
 pytestmark = pytest.mark.server
 
@@ -125,20 +127,28 @@ def demo_engine() -> Path | None:
     return engine if good else None
 
 
+def random_engine(checkpoint: Path, folder: Path) -> Path:
+    """An engine of random weights that ends a canvas after two steps; otherwise a random model does not for long."""
+    shutil.copytree(checkpoint, folder / "checkpoint")
+    config = folder / "checkpoint" / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_denoising_steps": 2}))
+    plan = ["compile=false", f"checkpoint={folder / 'checkpoint'}", f"out={folder / 'engine'}"]
+    build(make_plan(plan), lambda _line: None)
+    return folder / "engine"
+
+
 @pytest.fixture(scope="module")
-def served(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
+def served(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One server on free ports for all examples."""
-    file = tmp_path_factory.mktemp("prompts") / "prompts.jsonl"
+    folder = tmp_path_factory.mktemp("examples")
+    file = folder / "prompts.jsonl"
     lines = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts()]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    engine = demo_engine()
-    if engine is None:
-        server, gateway = request.getfixturevalue("server"), request.getfixturevalue("gateway")
-        urls = server.grpc_url, _address(server.http_url), _address(gateway.url)
-        yield Served(request.getfixturevalue("demo_bundle"), *urls, file, trained=False)
-        return
-    with Server(engine, http_port=0, grpc_port=0, metrics_port=0, openai_port=0) as own:
-        yield Served(engine, own.grpc_url, _address(own.http_url), _address(own.openai_url), file, trained=True)
+    trained = demo_engine()
+    engine = trained or random_engine(text_checkpoint, folder)
+    with Server(engine, http_port=0, grpc_port=0, metrics_port=0, openai_port=0) as server:
+        addresses = server.grpc_url, _address(server.http_url), _address(server.openai_url)
+        yield Served(engine, *addresses, file, trained=trained is not None)
 
 
 def _address(url: str) -> str:
