@@ -2,10 +2,13 @@
 
 import time
 
+from nemo_diffgemma.quiet import quiet_start
+
 
 def _main() -> None:
     start = time.perf_counter()
     print("loading torch and transformers", flush=True)
+    quiet_start()
     from triton_repo.demo.stages import main  # this takes seconds
 
     main(start)

@@ -16,7 +16,6 @@ from nemo_diffgemma import demo_task
 from nemo_diffgemma.demo_task import Conversation
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.files import write_json
-from nemo_diffgemma.quiet import quiet_start
 from triton_repo.blocking import BlockingClient
 from triton_repo.client import GenerationError
 from triton_repo.demo import evaluate, examples, report, training
@@ -45,7 +44,6 @@ def main(start: float) -> None:
         start: when the demo began, in seconds of :func:`time.perf_counter`: what is imported takes some, too.
     """
     console = Console(highlight=False)
-    quiet_start()
     stop_on_signals()
     ROOT.mkdir(parents=True, exist_ok=True)
     stages = Stages(console, _STAGES, {"imports": round(time.perf_counter() - start, 1)})
@@ -164,7 +162,9 @@ def _by_transformers(conversations: Sequence[Conversation], stages: Stages) -> d
     try:
         before = json.loads(REPORT.read_text())["transformers"]
         if before["key"] == key:
-            stages.console.print(f"the same prompts to the same weights are in {REPORT}: not asked again")
+            stages.console.print(
+                f"the same prompts to the same weights are in {REPORT}: not asked again", soft_wrap=True
+            )
             return dict(before)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no report, or not this one's
