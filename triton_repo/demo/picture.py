@@ -59,7 +59,7 @@ def write_picture(
     names = sorted(by_kind, key=lambda name: by_kind[name]["steps_per_canvas_mean"])
     bars = kinds.barh(names, [by_kind[name]["steps_per_canvas_mean"] for name in names])
     kinds.bar_label(bars, fmt="%.1f", padding=3)
-    kinds.margins(x=0.15)
+    kinds.margins(x=0.2)
     kinds.set(title="Steps per canvas, by kind", xlabel="mean of held-out prompts")
     for axes in (curve, steps):
         axes.grid(alpha=0.3)
@@ -132,7 +132,7 @@ def _draw_canvas(figure: Any, canvas: Canvas, rows: Sequence[int]) -> None:
     axes.set_xlabel(
         "bold: the token stays from here on, and is committed after the last step; italic: it still changes"
     )
-    figure.colorbar(scale, ax=axes, label="entropy of the token (nats)", pad=0.01, fraction=0.03)
+    figure.colorbar(scale, ax=axes, label="token entropy (nats)", pad=0.01, fraction=0.03)
 
 
 def _bare(text: str) -> str:
