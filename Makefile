@@ -68,8 +68,8 @@ $(EDGE_LLM)/.installed:
 	    -- install "the exporter" 'tensorrt-edgellm[export]==0.11.0' $(TORCH) \
 	    -- run "look whether it can be imported" $(EDGE_LLM)/bin/python -c 'import onnx, torch, transformers, tensorrt_edgellm'
 
-demo: $(INSTALLED)  ## train, build, serve and answer 200 held-out prompts, end to end
-	@$(BIN)/python -m triton_repo.demo.__main__
+demo: $(INSTALLED)  ## train, build, serve and answer 800 prompts, end to end
+	@$(BIN)/python -m triton_repo.demo
 
 # a variable's text, as it was given, as one word for the shell: it may have spaces, quotes and dollar signs
 quoted = '$(subst ','\'',$(value $(1)))'

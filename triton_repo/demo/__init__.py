@@ -1,1 +1,1 @@
-"""``make demo``: train, build, serve, answer, judge, report."""
+"""``make demo``: config -> trained model -> engine bundle -> Triton server -> streamed, checked answers."""

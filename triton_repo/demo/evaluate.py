@@ -1,7 +1,9 @@
-"""Exact-match evaluation of held-out conversations: through the server, and through transformers' own generate."""
+"""The demo's questions, asked through the server and through transformers' own generate, and judged."""
 
 from __future__ import annotations
 
+import hashlib
+import json
 import statistics
 import time
 from collections.abc import Callable, Sequence
@@ -10,7 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from nemo_diffgemma.questions import Question
+from nemo_diffgemma.chat import Message
+from nemo_diffgemma.demo_task import Conversation
 from nemo_diffgemma.tokenizer import Tokenizer
 from triton_repo.client.blocking import BlockingClient
 
@@ -36,11 +39,18 @@ class Answer:
     entropies: tuple[float, ...] = ()
 
 
-def ask(client: BlockingClient, question: Question, max_tokens: int, seed: int, drafts: bool = False) -> Answer:
-    """Send one question and read its answer to the end."""
+def asked(conversation: Conversation) -> list[Message]:
+    """What is sent: the conversation up to its last question."""
+    return list(conversation.messages[:-1])
+
+
+def ask(
+    client: BlockingClient, messages: Sequence[Message], max_tokens: int, seed: int = 0, drafts: bool = False
+) -> Answer:
+    """Send one conversation and read the answer to its end."""
     start, first = time.perf_counter(), None
     text, steps, tokens, entropies = "", [], 0, []
-    for response in client.generate(messages=question.messages, max_tokens=max_tokens, seed=seed, drafts=drafts):
+    for response in client.generate(messages=messages, max_tokens=max_tokens, seed=seed, drafts=drafts):
         if response.provisional:
             if response.canvas_index == 0 and response.entropy is not None:
                 entropies.append(response.entropy)
@@ -54,47 +64,73 @@ def ask(client: BlockingClient, question: Question, max_tokens: int, seed: int, 
 
 
 def ask_all(
-    client: BlockingClient, questions: Sequence[Question], in_flight: int, max_tokens: int, progress: Progress
+    client: BlockingClient,
+    conversations: Sequence[Conversation],
+    in_flight: int,
+    max_tokens: int,
+    progress: Progress,
 ) -> tuple[list[Answer], float]:
-    """Ask every question, ``in_flight`` at a time, each with its own seed.
+    """Ask every question, ``in_flight`` at a time, each with its number as its seed.
 
     Returns:
         The answers in order, and the seconds all of it took.
     """
 
-    def one(numbered: tuple[int, Question]) -> Answer:
-        answer = ask(client, numbered[1], max_tokens, seed=numbered[0])
+    def one(numbered: tuple[int, Conversation]) -> Answer:
+        answer = ask(client, asked(numbered[1]), max_tokens, seed=numbered[0])
         progress()
         return answer
 
     start = time.perf_counter()
     with ThreadPoolExecutor(in_flight) as pool:
-        answers = list(pool.map(one, enumerate(questions)))
+        answers = list(pool.map(one, enumerate(conversations)))
     return answers, time.perf_counter() - start
 
 
-def figures(questions: Sequence[Question], answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
-    """The report's numbers of one evaluation; rates are over the whole run, whatever ran side by side."""
-    right = [q.answer == a.text for q, a in zip(questions, answers, strict=True)]
+def figures(conversations: Sequence[Conversation], answers: Sequence[Answer], seconds: float) -> dict[str, Any]:
+    """The report's numbers of one evaluation; rates are over the whole run, whatever ran side by side.
+
+    Where several answers are right, each of them counts as a match.
+    """
+    judged = [(c, a, c.is_right(a.text)) for c, a in zip(conversations, answers, strict=True)]
+    names = sorted({c.kind.name for c in conversations})
     steps = [s for a in answers for s in a.steps]
     tokens = sum(a.tokens for a in answers)
     return {
-        "questions": len(questions),
-        "exact_match": sum(right) / len(right),
+        "questions": len(judged),
+        "exact_match": statistics.fmean(good for _, _, good in judged),
         "steps_per_canvas_mean": statistics.fmean(steps),
         "tokens_per_step_mean": tokens / sum(steps),
         "time_to_first_block_ms_p50": 1000 * statistics.median(a.first_block_s for a in answers),
         "tokens_per_second": tokens / seconds,
+        "by_kind": {
+            name: {
+                "questions": sum(c.kind.name == name for c, _, _ in judged),
+                "exact_match": statistics.fmean(good for c, _, good in judged if c.kind.name == name),
+                "steps_per_canvas_mean": statistics.fmean(
+                    s for c, a, _ in judged if c.kind.name == name for s in a.steps
+                ),
+            }
+            for name in names
+        },
         "wrong": [
-            {"prompt": q.prompt, "answer": q.answer, "found": a.text}
-            for q, a, good in zip(questions, answers, right, strict=True)
+            {"kind": c.kind.name, "turns": list(c.turns), "a_right_answer": c.answer, "found": a.text}
+            for c, a, good in judged
             if not good
         ],
     }
 
 
+def transformers_key(checkpoint_sha256: str, conversations: Sequence[Conversation], max_tokens: int) -> str:
+    """Hash of all that :func:`transformers_exact_match` depends on, to find an earlier result by."""
+    import transformers
+
+    said = [transformers.__version__, checkpoint_sha256, max_tokens, [[*c.turns, c.answer] for c in conversations]]
+    return hashlib.sha256(json.dumps(said).encode()).hexdigest()
+
+
 def transformers_exact_match(
-    checkpoint: Path, questions: Sequence[Question], max_tokens: int, progress: Progress
+    checkpoint: Path, conversations: Sequence[Conversation], max_tokens: int, progress: Progress
 ) -> float:
     """Exact match of transformers' own ``generate`` on the checkpoint, with the checkpoint's sampler settings.
 
@@ -112,11 +148,11 @@ def transformers_exact_match(
     tokenizer = Tokenizer(checkpoint)
     special = {*model.generation_config.eos_token_id, model.generation_config.pad_token_id}
     right = 0
-    for seed, question in enumerate(questions):
+    for seed, conversation in enumerate(conversations):
         torch.manual_seed(seed)
-        prompt = torch.tensor([tokenizer.chat(question.messages)])
+        prompt = torch.tensor([tokenizer.chat(asked(conversation))])
         output = model.eval().generate(prompt, max_new_tokens=max_tokens).sequences[0, prompt.shape[1] :].tolist()
         end = next((i for i, token in enumerate(output) if token in special), len(output))
-        right += tokenizer.decode(output[:end]) == question.answer
+        right += conversation.is_right(tokenizer.decode(output[:end]))
         progress()
-    return right / len(questions)
+    return right / len(conversations)
