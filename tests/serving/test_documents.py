@@ -45,7 +45,7 @@ NOT_RUN = {
     r"make (?:setup|setup-edge-llm|test|check|format|help|image)\b": "asks no model",
     r"diffgemma-engine sizes": "asks no model",
     r"diffgemma-train (?:data=chat|--dry-run)": "a user's own data, the released sizes; tests/training",
-    r"diffgemma-engine build ": "a user's own checkpoint; tests/unit/test_engine.py builds one",
+    r"diffgemma-engine build ": "a user's own checkpoint; tests/runtime/test_engine.py builds one",
     r"make (?:engine|bench) GPU=(?:h100|dgx-spark)\b": "the released checkpoint, or a GPU",
     r"nvidia-smi|nvcc|dpkg|uname|rsync|cmake|export EDGELLM": "a DGX Spark",
     r"\(cd \$HOME|\$HOME|git clone|python3 -m pip": "a DGX Spark",
