@@ -167,7 +167,7 @@ def where_time_goes(engine: Engine, dtype: torch.dtype, prompt: list[int]) -> di
 
     The floor is the arithmetic of the step at the rate of the CPU's best product of such shapes, measured here and now.
     """
-    backend, arch = on_cpu(engine), engine.bundle.arch
+    backend, arch = on_cpu(engine), engine.spec.arch
     backend.admit(99, 1024, 0)
     backend.encode([EncodeStep(99, torch.tensor(prompt), 0)])
     ids, soft = torch.arange(256), torch.randn(256, arch.hidden_size).to(dtype)

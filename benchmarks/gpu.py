@@ -33,6 +33,7 @@ from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine, load_engine
 from trtllm_build.runtime.request import Request
 from trtllm_build.sampling import SamplerConfig
+from trtllm_build.spec import EngineSpec
 
 BATCHES = (1, 2, 4, 8, 16)
 PROMPTS = (256, 1024, 8192, 32_768)
@@ -54,7 +55,7 @@ def main() -> None:
         parser.error("--engine DIR is needed (`make engine GPU=h100 WEIGHTS=random` writes one), or --rehearse")
     device = torch.device("cpu" if given.rehearse else "cuda")
     batches, prompts, forced = grid(given.rehearse, given.quick)
-    arch = rehearsal().arch if given.rehearse else Bundle.open(given.engine).arch
+    arch = rehearsal().arch if given.rehearse else Bundle.open(given.engine).spec.arch
     same = PROMPT if PROMPT in prompts else prompts[0]
     theirs = None if given.no_transformers else gpu_transformers.measure(arch, device, same, forced[0])
     bandwidth = copy_bandwidth(device)
@@ -216,7 +217,7 @@ def _seconds(call: Any, device: torch.device, rounds: int = 5) -> float:
     return statistics.median(found)
 
 
-def rehearsal() -> Bundle:
+def rehearsal() -> EngineSpec:
     """A tiny engine's bundle, without weights."""
     arch: Architecture = architecture(
         vocab_size=300,
@@ -239,14 +240,14 @@ def rehearsal() -> Bundle:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "architecture.json").write_text(json.dumps(arch.as_dict()))
     (folder / "sampler.json").write_text("{}")
-    return Bundle.unfinished(folder, Limits(200, 2, 8, 300, 8, None), {})
+    return EngineSpec(folder, Limits(200, 2, 8, 300, 8, None))
 
 
 def rehearsal_engine() -> Engine:
     """That engine, on the CPU in plain torch."""
-    bundle = rehearsal()
-    weights = random_weights(bundle.arch, named_recipe("fp8"), torch.device("cpu"), 0)
-    return Engine(bundle, Cuda(bundle.arch, weights, reference_ops(), bundle.limits))
+    spec = rehearsal()
+    weights = random_weights(spec.arch, named_recipe("fp8"), torch.device("cpu"), 0)
+    return Engine(spec, Cuda(spec.arch, weights, reference_ops(), spec.limits))
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ def main() -> None:
     draw = random.Random(0)
     pins = [dict(draw.sample(list(enumerate(a)), len(a) // 2)) for a in answers]
     pinned = [replace(r, pinned=p) for r, p in zip(free, pins, strict=True)]
-    ends = engine.bundle.arch.eos_token_ids
+    ends = engine.spec.arch.eos_token_ids
     allowed = [replace(r, allowed=(*a, *ends)) for r, a in zip(free, answers, strict=True)]
     rows = []
     for name, requests in (("free", free), ("half pinned", pinned), ("only the answer's tokens allowed", allowed)):

@@ -17,21 +17,19 @@ from __future__ import annotations
 
 import hashlib
 import json
-from dataclasses import asdict, replace
+from dataclasses import dataclass
 from fnmatch import fnmatch
-from functools import cached_property
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import TOKENIZER_FILES
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_entries, file_sha256, write_json
 from trtllm_build.hardware import has_gpu, this_machine
 from trtllm_build.limits import Limits
-from trtllm_build.sampling import SamplerConfig
+from trtllm_build.spec import INPUT_SCALES, PIECES, EngineSpec
 
 CONTRACT = 3
 MANIFEST = "manifest.json"
@@ -39,8 +37,6 @@ LOG = "build.log"
 INPUTS = "inputs.json"
 # Parts of the manifest that differ from one build of the same inputs to the next.
 _VOLATILE = ("manifest_hash", "measured", "runtime", "verified", "remaining", "log")
-PIECES = "pieces"
-INPUT_SCALES = "input_scales.json"
 # What bundles are made of, beside their manifest: by name, and by folder and the names in it.
 _FILES = {"architecture.json", "sampler.json", INPUTS, INPUT_SCALES, LOG, "plan", "plan.log"}
 _FOLDERS = {"weights": "*.safetensors", PIECES: "*.pt2"}
@@ -54,17 +50,7 @@ def is_bundle_file(name: str) -> bool:
     return name in _FILES or (folder in _FOLDERS and fnmatch(rest, _FOLDERS[folder]))
 
 
-def input_scales(directory: Path) -> dict[str, float]:
-    """Scales of activations that calibration found for a bundle; none for recipes that need none."""
-    path = directory / INPUT_SCALES
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
-
-
-def on_cpu(limits: Limits) -> Limits:
-    """Limits under which a GPU's engine is computed on the CPU: all of its cache would be filled with zeros there."""
-    return replace(limits, slots=8, context=min(limits.context, 4096), cache_tokens=None)
-
-
+@dataclass(frozen=True)
 class Bundle:
     """An opened bundle: its manifest is whole, its files are those that were built, and they are for this machine.
 
@@ -72,9 +58,8 @@ class Bundle:
         FieldError: when the bundle is missing, damaged, of another contract version, or for other hardware.
     """
 
-    def __init__(self, directory: Path, manifest: dict[str, Any]):
-        self.directory = directory
-        self.manifest = manifest
+    directory: Path
+    manifest: dict[str, Any]
 
     @classmethod
     def open(cls, directory: str | Path, elsewhere: bool = False) -> Self:
@@ -123,19 +108,6 @@ class Bundle:
             bundle._check_hardware()
         bundle._check_files(rebuild)
         return bundle
-
-    @classmethod
-    def unfinished(cls, directory: Path, limits: Limits, runtime: dict[str, Any], random: str | None = None) -> Self:
-        """A bundle that is being built, to load it before there is a manifest.
-
-        Args:
-            directory: where it is built.
-            limits: what it will admit.
-            runtime: how it is to execute.
-            random: precision of random weights; None for those of a checkpoint.
-        """
-        source = {} if random is None else {"checkpoint": {"random": True}, "precision": {"name": random}}
-        return cls(directory, {"limits": asdict(limits), "runtime": runtime, "checkpoint": {}, **source})
 
     def _check_hardware(self) -> None:
         built_for = self.manifest["hardware"]
@@ -193,50 +165,12 @@ class Bundle:
                 fix=rebuild,
             )
 
-    @cached_property
-    def arch(self) -> Architecture:
-        """The network's shapes."""
-        return Architecture.from_dict(json.loads((self.directory / "architecture.json").read_text()))
-
-    @cached_property
-    def sampler(self) -> SamplerConfig:
-        """The checkpoint's sampler defaults."""
-        return SamplerConfig(**json.loads((self.directory / "sampler.json").read_text()))
-
-    @cached_property
-    def limits(self) -> Limits:
-        """What the engine admits."""
-        return Limits(**self.manifest["limits"])
-
     @property
-    def runtime(self) -> dict[str, Any]:
-        """How the build found that it runs best on its hardware."""
-        return dict(self.manifest["runtime"])
-
-    @property
-    def random_precision(self) -> str | None:
-        """Precision of a bundle whose weights are random, made anew at each loading; None when it has weights."""
-        return self.manifest["precision"]["name"] if self.manifest["checkpoint"].get("random") else None
-
-    @property
-    def threads(self) -> int:
-        """CPU threads that the build found fastest; 1 for an engine that computes elsewhere."""
-        return int(self.runtime.get("threads", 1))
-
-    @property
-    def pieces_directory(self) -> Path | None:
-        """Where the compiled pieces lie; None when the build found eager execution faster, or had no compiler."""
-        return self.directory / PIECES if self.runtime["pieces"] == "compiled" else None
-
-    @property
-    def tokenizer_directory(self) -> Path | None:
-        """Where the tokenizer lies; None for a bundle without one."""
-        directory = self.directory / "tokenizer"
-        return directory if directory.is_dir() else None
-
-    def weight_path(self, file: str) -> Path:
-        """Path of one weight file (``head``, ``layer_000``, ...)."""
-        return self.directory / "weights" / f"{file}.safetensors"
+    def spec(self) -> EngineSpec:
+        """What an engine is made from."""
+        weights = self.manifest["precision"]["name"] if self.manifest["checkpoint"].get("random") else None
+        limits, runtime = Limits(**self.manifest["limits"]), dict(self.manifest["runtime"])
+        return EngineSpec(self.directory, limits, runtime, weights, self.manifest)
 
 
 def describe(hardware: dict[str, Any]) -> str:

@@ -24,7 +24,7 @@ from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_sha256, write_json, write_text
 from nemo_diffgemma.questions import read_questions
-from trtllm_build.bundle import CONTRACT, INPUT_SCALES, LOG, MANIFEST, Bundle, input_scales, on_cpu, write_manifest
+from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, Bundle, write_manifest
 from trtllm_build.compilers import Outcome, compiler
 from trtllm_build.hardware import has_gpu
 from trtllm_build.network.cache import cache_bytes
@@ -40,6 +40,7 @@ from trtllm_build.quantization.weights import (
     write_weights,
 )
 from trtllm_build.sampling import SamplerConfig
+from trtllm_build.spec import INPUT_SCALES, EngineSpec, input_scales, on_cpu
 
 Report = Callable[[str], None]
 UNIFIED = "unified"  # folder below the build's
@@ -205,7 +206,7 @@ def find_scales(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) ->
     )
     from trtllm_build.gates.calibrate import calibrate
 
-    scales = calibrate(checkpoint, Bundle.unfinished(work, on_cpu(plan.limits), {}), questions)
+    scales = calibrate(checkpoint, EngineSpec(work, on_cpu(plan.limits)), questions)
     note(f"quantize {len(scales)} input scales found with {len(questions)} conversations of {plan.calibration}")
     return scales
 

@@ -254,7 +254,7 @@ def test_a_wrong_weight_is_caught_by_the_builds_own_check(checkpoint: Path, tmp_
 
 def test_a_checkpoint_without_tokenizer_builds_and_only_text_is_refused(checkpoint: Path, tmp_path: Path) -> None:
     build(make_plan(["compile=false", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}"]), lambda line: None)
-    assert Bundle.open(tmp_path / "out").tokenizer_directory is None
+    assert Bundle.open(tmp_path / "out").spec.tokenizer_directory is None
     engine = load_engine(tmp_path / "out")
     assert len(engine.generate([[3, 4]], max_tokens=5, max_denoising_steps=1, ignore_eos=True)[0].token_ids) == 5
     with pytest.raises(FieldError, match="prompt: 'hello' cannot be used; allowed: token ids"):

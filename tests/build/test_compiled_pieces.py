@@ -16,7 +16,7 @@ from nemo_diffgemma.architecture import GLOBAL
 from tests.support import random_checkpoint, small_architecture
 from trtllm_build.backends import aot
 from trtllm_build.backends.torch_cpu import TorchCpu
-from trtllm_build.bundle import PIECES as FOLDER
+from trtllm_build.spec import PIECES as FOLDER
 from trtllm_build.bundle import Bundle
 from trtllm_build.measure import choose
 from trtllm_build.network.pieces import PIECES, Pieces, eager_pieces
@@ -35,19 +35,19 @@ def bundle(demo_bundle: Path) -> Bundle:
 
 @pytest.fixture(scope="module")
 def weights(bundle: Bundle) -> NetworkWeights:
-    return TorchCpu.weights(bundle)
+    return TorchCpu.weights(bundle.spec)
 
 
 @pytest.fixture(scope="module")
 def compiled(bundle: Bundle) -> Pieces:
-    return aot.load_pieces(bundle.arch, bundle.directory / FOLDER)
+    return aot.load_pieces(bundle.spec.arch, bundle.directory / FOLDER)
 
 
 def test_loading_leaves_nothing_behind(bundle: Bundle, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Where pieces are unpacked; a process that is killed removes nothing."""
     monkeypatch.setenv("TMPDIR", str(tmp_path))
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
-    pieces = aot.load_pieces(bundle.arch, bundle.directory / FOLDER)
+    pieces = aot.load_pieces(bundle.spec.arch, bundle.directory / FOLDER)
     assert list(tmp_path.iterdir()) == []
     assert os.environ["TMPDIR"] == str(tmp_path)
     assert pieces.statistics(torch.randn(6, 3, SUB), torch.tensor(1.0), torch.zeros(6))
@@ -58,10 +58,10 @@ def test_loading_leaves_nothing_behind(bundle: Bundle, tmp_path: Path, monkeypat
 def test_every_piece_computes_what_it_was_compiled_from(
     bundle: Bundle, weights: NetworkWeights, compiled: Pieces, name: str, rows: int
 ) -> None:
-    (example,) = (e for e in aot.examples(bundle.arch, weights) if e.name == name)
+    (example,) = (e for e in aot.examples(bundle.spec.arch, weights) if e.name == name)
     g = torch.Generator().manual_seed(rows)
     moving = [torch.randn(rows, *t.shape[1:], generator=g) if t.dim() else t + 0.7 for t in example.moving]
-    expected = getattr(eager_pieces(bundle.arch), name)(*moving, *example.weights)
+    expected = getattr(eager_pieces(bundle.spec.arch), name)(*moving, *example.weights)
     found = getattr(compiled, name)(*moving, *example.weights)
     assert len(found) == len(expected)
     for f, e in zip(found, expected, strict=True):

@@ -208,7 +208,7 @@ def test_random_weights_are_made_where_they_run(tmp_path: Path) -> None:
     assert bytes_line.endswith("reads 26.09 GB of weights: 7.79 ms at the 3,350 GB/s of h100's memory")
     assert manifest["checkpoint"] == {"name": "random_diffusion_gemma_26b_a4b", "random": True}
     assert sum(e["bytes"] for e in manifest["files"].values()) < 10_000
-    assert Bundle.open(tmp_path / "out", elsewhere=True).random_precision == "fp8"
+    assert Bundle.open(tmp_path / "out", elsewhere=True).spec.random_precision == "fp8"
     for given, message in ((["gpu=cpu"], "weights: 'random' .*cuda backend"), (["gpu=h100", "model=x"], "model: 'x'")):
         with pytest.raises(FieldError, match=message):
             make_plan([*given, "weights=random"])

@@ -141,9 +141,9 @@ def test_what_a_build_does_on_its_gpu_runs_from_end_to_end(tmp_path: Path, monke
     given = ["gpu=h100", f"checkpoint={checkpoint}", f"out={tmp_path / 'out'}", "gpu.limits.slots=2"]
     build(make_plan([*given, "gpu.limits.context=64"]), lambda line: None)
     one_cut(monkeypatch)
-    bundle = Bundle.open(tmp_path / "out", elsewhere=True)
+    spec = Bundle.open(tmp_path / "out", elsewhere=True).spec
     lines: list[str] = []
-    runtime, figures = execute(bundle, "fp8", torch.device("cpu"), lines.append)
+    runtime, figures = execute(spec, "fp8", torch.device("cpu"), lines.append)
     assert set(runtime["ops"]) == set(ops.CUTS)
     assert figures["device_parity"]["mean_relative"] < 0.5
     assert [step["canvases"] for step in figures["denoising_step"]] == [1, 2]

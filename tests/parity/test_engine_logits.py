@@ -61,7 +61,7 @@ def test_the_exported_checkpoint_in_transformers_and_in_the_engine(exported_chec
     prompts = [
         engine.tokenizer.chat([{"role": "user", "content": text}]) for text in ("12 km in m", "Reverse: red bags." * 9)
     ]
-    assert len(prompts[1]) > engine.bundle.arch.sliding_window
+    assert len(prompts[1]) > engine.spec.arch.sliding_window
     for prompt in prompts:
         canvas = torch.randint(engine.limits.vocab_size, (engine.limits.canvas,))
         previous = None

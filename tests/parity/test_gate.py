@@ -271,7 +271,7 @@ def test_the_reference_holds_what_the_bundle_stores(text_checkpoint: Path, tmp_p
     given = ["gpu=h100", "unified=false", f"checkpoint={text_checkpoint}", f"out={tmp_path / 'h100'}"]
     build(make_plan(given), lambda line: None)
     checkpoint, recipe = Checkpoint(text_checkpoint), named_recipe("fp8")
-    stored = from_bundle(Bundle.open(tmp_path / "h100", elsewhere=True), CPU)
+    stored = from_bundle(Bundle.open(tmp_path / "h100", elsewhere=True).spec, CPU)
     weight = Precision.of_recipe(checkpoint, recipe, {}).weight
     layer = stored.layers[1]
     assert torch.equal(widen_fp8(layer.experts_down), weight("layer_001", "experts_down"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -25,9 +26,9 @@ def small(demo_bundle: Path) -> Iterator[Callable[..., Engine]]:
     made: list[Engine] = []
 
     def make(**limits: int) -> Engine:
-        bundle = Bundle.open(demo_bundle)
-        bundle.manifest["limits"] |= limits
-        made.append(Engine(bundle, load_backend(bundle)))
+        spec = Bundle.open(demo_bundle).spec
+        spec = replace(spec, limits=replace(spec.limits, **limits))
+        made.append(Engine(spec, load_backend(spec)))
         return made[-1]
 
     yield make

@@ -47,7 +47,8 @@ from pathlib import Path
 import torch
 from nemo_diffgemma.checkpoint import Checkpoint
 from trtllm_build.backends.torch_cpu import TorchCpu
-from trtllm_build.bundle import Bundle
+from trtllm_build.limits import Limits
+from trtllm_build.spec import EngineSpec
 from trtllm_build.pipeline import quantize
 from trtllm_build.plan import make_plan
 
@@ -84,7 +85,7 @@ def sample():
 
 thread = threading.Thread(target=sample)
 thread.start()
-backend = TorchCpu.load(Bundle(work, {"runtime": {"pieces": "eager"}}))
+backend = TorchCpu.load(EngineSpec(work, Limits(64, 1, 8, 300, 1, None), {"pieces": "eager"}))
 weights = backend.network.weights
 tensors = [t for part in (weights, *weights.layers) for t in vars(part).values() if isinstance(t, torch.Tensor)]
 total = sum(float(t.sum()) for t in tensors)  # every page is read

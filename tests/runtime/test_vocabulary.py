@@ -19,12 +19,13 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from nemo_diffgemma.diffusion import draws as stateless
 from nemo_diffgemma.diffusion import sampler, stopping
 from trtllm_build.backends.aot import load_pieces
-from trtllm_build.bundle import PIECES, Bundle
+from trtllm_build.bundle import Bundle
 from trtllm_build.contract import ReadOut, TokenChoice
 from trtllm_build.network import vocabulary
 from trtllm_build.network.linear import is_large
 from trtllm_build.network.pieces import statistics
 from trtllm_build.network.vocabulary import CHUNK, Vocabulary
+from trtllm_build.spec import PIECES
 
 CAP = 30.0
 TEMPERATURES = (0.05, 0.4, 0.8, 2.0)
@@ -390,10 +391,10 @@ def test_compiled_statistics_are_those_of_eager_ones(demo_bundle: Path, small_ch
     bundle = Bundle.open(demo_bundle)
     if not (bundle.directory / PIECES / "statistics.pt2").is_file():
         pytest.skip("built without a C++ compiler")
-    assert bundle.arch.final_logit_softcapping == CAP
+    assert bundle.spec.arch.final_logit_softcapping == CAP
     c = case(1000, seed=7)
     c.hidden[4::5] /= 4
-    compiled = Vocabulary(c.table, CAP, 4.0, load_pieces(bundle.arch, bundle.directory / PIECES).statistics)
+    compiled = Vocabulary(c.table, CAP, 4.0, load_pieces(bundle.spec.arch, bundle.directory / PIECES).statistics)
     choices, mask = mixture(40, 1000)
     for dealt in (None, choices):
         found, eager = compiled.read_out(c.hidden, 0.4, c.draws, True, dealt), c.read_out(0.4, dealt)

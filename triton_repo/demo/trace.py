@@ -69,9 +69,9 @@ def trace(engine: Path, messages: Sequence[Message], max_tokens: int, seed: int)
     Raises:
         FieldError: when the bundle cannot run here.
     """
-    bundle = Bundle.open(engine)
-    watched = _Watched(load_backend(bundle))
-    running = Engine(bundle, cast("Backend", watched))
+    spec = Bundle.open(engine).spec
+    watched = _Watched(load_backend(spec))
+    running = Engine(spec, cast("Backend", watched))
     assert running.tokenizer is not None, "the demo's engine has a tokenizer"
     try:
         ids = running.tokenizer.chat(messages)
@@ -79,7 +79,7 @@ def trace(engine: Path, messages: Sequence[Message], max_tokens: int, seed: int)
     finally:
         running.close()
     first = watched.seen[: generation.denoising_steps[0]]  # of the first canvas
-    ends = bundle.arch.eos_token_ids
+    ends = spec.arch.eos_token_ids
     answer = first[-1].argmax_ids.tolist()
     length = next((i + 1 for i, token in enumerate(answer) if token in ends), len(answer))
     decode = running.tokenizer.decode

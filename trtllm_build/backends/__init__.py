@@ -5,20 +5,20 @@ from __future__ import annotations
 from importlib import import_module
 
 from nemo_diffgemma.errors import require
-from trtllm_build.bundle import Bundle
 from trtllm_build.contract import Backend
+from trtllm_build.spec import EngineSpec
 
-# Backend -> module with ``load(bundle)``. What one backend needs may be missing where another runs.
+# Backend -> module with ``load(spec)``. What one backend needs may be missing where another runs.
 _MODULES = {"torch_cpu": "torch_cpu", "cuda": "cuda.backend", "tensorrt_rtx": "tensorrt_rtx.load"}
 
 
-def load_backend(bundle: Bundle) -> Backend:
-    """The bundle's weights on the hardware that it is for, ready to run.
+def load_backend(spec: EngineSpec) -> Backend:
+    """A finished bundle's weights on the hardware that it is for, ready to run.
 
     Raises:
         FieldError: when it is for a runtime of NVIDIA's, or for a backend that this version does not know.
     """
-    backend = bundle.manifest["backend"]
+    backend = spec.manifest["backend"]
     require(
         backend != "edge_llm",
         field="engine:backend",
@@ -33,5 +33,5 @@ def load_backend(bundle: Bundle) -> Backend:
         allowed=", ".join(_MODULES),
         fix="build the engine again",
     )
-    loaded: Backend = import_module(f"{__name__}.{_MODULES[backend]}").load(bundle)
+    loaded: Backend = import_module(f"{__name__}.{_MODULES[backend]}").load(spec)
     return loaded

@@ -13,13 +13,13 @@ from torch import Tensor
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.aot import load_pieces
 from trtllm_build.backends.slots import SlotBackend
-from trtllm_build.bundle import Bundle
 from trtllm_build.contract import CanvasStep, ReadOut
 from trtllm_build.network.cache import PREFILL_CHUNK, KVCache
 from trtllm_build.network.network import Network
 from trtllm_build.network.pieces import Pieces, eager_pieces
 from trtllm_build.network.vocabulary import Vocabulary
 from trtllm_build.network.weights import NetworkWeights
+from trtllm_build.spec import EngineSpec
 
 
 class TorchCpu(SlotBackend):
@@ -33,19 +33,19 @@ class TorchCpu(SlotBackend):
         )
 
     @classmethod
-    def load(cls, bundle: Bundle) -> TorchCpu:
+    def load(cls, spec: EngineSpec) -> TorchCpu:
         """Map the bundle's weights into memory, and load its compiled pieces."""
-        folder = bundle.pieces_directory
-        pieces = eager_pieces(bundle.arch) if folder is None else load_pieces(bundle.arch, folder)
-        return cls(bundle.arch, cls.weights(bundle), pieces)
+        folder = spec.pieces_directory
+        pieces = eager_pieces(spec.arch) if folder is None else load_pieces(spec.arch, folder)
+        return cls(spec.arch, cls.weights(spec), pieces)
 
     @classmethod
-    def widened(cls, bundle: Bundle) -> TorchCpu:
+    def widened(cls, spec: EngineSpec) -> TorchCpu:
         """The bundle's weights and its network in float32, nothing compiled."""
-        return cls(bundle.arch, cls.weights(bundle, torch.float32), eager_pieces(bundle.arch))
+        return cls(spec.arch, cls.weights(spec, torch.float32), eager_pieces(spec.arch))
 
     @staticmethod
-    def weights(bundle: Bundle, dtype: torch.dtype | None = None) -> NetworkWeights:
+    def weights(spec: EngineSpec, dtype: torch.dtype | None = None) -> NetworkWeights:
         """The bundle's weights, mapped into memory.
 
         Args:
@@ -55,13 +55,13 @@ class TorchCpu(SlotBackend):
 
         @cache
         def opened(file: str) -> Any:
-            return safe_open(bundle.weight_path(file), "pt")  # each opening maps the whole file anew
+            return safe_open(spec.weight_path(file), "pt")  # each opening maps the whole file anew
 
         def read(file: str, name: str) -> Tensor:
             tensor: Tensor = opened(file).get_tensor(name)
             return tensor if dtype is None else tensor.to(dtype)
 
-        return NetworkWeights.read(bundle.arch, read)
+        return NetworkWeights.read(spec.arch, read)
 
     def _encode(self, ids: Tensor, cache: KVCache) -> None:
         self.network.encode(ids, cache)

@@ -17,13 +17,13 @@ from nemo_diffgemma.questions import Question
 from trtllm_build.backends.cuda.backend import Cuda
 from trtllm_build.backends.cuda.ops import Ops, reference_ops
 from trtllm_build.backends.cuda.weights import DeviceWeights, from_checkpoint
-from trtllm_build.bundle import Bundle
 from trtllm_build.gates.quality import answer
 from trtllm_build.hardware import free_memory
 from trtllm_build.network.weights import layer_file
 from trtllm_build.quantization.fp8 import LARGEST, Rows, values_of, widen
 from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine
+from trtllm_build.spec import EngineSpec
 
 PRODUCTS = ("qkv", "o", "gate_up", "down", "experts_gate_up", "experts_down")
 _ROOM = 1.2  # times the weights: caches, and one layer's intermediate rows
@@ -31,14 +31,14 @@ _ROOM = 1.2  # times the weights: caches, and one layer's intermediate rows
 WEIGHTED = "experts_down_weighted"
 
 
-def calibrate(checkpoint: Checkpoint, bundle: Bundle, questions: Sequence[Question]) -> dict[str, float]:
+def calibrate(checkpoint: Checkpoint, spec: EngineSpec, questions: Sequence[Question]) -> dict[str, float]:
     """Answer questions with the unquantised model and watch what its products read.
 
     Whole answers are generated, so both phases are seen, noise, self-conditioning and all.
 
     Args:
         checkpoint: the model.
-        bundle: shapes, sampler, tokenizer and limits of the engine being built.
+        spec: shapes, sampler, tokenizer and limits of the engine being built.
         questions: conversations like those that will be asked.
 
     Returns:
@@ -53,7 +53,7 @@ def calibrate(checkpoint: Checkpoint, bundle: Bundle, questions: Sequence[Questi
     weights = from_checkpoint(checkpoint, named_recipe("bf16"), device)
     largest: dict[str, float] = {}
     ops = recording_ops(weights, largest)
-    engine = Engine(bundle, Cuda(bundle.arch, weights, ops, bundle.limits, graphs=False), os.cpu_count())
+    engine = Engine(spec, Cuda(spec.arch, weights, ops, spec.limits, graphs=False), os.cpu_count())
     answer(engine, questions)
     engine.close()
     return {name: value / LARGEST for name, value in largest.items()}

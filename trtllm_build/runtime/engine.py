@@ -26,6 +26,7 @@ from trtllm_build.runtime.sequence import Sequence as RunningSequence
 from trtllm_build.runtime.stats import EngineStats, Progress
 from trtllm_build.runtime.ticket import Ticket
 from trtllm_build.runtime.worker import Worker
+from trtllm_build.spec import EngineSpec
 
 Prompt = str | Sequence[int]
 _OPTIONS = tuple(f.name for f in fields(Request) if f.name not in ("prompt_ids", "max_tokens", "seed", "sampler"))
@@ -62,31 +63,31 @@ def load_engine(directory: str | Path, threads: int | None = None) -> Engine:
     Raises:
         FieldError: when the bundle is missing, damaged, of another contract version, or for other hardware.
     """
-    bundle = Bundle.open(directory)
-    return Engine(bundle, load_backend(bundle), threads)
+    spec = Bundle.open(directory).spec
+    return Engine(spec, load_backend(spec), threads)
 
 
 class Engine:
     """A loaded bundle. One worker thread runs it; every method may be called from any thread.
 
     Args:
-        bundle: what it says of itself: limits, sampler, tokenizer.
-        backend: the bundle, loaded.
+        spec: limits, sampler, tokenizer.
+        backend: what computes it.
         threads: CPU threads to run on; None for as many as the build found fastest.
     """
 
-    def __init__(self, bundle: Bundle, backend: Backend, threads: int | None = None):
-        self.bundle = bundle
-        self.manifest = bundle.manifest
-        self.limits = bundle.limits
-        self.sampler = bundle.sampler
-        self.tokenizer = None if bundle.tokenizer_directory is None else Tokenizer(bundle.tokenizer_directory)
+    def __init__(self, spec: EngineSpec, backend: Backend, threads: int | None = None):
+        self.spec = spec
+        self.manifest = spec.manifest
+        self.limits = spec.limits
+        self.sampler = spec.sampler
+        self.tokenizer = None if spec.tokenizer_directory is None else Tokenizer(spec.tokenizer_directory)
         self._backend = backend
         limits = self.limits
         room = limits.context + limits.canvas  # the last canvas may reach past the context
         pages = -(-(limits.cache_tokens or limits.slots * room) // PAGE)
         scheduler = Scheduler(limits.slots, pages, PAGE, backend.prefill_chunk, limits.queue)
-        self._worker = Worker(self._backend, scheduler, threads or min(bundle.threads, len(available_cpus())))
+        self._worker = Worker(self._backend, scheduler, threads or min(spec.threads, len(available_cpus())))
         atexit.register(self.close)  # a thread inside torch while the interpreter goes down would abort it
 
     def submit(self, request: Request, on_event: Callable[[Event], None]) -> Ticket:
@@ -103,7 +104,7 @@ class Engine:
         """
         sequence = self._sequence(request, on_event)
         room = request.room(self.limits.canvas)
-        return self._worker.submit(sequence, room, cache_bytes(self.bundle.arch, self._backend.dtype, room))
+        return self._worker.submit(sequence, room, cache_bytes(self.spec.arch, self._backend.dtype, room))
 
     def stats(self) -> EngineStats:
         """Totals since the engine was loaded, and what it holds now."""
@@ -252,7 +253,7 @@ class Engine:
         self._check(request)
         limits = self.limits
         return RunningSequence(
-            request, on_event, self.tokenizer, limits.canvas, limits.vocab_size, self.bundle.arch.eos_token_ids
+            request, on_event, self.tokenizer, limits.canvas, limits.vocab_size, self.spec.arch.eos_token_ids
         )
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:

@@ -250,8 +250,8 @@ def main(arguments: list[str]) -> None:
         engine = load_engine(directory)
         # Who is told that it is loaded may rely on it: it has generated.
         engine.generate([[0]], max_tokens=1, max_denoising_steps=1)
-        bundle = engine.bundle
-        loaded = (bundle.manifest, bundle.limits, bundle.sampler, bundle.tokenizer_directory, engine.progress())
+        spec = engine.spec
+        loaded = (spec.manifest, spec.limits, spec.sampler, spec.tokenizer_directory, engine.progress())
     except Exception as error:
         pipe.send(_portable(error))
         return

@@ -15,9 +15,9 @@ from trtllm_build.backends.cuda.fused import loaded_ops
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Ops
 from trtllm_build.backends.cuda.weights import DeviceWeights, load_weights
-from trtllm_build.bundle import Bundle
 from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut, TokenChoice
 from trtllm_build.limits import PAGE, Limits
+from trtllm_build.spec import EngineSpec
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _T = TypeVar("_T")
@@ -54,10 +54,10 @@ class Cuda:
             self._prefill = [EncodeCall(self.network, self._cache, 1, self.prefill_chunk, None)]
 
     @classmethod
-    def load(cls, bundle: Bundle) -> Self:
+    def load(cls, spec: EngineSpec) -> Self:
         """Read the bundle's weights to this machine's GPU, and capture its calls."""
-        weights = load_weights(bundle, torch.device("cuda"))
-        return cls(bundle.arch, weights, loaded_ops(bundle, weights), bundle.limits)
+        weights = load_weights(spec, torch.device("cuda"))
+        return cls(spec.arch, weights, loaded_ops(spec, weights), spec.limits)
 
     def admit(self, slot: int, room: int, reused: int) -> None:
         self._cache.admit(slot, room, reused)

@@ -13,10 +13,10 @@ from torch import Tensor
 from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, Provider, chosen_ops
 from trtllm_build.backends.cuda.static_experts import StaticExperts, pack_layers
 from trtllm_build.backends.cuda.weights import DeviceWeights
-from trtllm_build.bundle import Bundle, input_scales
 from trtllm_build.providers.tensorrt_llm.build import DEFAULT_OUT, LIBRARY
 from trtllm_build.providers.tensorrt_llm.layout import Packed, reference
 from trtllm_build.providers.tensorrt_llm.library import FusedExperts, Tactic
+from trtllm_build.spec import EngineSpec, input_scales
 
 TACTIC = "experts_tactic"
 
@@ -50,12 +50,12 @@ def simulated(ops: Ops, weights: DeviceWeights, scales: Mapping[str, float]) -> 
     return replace(ops, experts=StaticExperts(pack_layers(weights, scales, in_place=False), reference))
 
 
-def loaded_ops(bundle: Bundle, weights: DeviceWeights) -> Ops:
+def loaded_ops(spec: EngineSpec, weights: DeviceWeights) -> Ops:
     """Who provides each operation of a finished bundle. Where it is this kernel, its experts are packed in place."""
-    ops = chosen_ops(bundle.runtime)
-    chosen: dict[str, Any] = bundle.runtime.get("ops", {}).get("experts", {})
+    ops = chosen_ops(spec.runtime)
+    chosen: dict[str, Any] = spec.runtime.get("ops", {}).get("experts", {})
     if chosen.get("provider") != TENSORRT_LLM:
         return ops
-    kernel = FusedExperts(bundle.directory / LIBRARY)
-    run = partial(kernel, tactic=tuple(bundle.runtime[TACTIC]))
-    return replace(ops, experts=StaticExperts(pack_layers(weights, input_scales(bundle.directory), in_place=True), run))
+    kernel = FusedExperts(spec.directory / LIBRARY)
+    run = partial(kernel, tactic=tuple(spec.runtime[TACTIC]))
+    return replace(ops, experts=StaticExperts(pack_layers(weights, input_scales(spec.directory), in_place=True), run))

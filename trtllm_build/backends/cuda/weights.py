@@ -13,11 +13,11 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
-from trtllm_build.bundle import Bundle
 from trtllm_build.network.weights import HEAD, SCALE, layer_file, weight_files
 from trtllm_build.quantization.fp8 import Fp8, Rows, widen
 from trtllm_build.quantization.recipe import Recipe, named_recipe
 from trtllm_build.quantization.weights import stored_rows
+from trtllm_build.spec import EngineSpec
 
 _SEED = 20260611  # of random weights: the same bundle always means the same ones
 Read = Callable[[str, str], Rows]
@@ -125,12 +125,12 @@ def _bytes(rows: Rows) -> int:
     return rows.values.nbytes + rows.scale.nbytes if isinstance(rows, Fp8) else rows.nbytes
 
 
-def from_bundle(bundle: Bundle, device: torch.device) -> DeviceWeights:
+def from_bundle(spec: EngineSpec, device: torch.device) -> DeviceWeights:
     """Read a bundle's weight files to a device."""
 
     @cache
     def opened(file: str) -> Any:
-        return safe_open(bundle.weight_path(file), "pt", device=str(device))
+        return safe_open(spec.weight_path(file), "pt", device=str(device))
 
     @cache
     def names(file: str) -> frozenset[str]:
@@ -140,7 +140,7 @@ def from_bundle(bundle: Bundle, device: torch.device) -> DeviceWeights:
         values: Tensor = opened(file).get_tensor(name)
         return Fp8(values, opened(file).get_tensor(name + SCALE)) if name + SCALE in names(file) else values
 
-    return DeviceWeights.read(bundle.arch, read)
+    return DeviceWeights.read(spec.arch, read)
 
 
 def widened(weights: DeviceWeights) -> DeviceWeights:
@@ -154,11 +154,11 @@ def widened(weights: DeviceWeights) -> DeviceWeights:
     return DeviceWeights(**head, layers=tuple(layer(w) for w in weights.layers))
 
 
-def load_weights(bundle: Bundle, device: torch.device) -> DeviceWeights:
+def load_weights(spec: EngineSpec, device: torch.device) -> DeviceWeights:
     """A bundle's weights on a device: read, or made where they are random."""
-    if bundle.random_precision is None:
-        return from_bundle(bundle, device)
-    return random_weights(bundle.arch, named_recipe(bundle.random_precision), device, _SEED)
+    if spec.random_precision is None:
+        return from_bundle(spec, device)
+    return random_weights(spec.arch, named_recipe(spec.random_precision), device, _SEED)
 
 
 def from_checkpoint(checkpoint: Checkpoint, recipe: Recipe, device: torch.device) -> DeviceWeights:

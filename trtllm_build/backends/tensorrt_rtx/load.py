@@ -12,24 +12,24 @@ from torch import Tensor
 from nemo_diffgemma.errors import require
 from trtllm_build.backends.lowered import Lowered
 from trtllm_build.backends.tensorrt_rtx.runner import Runner
-from trtllm_build.bundle import Bundle
 from trtllm_build.contract import CanvasStep, EncodeStep
 from trtllm_build.network.weights import HEAD
+from trtllm_build.spec import EngineSpec
 
 PLAN = "plan"  # the plan's file in a bundle
 
 
-def load(bundle: Bundle) -> Lowered:
+def load(spec: EngineSpec) -> Lowered:
     """Load the bundle's plan, and have TensorRT-RTX generate its kernels for this device, or read those of last time.
 
     Raises:
         FieldError: naming the device that the plan is for, when this machine has another or none.
     """
-    version = bundle.runtime["tensorrt_rtx"]
-    runner = Runner(bundle.directory / PLAN, bundle.manifest["hardware"], version, _kernels(bundle))
+    version = spec.runtime["tensorrt_rtx"]
+    runner = Runner(spec.directory / PLAN, spec.manifest["hardware"], version, _kernels(spec))
 
     def table() -> Tensor:
-        path = bundle.weight_path(HEAD)
+        path = spec.weight_path(HEAD)
         require(
             path.is_file(),
             field="engine:weights",
@@ -41,7 +41,7 @@ def load(bundle: Bundle) -> Lowered:
             tensor: Tensor = file.get_tensor("embedding")
         return tensor
 
-    backend = Lowered(bundle.arch, torch.bfloat16, torch.device("cuda"), runner, table)
+    backend = Lowered(spec.arch, torch.bfloat16, torch.device("cuda"), runner, table)
     _warm_up(backend)
     runner.save_kernels()
     return backend
@@ -59,7 +59,7 @@ def _warm_up(backend: Lowered) -> None:
             raise result
 
 
-def _kernels(bundle: Bundle) -> Path:
+def _kernels(spec: EngineSpec) -> Path:
     """Outside the bundle, whose files are hashed and may not change."""
     cache = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return cache / "diffgemma" / f"{bundle.manifest['manifest_hash']}.kernels"
+    return cache / "diffgemma" / f"{spec.manifest['manifest_hash']}.kernels"

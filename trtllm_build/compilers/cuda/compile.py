@@ -18,7 +18,6 @@ from trtllm_build.backends.cuda.fused import TACTIC, Tuning, built_library, prov
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, Provider, reference_ops, triton_ops
 from trtllm_build.backends.cuda.weights import DeviceWeights, from_bundle, from_checkpoint, load_weights, widened
-from trtllm_build.bundle import Bundle, input_scales, on_cpu
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.compilers.cuda.probes import probes
 from trtllm_build.compilers.cuda.tune import time_run, tune
@@ -31,6 +30,7 @@ from trtllm_build.plan import Plan
 from trtllm_build.providers.tensorrt_llm.build import LIBRARY
 from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine
+from trtllm_build.spec import EngineSpec, input_scales, on_cpu
 
 _CPU = torch.device("cpu")
 # Of an engine's logits to those of plain torch, where transformers' own error is not known: of trained models.
@@ -40,7 +40,7 @@ _ON_DEVICE = {"bf16": 0.1, "fp8": 0.5, "fp8_static": 0.5}
 def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: Note) -> Outcome:
     """See :class:`trtllm_build.compilers.Compiler`."""
     assert plan.sm is not None
-    bundle = Bundle.unfinished(work, plan.limits, {}, random=plan.recipe.name if checkpoint is None else None)
+    spec = EngineSpec(work, plan.limits, random_precision=plan.recipe.name if checkpoint is None else None)
     hardware = {"kind": "cuda", "name": plan.gpu.upper(), "sm": plan.sm}
     measured = {} if checkpoint is None else simulate(plan, checkpoint, work, note)
     if not has_gpu(plan.sm):
@@ -54,7 +54,7 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
         return Outcome(hardware, {}, "none", measured, [f"{what}: `{command}`" for what in remaining])
     parity = measured.get("parity") or {}
     runtime, on_device = execute(
-        bundle, plan.recipe.name, torch.device("cuda"), note, parity.get("reference_mean_relative")
+        spec, plan.recipe.name, torch.device("cuda"), note, parity.get("reference_mean_relative")
     )
     return Outcome(hardware, runtime, "executed", measured | on_device)
 
@@ -68,22 +68,22 @@ def simulate(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict
     if not fits_in_memory(checkpoint):
         note("verify   whole model not run on the CPU: its float32 copy does not fit into this machine's memory")
         return {"parity": None, "quality": None}
-    bundle = Bundle.unfinished(work, on_cpu(plan.limits), {})
-    weights = from_bundle(bundle, _CPU)
+    spec = EngineSpec(work, on_cpu(plan.limits))
+    weights = from_bundle(spec, _CPU)
     precision = Precision.of_recipe(checkpoint, plan.recipe, input_scales(work))
 
     def plain() -> Cuda:
-        return Cuda(bundle.arch, widened(weights), reference_ops(), bundle.limits)
+        return Cuda(spec.arch, widened(weights), reference_ops(), spec.limits)
 
-    parity = verify(checkpoint, _simulated(bundle, weights), precision, plain)
+    parity = verify(checkpoint, _simulated(spec, weights), precision, plain)
     note(f"verify   {parity.cases} cases against transformers, {plan.recipe.name} computed on the CPU: {parity}")
-    return {"parity": parity.as_dict(), "quality": _quality(plan, checkpoint, bundle, weights, note), "on": "CPU"}
+    return {"parity": parity.as_dict(), "quality": _quality(plan, checkpoint, spec, weights, note), "on": "CPU"}
 
 
 def _quality(
-    plan: Plan, checkpoint: Checkpoint, bundle: Bundle, weights: DeviceWeights, note: Note
+    plan: Plan, checkpoint: Checkpoint, spec: EngineSpec, weights: DeviceWeights, note: Note
 ) -> dict[str, Any] | None:
-    if plan.held_out is None or bundle.tokenizer_directory is None:
+    if plan.held_out is None or spec.tokenizer_directory is None:
         note(not_measured(plan.held_out))
         return None
     questions = read_questions(plan.held_out, QUESTIONS)
@@ -91,7 +91,7 @@ def _quality(
     for name in dict.fromkeys(("fp32", "bf16", plan.recipe.name)):
         own = name == plan.recipe.name
         parts = weights if own else from_checkpoint(checkpoint, named_recipe(name), _CPU)
-        engine = Engine(bundle, _simulated(bundle, parts), os.cpu_count())
+        engine = Engine(spec, _simulated(spec, parts), os.cpu_count())
         found[name] = answer(engine, questions)
         engine.close()
         note(
@@ -104,19 +104,19 @@ def _quality(
     return {**asked, **figures, "loss": loss, "largest_loss": plan.largest_loss}
 
 
-def _simulated(bundle: Bundle, weights: DeviceWeights) -> Cuda:
-    scales = input_scales(bundle.directory) if weights.layers[0].quantized else {}
+def _simulated(spec: EngineSpec, weights: DeviceWeights) -> Cuda:
+    scales = input_scales(spec.directory) if weights.layers[0].quantized else {}
     ops = simulated(reference_ops(), weights, scales) if scales else reference_ops()
-    return Cuda(bundle.arch, weights, ops, bundle.limits)
+    return Cuda(spec.arch, weights, ops, spec.limits)
 
 
 def execute(
-    bundle: Bundle, precision: str, device: torch.device, note: Note, lost: float | None = None
+    spec: EngineSpec, precision: str, device: torch.device, note: Note, lost: float | None = None
 ) -> tuple[dict[str, Any], dict[str, Any]]:
     """Choose providers, compare the whole engine with the same network in plain torch, capture and time its steps.
 
     Args:
-        bundle: the unfinished bundle.
+        spec: of the bundle that is being built.
         precision: of its recipe, which decides how far rounding may carry.
         device: the GPU; on the CPU, kernels have to run in Triton's interpreter and nothing is captured.
         note: called with a line for every finding.
@@ -129,8 +129,8 @@ def execute(
         FieldError: when they differ by more than what rounding explains.
     """
     name = torch.cuda.get_device_name(device) if device.type == "cuda" else device.type
-    weights = load_weights(bundle, device)
-    scales, library = input_scales(bundle.directory), built_library()
+    weights = load_weights(spec, device)
+    scales, library = input_scales(spec.directory), built_library()
     extras: dict[str, dict[str, Provider]] = {}
     kernel = None
     if scales and library is None:
@@ -138,19 +138,19 @@ def execute(
     elif scales and library is not None:
         kernel = Tuning(library)
         extras = {"experts": {TENSORRT_LLM: provider(kernel, weights, scales)}}
-    choices, trials = tune(probes(DeviceNetwork(bundle.arch, weights, triton_ops())), note, extras)
+    choices, trials = tune(probes(DeviceNetwork(spec.arch, weights, triton_ops())), note, extras)
     runtime: dict[str, Any] = {"ops": {name: choice.as_dict() for name, choice in choices.items()}}
     if choices["experts"].provider == TENSORRT_LLM and library is not None and kernel is not None:
-        shutil.copyfile(library, bundle.directory / LIBRARY)
+        shutil.copyfile(library, spec.directory / LIBRARY)
         runtime[TACTIC] = kernel.tactic
     own = {name: choice for name, choice in choices.items() if choice.provider != TENSORRT_LLM}
     ops, judge = triton_ops(own), reference_ops()
     if "experts" not in own:
         fused = extras["experts"][TENSORRT_LLM]
         ops, judge = replace(ops, experts=fused.op), replace(judge, experts=fused.reference)
-    parity = on_device_parity(bundle, weights, ops, judge, device_bound(precision, lost))
+    parity = on_device_parity(spec, weights, ops, judge, device_bound(precision, lost))
     note(f"verify   on {name}: {parity.as_dict()} against plain torch there")
-    steps = step_times(Cuda(bundle.arch, weights, ops, bundle.limits), device)
+    steps = step_times(Cuda(spec.arch, weights, ops, spec.limits), device)
     for step in steps:
         note(f"measure  a denoising step of {step['canvases']} canvases without a prompt: {step['ms']} ms")
     figures = {
@@ -182,12 +182,12 @@ def device_bound(precision: str, lost: float | None) -> float:
     return max(_ON_DEVICE[precision], 2 * (RATIO * lost + FLOOR) if lost is not None else 0.0)
 
 
-def on_device_parity(bundle: Bundle, weights: DeviceWeights, ops: Ops, judge: Ops, bound: float) -> Parity:
+def on_device_parity(spec: EngineSpec, weights: DeviceWeights, ops: Ops, judge: Ops, bound: float) -> Parity:
     """The engine's logits against those of the same network in plain torch, same device and weights."""
-    room = Limits(4096, 1, bundle.limits.canvas, bundle.limits.vocab_size, 1, None)
+    room = Limits(4096, 1, spec.limits.canvas, spec.limits.vocab_size, 1, None)
     # plain torch looks at values, which a CUDA graph cannot
-    found, expected = (Cuda(bundle.arch, weights, o, room, graphs=False) for o in (ops, judge))
-    parity = compare(expected, found, bundle.arch)
+    found, expected = (Cuda(spec.arch, weights, o, room, graphs=False) for o in (ops, judge))
+    parity = compare(expected, found, spec.arch)
     require(
         parity.mean_relative <= bound,
         field="engine:parity on the device",

@@ -19,7 +19,6 @@ from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import read_questions
 from trtllm_build.backends.torch_cpu import TorchCpu
-from trtllm_build.bundle import Bundle, input_scales, on_cpu
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.gates.quality import QUESTIONS, answer, checked_loss, not_measured
 from trtllm_build.gates.reference import Precision
@@ -30,6 +29,7 @@ from trtllm_build.plan import Plan
 from trtllm_build.quantization.activations import rounding_by_product
 from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.runtime.engine import Engine
+from trtllm_build.spec import EngineSpec, input_scales, on_cpu
 
 GRAPH = "graph"  # folder below the build's, gone when the plan is written
 _PACKAGES = {"onnx": "export", "onnxruntime": "export", "tensorrt_rtx": "tensorrt-rtx"}
@@ -122,8 +122,8 @@ def _quality(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict
     """Exact match with the plan's weights, and float32's; activations are not rounded in this."""
     from trtllm_build.lowering.weights import reader, widened_weights
 
-    bundle = Bundle.unfinished(work, on_cpu(plan.limits), {})
-    if plan.held_out is None or bundle.tokenizer_directory is None:
+    spec = EngineSpec(work, on_cpu(plan.limits))
+    if plan.held_out is None or spec.tokenizer_directory is None:
         note(not_measured(plan.held_out))
         return None
     if not fits_in_memory(checkpoint):
@@ -133,7 +133,7 @@ def _quality(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict
     found = {}
     for recipe in (named_recipe("fp32"), plan.recipe):
         weights = widened_weights(plan.arch, reader(checkpoint), recipe)
-        engine = Engine(bundle, TorchCpu(bundle.arch, weights, eager_pieces(bundle.arch)), os.cpu_count())
+        engine = Engine(spec, TorchCpu(spec.arch, weights, eager_pieces(spec.arch)), os.cpu_count())
         found[recipe.name] = answer(engine, questions)
         engine.close()
         note(

@@ -1,0 +1,76 @@
+"""What an engine is made from: the files of a bundle, finished or still being built."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+from nemo_diffgemma.architecture import Architecture
+from trtllm_build.limits import Limits
+from trtllm_build.sampling import SamplerConfig
+
+PIECES = "pieces"
+INPUT_SCALES = "input_scales.json"
+
+
+@dataclass(frozen=True)
+class EngineSpec:
+    """What backends and the engine read of a bundle.
+
+    Args:
+        directory: holds ``architecture.json``, ``sampler.json``, weights, perhaps compiled pieces and a tokenizer.
+        limits: what the engine admits.
+        runtime: how the build found that it runs best on its hardware; empty before it has looked.
+        random_precision: of weights that are random, made anew at each loading; None for those in ``directory``.
+        manifest: of a finished bundle; empty while it is being built.
+    """
+
+    directory: Path
+    limits: Limits
+    runtime: dict[str, Any] = field(default_factory=dict)
+    random_precision: str | None = None
+    manifest: dict[str, Any] = field(default_factory=dict)
+
+    @cached_property
+    def arch(self) -> Architecture:
+        """The network's shapes."""
+        return Architecture.from_dict(json.loads((self.directory / "architecture.json").read_text()))
+
+    @cached_property
+    def sampler(self) -> SamplerConfig:
+        """The checkpoint's sampler defaults."""
+        return SamplerConfig(**json.loads((self.directory / "sampler.json").read_text()))
+
+    @property
+    def threads(self) -> int:
+        """CPU threads that the build found fastest; 1 for an engine that computes elsewhere."""
+        return int(self.runtime.get("threads", 1))
+
+    @property
+    def pieces_directory(self) -> Path | None:
+        """Where the compiled pieces lie; None when the build found eager execution faster, or had no compiler."""
+        return self.directory / PIECES if self.runtime["pieces"] == "compiled" else None
+
+    @property
+    def tokenizer_directory(self) -> Path | None:
+        """Where the tokenizer lies; None for a bundle without one."""
+        directory = self.directory / "tokenizer"
+        return directory if directory.is_dir() else None
+
+    def weight_path(self, file: str) -> Path:
+        """Path of one weight file (``head``, ``layer_000``, ...)."""
+        return self.directory / "weights" / f"{file}.safetensors"
+
+
+def on_cpu(limits: Limits) -> Limits:
+    """Limits under which a GPU's engine is computed on the CPU: all of its cache would be filled with zeros there."""
+    return replace(limits, slots=8, context=min(limits.context, 4096), cache_tokens=None)
+
+
+def input_scales(directory: Path) -> dict[str, float]:
+    """Scales of activations that calibration found for a bundle; none for recipes that need none."""
+    path = directory / INPUT_SCALES
+    return dict(json.loads(path.read_text())) if path.is_file() else {}
