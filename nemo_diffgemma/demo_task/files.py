@@ -9,7 +9,7 @@ from pathlib import Path
 from nemo_diffgemma.demo_task.task import Conversation, learnt
 from nemo_diffgemma.demo_task.task import held_out as kept
 from nemo_diffgemma.demo_task.unknown import UNKNOWN
-from nemo_diffgemma.demo_task.words import COLORS, DAYS, ITEMS, MONTHS, NAMES
+from nemo_diffgemma.demo_task.words import COLORS, DAYS, ITEMS, MONTHS, NAMES, YEARS
 from nemo_diffgemma.files import write_text
 from nemo_diffgemma.tokenizer import SPECIAL_TOKENS, train_tokenizer
 
@@ -40,7 +40,8 @@ def write_demo_data(
 
 def _texts(said: Sequence[Conversation]) -> Iterable[str]:
     start, end = SPECIAL_TOKENS[4:6]
-    for word in (*NAMES, *ITEMS, *COLORS, *DAYS, *MONTHS):
+    numbers = (*YEARS, *(f"{number:02d}" for number in range(100)))
+    for word in (*NAMES, *ITEMS, *COLORS, *DAYS, *MONTHS, *numbers):
         yield from [word] * (len(said) // 20)  # often enough to become a token
     for conversation in said:
         yield conversation.answer

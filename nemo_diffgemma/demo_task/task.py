@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from nemo_diffgemma.chat import Message
-from nemo_diffgemma.demo_task import lists, orders, questions, values
+from nemo_diffgemma.demo_task import orders, questions, values
 from nemo_diffgemma.demo_task.kind import Kind, Right, Style, Turns
 from nemo_diffgemma.demo_task.unknown import UNKNOWN
 
@@ -22,11 +22,10 @@ KINDS: tuple[Kind, ...] = (
     questions.CHOICE,
     values.DATE,
     values.UNIT,
-    lists.NAMED,
     UNKNOWN,
 )
 # kinds with more than one right answer
-MANY = (orders.INVENTED, lists.NAMED)
+MANY = (orders.INVENTED,)
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,7 @@ import re
 from collections.abc import Iterator, Mapping, Sequence
 
 from nemo_diffgemma.demo_task.kind import Style
-from nemo_diffgemma.demo_task.words import AFTER, BEFORE, COLORS, COUNTS, DAYS, ITEMS, MONTHS, NAMES, NUMBERS, UNITS
+from nemo_diffgemma.demo_task.words import AFTER, BEFORE, COLORS, COUNTS, DAYS, ITEMS, MONTHS, NAMES, UNITS
 
 Fields = dict[str, str]
 
@@ -20,7 +20,6 @@ _PATTERNS = {
     "item": "|".join(ITEMS),
     "color": "|".join(COLORS),
     "count": "|".join(sorted(COUNTS, reverse=True)),
-    "number": "|".join(NUMBERS),
     "unit": "|".join(_UNIT_NAMES),
     "smaller": "|".join(_UNIT_NAMES),
     "amount": r"[1-9]\d*",

@@ -17,7 +17,6 @@ DAYS, MONTHS = tuple(calendar.day_name), tuple(calendar.month_name[1:])
 WEEKEND = DAYS[5:]
 COUNTS = tuple(map(str, range(2, 21)))
 LARGE = 10  # pieces make a large order
-NUMBERS = {"three": 3, "four": 4, "five": 5}
 YEARS = tuple(map(str, range(2020, 2030)))
 # unit, a smaller one, how many of them it is
 UNITS = (("km", "m", 1000), ("m", "cm", 100), ("cm", "mm", 10), ("kg", "g", 1000), ("l", "ml", 1000))

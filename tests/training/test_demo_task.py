@@ -12,7 +12,7 @@ from nemo_diffgemma.demo_task import KINDS, Conversation, judged, right_answer, 
 from nemo_diffgemma.demo_task.task import MANY, learnt
 from nemo_diffgemma.demo_task.unknown import REFUSAL
 from nemo_diffgemma.demo_task.wording import bare
-from nemo_diffgemma.demo_task.words import COLORS, COUNTS, DAYS, ITEMS, MONTHS, NAMES, USES
+from nemo_diffgemma.demo_task.words import COLORS, COUNTS, DAYS, ITEMS, MONTHS, NAMES, USES, YEARS
 from nemo_diffgemma.tokenizer import Tokenizer
 from nemo_diffgemma.training.config import load_config
 from nemo_diffgemma.training.data import Encoder, load_examples
@@ -74,7 +74,7 @@ def test_the_same_seed_writes_the_same_files(files: Path, tmp_path: Path) -> Non
 
 def test_words_are_one_token_each_and_answers_fit_one_canvas(files: Path) -> None:
     tokens = Tokenizer(files / "tok")
-    known = [*MONTHS, *FIELDS, *(word for words in FIELDS.values() for word in words)]
+    known = [*MONTHS, *YEARS, *FIELDS, *(word for words in FIELDS.values() for word in words)]
     assert [word for word in known if len(tokens.encode(word)) != 1] == []
     canvas = load_config([]).arch.canvas_length
     examples = load_examples([files / "held_out.jsonl"], Encoder(tokens, canvas, 1, 256)).examples
@@ -148,8 +148,6 @@ def test_answers_agree_with_the_words_of_their_prompts(seen: list[Conversation],
 @pytest.mark.parametrize(
     ("prompt", "right", "wrong"),
     [
-        ("Name five colors.", "red, blue, green, pink, white", "red, blue, green, pink, red"),
-        ("Name three days.", "Monday, Friday, Sunday", "Monday, Friday, red"),
         (
             "Make up an order from Mara.",
             '{"name": "Mara", "item": "lamps", "color": "red", "count": 7, "day": "Monday"}',
