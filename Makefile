@@ -36,7 +36,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-edge-llm audit demo train engine bench serve chat test test-edge-llm helm-test helm-e2e control-plane image check format clean
+.PHONY: help setup setup-edge-llm audit demo train engine bench serve chat test test-fast test-edge-llm helm-test helm-e2e control-plane image check format clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -96,6 +96,9 @@ chat: $(INSTALLED)  ## send PROMPT to the server and watch the canvas
 
 test: $(INSTALLED)  ## run every test, two at a time
 	@$(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
+
+test-fast: $(INSTALLED)  ## run what needs no server, no process and no compiler
+	@$(BIN)/python -m pytest --numprocesses=2 -m 'not slow and not server and not distributed and not edge_llm and not helm and not helm_e2e'
 
 test-edge-llm: $(INSTALLED) $(EDGE_LLM)/.installed  ## export for Edge-LLM and check it (left out of make test)
 	@$(BIN)/python -m pytest -m edge_llm tests/edge_llm

@@ -9,8 +9,10 @@ def _main() -> None:
     start = time.perf_counter()
     print("loading torch and transformers", flush=True)
     quiet_start()
-    from triton_repo.demo.stages import main  # this takes seconds
-
+    try:
+        from triton_repo.demo.stages import main  # this takes seconds
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
     main(start)
 
 

@@ -8,10 +8,13 @@ import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 from types import FrameType
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
+
+from nemo_diffgemma.processes import end_with_parent
 
 _EVERY_S = 5.0  # between lines of progress where there is no terminal
 
@@ -100,7 +103,7 @@ def run(module: str, *arguments: str) -> None:
     """
     command = [sys.executable, "-m", module, *arguments]
     # a process group of its own: Ctrl-C in a terminal reaches the demo alone, which passes it on once
-    with subprocess.Popen(command, process_group=0) as process:
+    with subprocess.Popen(command, process_group=0, preexec_fn=partial(end_with_parent, signal.SIGTERM)) as process:
         try:
             status = process.wait()
         except Stopped as stopped:
