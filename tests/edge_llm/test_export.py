@@ -39,7 +39,9 @@ def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
         global_head_dim=64, num_experts=4, canvas_length=16, vision_config=VISION,
     )  # fmt: skip
     folder = tmp_path_factory.mktemp("source")
-    files = train_tokenizer(["red green blue chair table lamp größe naïve 日本 12 345"] * 3, 300, folder / "tokenizer")
+    files = train_tokenizer(
+        ["red green blue chair table lamp größe naïve 日本 12 345 window"] * 3, 300, folder / "tokenizer"
+    )
     tensors = random_tensors(arch, 5) | new_vision_tensors(arch, 5)
     return write_checkpoint(folder / "model", arch, tensors, GENERATION_CONFIG, {p.name: p for p in files})
 

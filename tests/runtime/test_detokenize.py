@@ -15,7 +15,7 @@ from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.tokenizer import Tokenizer, train_tokenizer
 from trtllm_build.runtime.detokenize import Detokenizer, Piece
 
-WORDS = ["red", "green", "blue", "größe", "naïve", "日本", "12", "\ufffd"]
+WORDS = ["red", "green", "blue", "größe", "naïve", "日本", "12", "345", "\ufffd"]
 SPECIAL = ["<pad>", "<unk>"]
 BYTES = [f"<0x{byte:02X}>" for byte in range(256)]
 TEXTS = st.lists(st.sampled_from([*" ab\n\ufffd", "é", "日", "🙂", "👩‍👩‍👧", "ab ab", "<pad>"])).map("".join)

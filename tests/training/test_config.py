@@ -25,7 +25,9 @@ def cli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess
 @pytest.mark.parametrize("parallel", choices(CONF, "parallel"))
 def test_every_choice_composes(model: str, parallel: str) -> None:
     for optim in choices(CONF, "optim"):
-        config = load_config([f"model={model}", f"parallel={parallel}", f"optim={optim}"])
+        # the demo model has fewer experts than the node that the choice is for has devices
+        fewer = ["parallel.expert_parallel=4"] if (model, parallel) == ("demo", "fsdp2_ep") else []
+        config = load_config([f"model={model}", f"parallel={parallel}", f"optim={optim}", *fewer])
         assert config.parallel.name == parallel
 
 
