@@ -113,11 +113,7 @@ def random_checkpoint(directory: Path, arch: Architecture, seed: int = 0, tokeni
 
 def text_checkpoint(folder: Path) -> Path:
     """A random checkpoint with a tokenizer and a chat template, in ``folder/model``."""
-<<<<<<< HEAD
-    words = ["red", "green", "blue", "chair", "table", "lamp", "stool", "shelf", "größe", "naïve", "日本", "12", "345"]
-=======
     words = ["red", "green", "blue", "chair", "table", "lamp", "größe", "naïve", "日本", "12", "345", "window"]
->>>>>>> w-demo
     files = train_tokenizer([" ".join(words)] * 3, 300, folder / "tokenizer")
     arch = small_architecture(vocab_size=300, canvas_length=16, eos_token_ids=(1, SPECIAL_TOKENS.index("<turn|>")))
     config = GENERATION_CONFIG | {"eos_token_id": list(arch.eos_token_ids)}
