@@ -93,5 +93,5 @@ def _right_unit(turns: Turns) -> Right | None:
     return None
 
 
-DATE = Kind("date to ISO 8601", 8, _make_date, _right_date)
-UNIT = Kind("smaller unit", 7, _make_unit, _right_unit)
+DATE = Kind("date to ISO 8601", 6, _make_date, _right_date)
+UNIT = Kind("smaller unit", 6, _make_unit, _right_unit)
