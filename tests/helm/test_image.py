@@ -53,6 +53,10 @@ def pods() -> list[tuple[str, Object]]:
     return found
 
 
+# Of this distribution, in the image (`uv pip install` in the Dockerfile), and what those ask for.
+EXTRAS = ("", "serve", "export", "engine")
+
+
 def commands_of(package: str) -> set[str]:
     """Commands of a package and of everything that it needs without an extra."""
     commands: set[str] = set()
@@ -67,7 +71,7 @@ def commands_of(package: str) -> set[str]:
         commands |= {entry.name for entry in found.entry_points if entry.group == "console_scripts"}
         for line in found.requires or []:
             requirement = Requirement(line)
-            if requirement.marker is None or requirement.marker.evaluate({"extra": ""}):
+            if requirement.marker is None or any(requirement.marker.evaluate({"extra": extra}) for extra in EXTRAS):
                 left.append(requirement.name)
     return commands
 
