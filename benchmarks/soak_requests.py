@@ -101,7 +101,9 @@ def over_long(draw: random.Random, context: int) -> dict[str, Any]:
 
 
 def _inputs(**values: Any) -> Any:
-    return encode({"max_tokens": 8, **values}, "malformed")
+    """Triton's whole message, which has fields that our client never sends."""
+    sent = encode({"max_tokens": 8, **values}, "malformed")
+    return service_pb2.ModelInferRequest.FromString(sent.SerializeToString())
 
 
 def _text(content: bytes) -> Any:
