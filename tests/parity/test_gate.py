@@ -156,12 +156,12 @@ def a_dropped_norm(tensors: dict[str, Tensor]) -> None:
     tensors[f"{LAYER}pre_feedforward_layernorm.weight"].fill_(1)
 
 
-def no_scalars_of_the_encoder(tensors: dict[str, Tensor]) -> None:
+def wrong_scalars_of_the_encoder(tensors: dict[str, Tensor]) -> None:
     for name in [n for n in tensors if n.endswith("layer_scalar") and "encoder" in n]:
-        tensors[name] = tensors[name.replace("encoder.language_model", "decoder")].clone()
+        tensors[name] = tensors[name] * 1.2
 
 
-DAMAGES = (swapped_experts, a_wrong_scale, a_dropped_norm, no_scalars_of_the_encoder)
+DAMAGES = (swapped_experts, a_wrong_scale, a_dropped_norm, wrong_scalars_of_the_encoder)
 
 
 @pytest.mark.parametrize("kind", KINDS)

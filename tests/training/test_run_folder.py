@@ -134,7 +134,7 @@ def test_what_can_change_is_said(used: Path, options: list[str], capsys: pytest.
     assert capsys.readouterr().out.splitlines() == [
         "data.train: 8 conversations, messages form",
         "resume   optim.lr: 0.003 -> 0.001",
-        "resume   optim.betas: [0.9, 0.95] -> [0.8, 0.9]",
+        "resume   optim.betas: [0.8, 0.95] -> [0.8, 0.9]",
         "resume   optim.steps: 12 -> 20",
         "resume   optim.schedule_steps: 12 -> 20",
         f"resume   step 6 of 20, from {used}/checkpoints/step=6.ckpt",
