@@ -26,11 +26,11 @@ def undisturbed(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_signals_and_kills_lose_nothing_that_a_checkpoint_holds(undisturbed: Path, tmp_path: Path) -> None:
-    """TERM, INT, USR1 and KILL at random moments, the same command each time; the last one is left alone."""
+    """TERM, INT and KILL at random moments, the same command each time; the last one is left alone."""
     notes = tmp_path / "notes.md"
     notes.write_text("mine")
     run, draw, at = tmp_path / "run", random.Random(8), 0
-    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT, signal.SIGUSR1):
+    for number in (signal.SIGTERM, signal.SIGKILL, signal.SIGINT):
         process = start(*SETTINGS, f"run={run}", "resume=auto", cwd=tmp_path)
         wait_for_step(process, at + draw.randint(1, 5))
         process.send_signal(number)
