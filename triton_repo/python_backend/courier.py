@@ -26,7 +26,6 @@ from trtllm_build.runtime.scheduler import QueueFull
 if TYPE_CHECKING:
     from trtllm_build.runtime.process import RemoteTicket
 
-# A client that has gone is noticed after this long, or as soon as all have been looked at.
 _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
 
