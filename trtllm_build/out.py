@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import tempfile
 from collections.abc import Callable, Iterator
 from contextlib import AbstractContextManager
 from glob import escape
@@ -55,6 +56,13 @@ def check_place(folder: Path, sources: list[Path]) -> None:
     require(os.access(above, os.W_OK | os.X_OK), field="out", value=str(folder), allowed=allowed, fix=fix)
     if place.exists():
         damage(folder)
+    # root may write anywhere, but not every file system takes files
+    try:
+        with tempfile.TemporaryFile(dir=above):
+            pass
+    except OSError as error:
+        allowed = f"a path where files can be written, which {above} is not ({error.strerror})"
+        raise FieldError(field="out", value=str(folder), allowed=allowed, fix=fix) from None
 
 
 def check_space(folder: Path, needed: int) -> None:
