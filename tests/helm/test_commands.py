@@ -24,7 +24,7 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 CLAIM = f"{FULLNAME}-engines"
 SERVICE = FULLNAME
 # as a person tries the chart without a GPU
-# compiling takes a minute of two CPUs; the builds of tests/build do it
+# compiling takes a minute of two CPUs; the builds of tests/builds do it
 CPU = Case(
     {"server": {"preStopSeconds": 1, "drainTimeoutSeconds": 10}, "engine": {"overrides": ["compile=false"]}}, ["cpu"]
 )

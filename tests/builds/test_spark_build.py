@@ -45,7 +45,7 @@ def test_the_demo_checkpoint_becomes_an_engine(checkpoint: Path, tmp_path: Path,
     assert manifest["verified"] == "compiled"
     assert manifest["hardware"] == {"kind": "cuda", "name": gpu.upper(), "sm": SMS[gpu]}
     assert measured["graph"]["against_torch"]["largest"] <= 1e-4
-    assert measured["graph"]["tensors_compared"] > 50
+    assert measured["graph"]["tensors_compared"] >= 40  # 20 per layer, of two
     assert measured["plan"]["sm"] == SMS[gpu]
     assert measured["plan"]["bytes"] == manifest["files"]["plan"]["bytes"]
     # one copy of the weights serves both phases

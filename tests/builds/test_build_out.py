@@ -131,7 +131,7 @@ def test_paths_that_are_no_place(checkpoint: Path, tmp_path: Path, monkeypatch: 
     monkeypatch.chdir(tmp_path / "here")
     assert "the one you are in" in refusal(checkpoint, ".")
     assert "the one you are in" in refusal(checkpoint, "..")
-    assert "'' cannot be used; allowed: a path, or nothing at all" in refusal(checkpoint, "")
+    assert "'' cannot be used; allowed: a path; fix: pass out=PATH" in refusal(checkpoint, "")
     assert "below the mount point" in refusal(checkpoint, "/dev/shm")
     assert not list(tmp_path.rglob("*.lock"))
     assert file.read_text() == "mine"
