@@ -16,14 +16,14 @@ from nemo_diffgemma.architecture import GLOBAL
 from tests.support import random_checkpoint, small_architecture
 from trtllm_build.backends import aot
 from trtllm_build.backends.torch_cpu import TorchCpu
-from trtllm_build.spec import PIECES as FOLDER
 from trtllm_build.bundle import Bundle
+from trtllm_build.contract import SUB
 from trtllm_build.measure import choose
 from trtllm_build.network.pieces import PIECES, Pieces, eager_pieces
-from trtllm_build.contract import SUB
 from trtllm_build.network.weights import NetworkWeights
 from trtllm_build.pipeline import build
 from trtllm_build.plan import make_plan
+from trtllm_build.spec import PIECES as FOLDER
 
 pytestmark = pytest.mark.skipif(aot.compiler() is None, reason="no C++ compiler: the build runs everything eagerly")
 

@@ -14,8 +14,7 @@ from safetensors import safe_open
 from nemo_diffgemma.checkpoint import INDEX, Checkpoint
 from nemo_diffgemma.errors import FieldError
 from tests.support import random_checkpoint, small_architecture
-from trtllm_build.quantization.shards import DTYPES, write_shards
-from trtllm_build.quantization.shards import ShardEntry
+from trtllm_build.quantization.shards import DTYPES, ShardEntry, write_shards
 from trtllm_build.quantization.unified import write_unified
 
 shapes = st.lists(st.integers(1, 5), max_size=3).map(tuple)
