@@ -84,3 +84,12 @@ def test_a_command_of_another_extra_says_which(client: Path, name: str, extra: s
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1
     assert done.stderr.endswith(f"-m pip install 'diffgemma[{extra}]'\n")
+
+
+@pytest.mark.slow
+def test_the_client_is_imported_from_its_package(client: Path) -> None:
+    """In a process that has not imported a part of it before."""
+    code = "from triton_repo.client import *; import triton_repo.client as c; print(Client.__name__, hasattr(c, 'x'))"
+    command = [str(client / "bin" / "python"), "-c", code]
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=CLEAN)
+    assert done.stdout == "Client False\n"
