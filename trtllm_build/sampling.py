@@ -1,4 +1,4 @@
-"""How a canvas is denoised."""
+"""The sampler's settings: what a request may change of how `nemo_diffgemma.diffusion` denoises its canvases."""
 
 from __future__ import annotations
 

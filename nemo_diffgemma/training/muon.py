@@ -19,8 +19,8 @@ _ITERATIONS = 5
 class Muon(torch.optim.AdamW):
     """AdamW whose groups with ``orthogonal`` move by an orthogonalised momentum instead.
 
-    torch's own Muon takes no stacks of matrices (a layer's experts are one parameter), and computes in bfloat16, which
-    a CPU without such instructions takes ten times as long for. Here matrices of one shape are done at once.
+    torch's own Muon takes no stacks of matrices (a layer's experts are one parameter), and takes one matrix after the
+    other, in bfloat16, which is slow on a CPU without such instructions. Here matrices of one shape are done at once.
 
     A group with ``orthogonal`` has ``lr`` (of a square matrix; a tall one's is larger by the root of its sides' ratio),
     ``momentum`` (Nesterov's) and ``weight_decay``; its parameters are matrices, or stacks ``[n, rows, columns]``. Where

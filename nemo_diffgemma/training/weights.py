@@ -34,9 +34,7 @@ def initialise(net: Any, seed: int) -> None:
             value = torch.full(shape, shape[0] ** -0.5)
         elif len(shape) == 1:
             value = torch.ones(shape)
-        else:
-            value = _random(name, shape, seed)
-        if name.endswith("o_proj.weight"):
+        elif name.endswith("o_proj.weight"):
             layer = name.removesuffix("o_proj.weight")
             # where a layer has no values of its own, its keys are
             source = next(n for n in (f"{layer}v_proj.weight", f"{layer}k_proj.weight") if n in shapes)
@@ -44,6 +42,8 @@ def initialise(net: Any, seed: int) -> None:
             heads = _random(source, shapes[source], seed).view(-1, head_dim, shape[0])
             shared = shape[1] // head_dim // len(heads)
             value = heads.repeat_interleave(shared, 0).flatten(0, 1).T * (shape[0] / shape[1]) ** 0.5
+        else:
+            value = _random(name, shape, seed)
         _assign(parameter, value)
 
 

@@ -156,12 +156,12 @@ def a_dropped_norm(tensors: dict[str, Tensor]) -> None:
     tensors[f"{LAYER}pre_feedforward_layernorm.weight"].fill_(1)
 
 
-def wrong_scalars_of_the_encoder(tensors: dict[str, Tensor]) -> None:
+def no_scalars_of_the_encoder(tensors: dict[str, Tensor]) -> None:
     for name in [n for n in tensors if n.endswith("layer_scalar") and "encoder" in n]:
-        tensors[name] = tensors[name] * 1.2
+        tensors[name] = tensors[name.replace("encoder.language_model", "decoder")].clone()
 
 
-DAMAGES = (swapped_experts, a_wrong_scale, a_dropped_norm, wrong_scalars_of_the_encoder)
+DAMAGES = (swapped_experts, a_wrong_scale, a_dropped_norm, no_scalars_of_the_encoder)
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -174,7 +174,7 @@ def test_a_wrong_engine(kind: str, checkpoint: Checkpoint, scales: Scales, tmp_p
         damaged = Checkpoint(write_checkpoint(folder / "checkpoint", ARCH, tensors, GENERATION_CONFIG))
         engine = engine_of(kind, checkpoint, damaged, scales, folder)
         how = "for fp32" if engine.precision is None else "for its weights in float32, nothing rounded"
-        with pytest.raises(FieldError, match=rf"engine:parity: .* allowed: mean_relative at most 0.001 {how}"):
+        with pytest.raises(FieldError, match=rf"engine:parity: .* allowed: mean_relative at most 0.0003 {how}"):
             verify(checkpoint, engine.backend, engine.precision, engine.widened)
 
 

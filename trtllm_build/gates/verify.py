@@ -26,7 +26,8 @@ from trtllm_build.hardware import free_memory
 
 # Mean error of all logits as a share of their spread. Not the largest error: where two experts are as good as equal,
 # the last bit decides which one a token goes to, and that token's logits then differ by far more than rounding.
-EXACT = 1e-3  # in float32
+# In float32. Right engines are within 3e-6; where two experts are as good as equal a large model may be further off.
+EXACT = 3e-4
 RATIO = 1.2  # of the engine's error to transformers' own at the same precision
 FLOOR = 2.0**-9  # of the spread: what rounding each logit once to bfloat16 may cost, whatever the model
 # Errors come prompt by prompt (one that goes to another expert takes its canvas with it), so the ratio of two equally
