@@ -22,7 +22,7 @@ _WEIGHT, _GRADIENT, _ADAMW = 4, 4, 8
 class Count:
     """Numbers of weights.
 
-    ``active`` leaves out the experts per token is not routed to, and nothing else: the embedding counts once, for
+    ``active`` leaves out the experts that a token is not routed to, and nothing else: the embedding counts once, for
     reading a token and for the logits it is tied to.
     """
 

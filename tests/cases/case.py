@@ -38,7 +38,7 @@ class Case:
         status: exit status it must end with.
         first: commands that must have ended well in the folder before.
         beside: a command that runs at the same time, from before this one begins until it has ended.
-        stop: a signal sent once per line of output matches the pattern.
+        stop: a signal sent as soon as a line of output matches the pattern.
         setup: more of a situation than files, given the folder.
         check: raises AssertionError when what is left is not right, given the folder.
         environment: variables beside the usual ones.

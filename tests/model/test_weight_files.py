@@ -1,4 +1,4 @@
-"""Which file per tensor is read from, and what of a checkpoint's files is refused."""
+"""Which file a tensor is read from, and what of a checkpoint's files is refused."""
 
 from __future__ import annotations
 
