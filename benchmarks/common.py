@@ -18,6 +18,7 @@ from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
 from nemo_diffgemma.checkpoint import HELD_OUT, text_tensors
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.hf_config import load_architecture
 from nemo_diffgemma.questions import Question, read_questions
 from trtllm_build import Engine, load_engine
 from trtllm_build.pipeline import build
@@ -37,7 +38,7 @@ def architecture(**shapes: Any) -> Architecture:
 def random_checkpoint(name: str, arch: Architecture) -> Path:
     """A checkpoint of random float32 weights below :data:`OUT`, written once."""
     directory = OUT / name / "checkpoint"
-    if (directory / "config.json").is_file() and Architecture.load(directory) == arch:
+    if (directory / "config.json").is_file() and load_architecture(directory) == arch:
         return directory
     g = torch.Generator().manual_seed(0)
 

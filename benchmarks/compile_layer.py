@@ -24,9 +24,9 @@ from benchmarks.common import console, run, show
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import text_tensors
 from nemo_diffgemma.models import RELEASED, configured
-from trtllm_build.compilers.tensorrt_rtx.engine_file import compile_plan
+from trtllm_build.compilers.tensorrt_rtx.engine_file import compile_engine_file
+from trtllm_build.lowering.initializers import Read
 from trtllm_build.lowering.lower import lower, quantized_products
-from trtllm_build.lowering.weights import Read
 from trtllm_build.network.weights import weight_files
 from trtllm_build.quantization.recipe import named_recipe
 
@@ -78,7 +78,7 @@ def _measured(case: str, precision: str) -> dict[str, Any]:
         start = time.perf_counter()
         lower(arch, random_reader(arch), recipe, scales, path, lambda _: None)
         lowered = time.perf_counter() - start
-        compiled = compile_plan(path, arch, SM, CONTEXT, Path(folder) / "plan", lambda _: None)
+        compiled = compile_engine_file(path, arch, SM, CONTEXT, Path(folder) / "plan", lambda _: None)
         weights = path.with_name(path.name + ".data").stat().st_size
     return {
         "case": case,

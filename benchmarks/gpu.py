@@ -23,8 +23,8 @@ from benchmarks.common import OUT, architecture, console, run, show
 from benchmarks.gpu_picture import write_picture
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.cuda.backend import Cuda
+from trtllm_build.backends.cuda.device_weights import random_weights
 from trtllm_build.backends.cuda.ops import reference_ops
-from trtllm_build.backends.cuda.weights import random_weights
 from trtllm_build.bundle import Bundle
 from trtllm_build.compilers.cuda.tune import time_call
 from trtllm_build.contract import CanvasStep, EncodeStep

@@ -10,13 +10,14 @@ import torch
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.hf_config import write_config
 from trtllm_build.gates.reference import SMALLEST_VISION
 
 
 @torch.inference_mode()
 def measure(arch: Architecture, device: torch.device, prompt: int, steps: int) -> dict[str, Any]:
     """Tokens per second of one canvas after ``prompt`` tokens, ``steps`` forced; the second of two runs counts."""
-    config = DiffusionGemmaConfig(**arch.with_changes(vision_config=SMALLEST_VISION).to_hf("bfloat16"))
+    config = DiffusionGemmaConfig(**write_config(arch.with_changes(vision_config=SMALLEST_VISION), "bfloat16"))
     before = torch.get_default_dtype()
     torch.set_default_dtype(torch.bfloat16)
     try:

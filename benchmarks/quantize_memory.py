@@ -20,6 +20,7 @@ from benchmarks.common import OUT, console, run, show
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
 from nemo_diffgemma.checkpoint import text_tensors
 from nemo_diffgemma.files import write_json
+from nemo_diffgemma.hf_config import write_config
 from nemo_diffgemma.models import RELEASED, configured
 from nemo_diffgemma.weight_files import INDEX
 from trtllm_build.quantization.shards import ShardEntry, write_shards
@@ -102,7 +103,7 @@ def write(directory: Path, arch: Architecture) -> None:
 
     entries = [ShardEntry(name, "BF16", shape) for name, shape in shapes.items()]
     write_shards(directory, entries, ((n, tensor(s)) for n, s in shapes.items()), SHARD, lambda _: None)
-    write_json(directory / "config.json", arch.to_hf("bfloat16"))
+    write_json(directory / "config.json", write_config(arch, "bfloat16"))
 
 
 if __name__ == "__main__":

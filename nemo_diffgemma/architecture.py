@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
 from typing import Any, Self
 
-from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.errors import require
 
 SLIDING = "sliding_attention"
 GLOBAL = "full_attention"
@@ -117,50 +115,6 @@ class Architecture:
     def embed_scale(self) -> float:
         """Factor on every embedding read: sqrt(hidden_size)."""
         return math.sqrt(self.hidden_size)
-
-    # -- config.json -----------------------------------------------------------------
-
-    @classmethod
-    def from_hf(cls, config: Mapping[str, Any]) -> Architecture:
-        """Read the dictionary of a Hugging Face ``config.json``: :func:`nemo_diffgemma.hf_config.read_config`."""
-        from nemo_diffgemma.hf_config import read_config
-
-        return read_config(config)
-
-    def to_hf(self, dtype: str = "float32") -> dict[str, Any]:
-        """The dictionary of ``config.json``: :func:`nemo_diffgemma.hf_config.write_config`."""
-        from nemo_diffgemma.hf_config import write_config
-
-        return write_config(self, dtype)
-
-    @classmethod
-    def load(cls, directory: str | Path) -> Architecture:
-        """Read ``directory/config.json``.
-
-        Raises:
-            FieldError: when the file is missing, is not JSON, or does not describe a DiffusionGemma.
-        """
-        path = Path(directory) / "config.json"
-        require(
-            path.is_file(),
-            field="checkpoint",
-            value=str(directory),
-            allowed="a directory with a config.json",
-            fix="name a Hugging Face-layout checkpoint directory; `make train` writes one",
-        )
-        fix = "download or export the checkpoint again"
-        try:
-            config = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise FieldError(field="config.json", value=f"{path}: {error}", allowed="a JSON object", fix=fix) from None
-        require(
-            isinstance(config, dict),
-            field="config.json",
-            value=f"{path}: {type(config).__name__}",
-            allowed="a JSON object",
-            fix=fix,
-        )
-        return cls.from_hf(config)
 
     def with_changes(self, **changes: Any) -> Self:
         """A validated copy with some fields replaced."""

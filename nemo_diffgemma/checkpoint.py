@@ -14,6 +14,7 @@ import torch
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_sha256, some
+from nemo_diffgemma.hf_config import load_architecture, write_config
 from nemo_diffgemma.weight_files import INDEX as INDEX
 from nemo_diffgemma.weight_files import REFETCH, Shape, Stored, find_weights
 
@@ -114,7 +115,7 @@ def _vision_modules(arch: Architecture, device: str) -> dict[str, torch.Tensor]:
     from transformers.models.diffusion_gemma.modeling_diffusion_gemma import DiffusionGemmaMultimodalEmbedder
 
     try:
-        config = DiffusionGemmaConfig(**arch.to_hf())
+        config = DiffusionGemmaConfig(**write_config(arch))
         with torch.device(device):
             parts = {
                 VISION_PREFIXES[0]: AutoModel.from_config(config.vision_config),
@@ -143,7 +144,7 @@ class Checkpoint:
 
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
-        self.arch = Architecture.load(self.directory)
+        self.arch = load_architecture(self.directory)
         quantised = json.loads((self.directory / "config.json").read_text(encoding="utf-8")).get("quantization_config")
         fix = "name the checkpoint that it was made from"
         require(

@@ -20,6 +20,7 @@ from nemo_diffgemma.files import (
     write_json,
     write_text,
 )
+from nemo_diffgemma.hf_config import write_config
 
 # Written into every checkpoint: how it was trained, and which files are ours to replace.
 MARKER = "training.json"
@@ -69,7 +70,7 @@ def write_checkpoint(
         for name, text in (texts or {}).items():
             write_text(partial / name, text)
         dtype = str(tensors[f"{DECODER}norm.weight"].dtype).removeprefix("torch.")
-        write_json(partial / "config.json", arch.to_hf(dtype) if config is None else dict(config))
+        write_json(partial / "config.json", write_config(arch, dtype) if config is None else dict(config))
         write_json(partial / "generation_config.json", dict(generation_config))
         _write_shards(partial, tensors, max_shard_bytes)
         Checkpoint(partial)

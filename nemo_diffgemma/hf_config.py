@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import copy
+import json
 import re
 from collections.abc import Callable, Mapping
+from pathlib import Path
 from typing import Any, TypeVar
 
 from nemo_diffgemma.architecture import CORRECT, GLOBAL, SAME_NAME, SLIDING, Architecture
@@ -20,6 +22,35 @@ _FIXED = {
 }
 _PER_LAYER = {"head_dim", "num_key_value_heads"}
 _Made = TypeVar("_Made")
+
+
+def load_architecture(directory: str | Path) -> Architecture:
+    """The architecture of ``directory/config.json``.
+
+    Raises:
+        FieldError: when the file is missing, is not JSON, or does not describe a DiffusionGemma.
+    """
+    path = Path(directory) / "config.json"
+    require(
+        path.is_file(),
+        field="checkpoint",
+        value=str(directory),
+        allowed="a directory with a config.json",
+        fix="name a Hugging Face-layout checkpoint directory; `make train` writes one",
+    )
+    fix = "download or export the checkpoint again"
+    try:
+        config = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise FieldError(field="config.json", value=f"{path}: {error}", allowed="a JSON object", fix=fix) from None
+    require(
+        isinstance(config, dict),
+        field="config.json",
+        value=f"{path}: {type(config).__name__}",
+        allowed="a JSON object",
+        fix=fix,
+    )
+    return read_config(config)
 
 
 def read_config(config: Mapping[str, Any]) -> Architecture:
@@ -97,7 +128,7 @@ def read_config(config: Mapping[str, Any]) -> Architecture:
         raise FieldError(field=where + name, value=error.value, allowed=error.allowed, fix=CORRECT) from None
 
 
-def write_config(arch: Architecture, dtype: str) -> dict[str, Any]:
+def write_config(arch: Architecture, dtype: str = "float32") -> dict[str, Any]:
     """The dictionary of ``config.json``, in the spelling that every transformers since 5.14 reads.
 
     Args:

@@ -7,8 +7,8 @@ from itertools import islice
 from pathlib import Path
 
 from nemo_diffgemma.chat import Message
-from nemo_diffgemma.conversations.files import Record
 from nemo_diffgemma.conversations.reader import Reader
+from nemo_diffgemma.conversations.records import Record
 from nemo_diffgemma.errors import require
 
 

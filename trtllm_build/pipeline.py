@@ -27,11 +27,13 @@ from nemo_diffgemma.questions import read_questions
 from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, Bundle, write_manifest
 from trtllm_build.compilers import Outcome, compiler
 from trtllm_build.hardware import has_gpu
+from trtllm_build.limits import Limits
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.out import check_place, check_space, folder_bytes, one_build_at_a_time, put, work_directory
 from trtllm_build.plan import Plan
+from trtllm_build.quantization.recipe import Recipe
 from trtllm_build.quantization.unified import unified_bytes, write_unified
-from trtllm_build.quantization.weights import (
+from trtllm_build.quantization.weight_files import (
     ClassCount,
     check_quantized,
     compare_weights,
@@ -88,11 +90,11 @@ def _build(plan: Plan, report: Report) -> Manifest:
                 allowed="at least one conversation in it",
                 fix=f"pass {field}=FILE with some",
             )
-    generation(plan, checkpoint)
+    generation(plan.arch, checkpoint)
     if not (plan.out / MANIFEST).is_file():  # before the checkpoint is hashed, unless there may be nothing to do
         check_space(plan.out, needed_bytes(plan, checkpoint))
     inputs = build_inputs(plan, checkpoint)
-    there = _same_bundle(plan, inputs)
+    there = _same_bundle(plan.out, inputs)
     # built where its GPU is not, and now it is here: what remained is to be run
     if there is not None and not (there["remaining"] and plan.sm and has_gpu(plan.sm)):
         note(f"bundle   {plan.out} is up to date: nothing to do")
@@ -103,7 +105,11 @@ def _build(plan: Plan, report: Report) -> Manifest:
         shutil.copytree(plan.out / "weights", work / "weights", copy_function=os.link)
     # the others' files hold weights of their own making
     own = plan.backend in ("torch_cpu", "cuda") and checkpoint is not None
-    weights = quantize(plan, checkpoint, work, note) if own and checkpoint else describe_shapes(plan, note)
+    weights = (
+        quantize(checkpoint, plan.recipe, work / "weights", note)
+        if own and checkpoint
+        else describe_shapes(plan.arch, plan.recipe, note)
+    )
     if plan.memory_gb_per_second is not None:
         total = sum(c["bytes"] for c in weights["classes"])
         floor = 1000 * total / 1e9 / plan.memory_gb_per_second
@@ -111,9 +117,10 @@ def _build(plan: Plan, report: Report) -> Manifest:
             f"quantize a denoising step reads {_size(total)} of weights: "
             f"{floor:.3g} ms at the {plan.memory_gb_per_second:,} GB/s of {plan.gpu}'s memory"
         )
-    describe_model(plan, checkpoint, work)
+    describe_model(plan.arch, checkpoint, work)
     if plan.calibration is not None and checkpoint is not None and not (work / INPUT_SCALES).is_file():
-        write_json(work / INPUT_SCALES, find_scales(plan, checkpoint, work, note))
+        spec = EngineSpec(work, on_cpu(plan.limits))
+        write_json(work / INPUT_SCALES, find_scales(checkpoint, spec, plan.calibration, note))
     unified = work / UNIFIED
     if plan.unified and checkpoint is not None and not unified.is_dir():
         scales = input_scales(work) if plan.recipe.format == "nvfp4" else None
@@ -155,19 +162,18 @@ def import_checkpoint(directory: Path, note: Report) -> Checkpoint:
     return checkpoint
 
 
-def quantize(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> dict[str, Any]:
-    """Write the weights at the plan's precision, a file per layer, and show that they hold what the recipe says.
+def quantize(checkpoint: Checkpoint, recipe: Recipe, folder: Path, note: Report) -> dict[str, Any]:
+    """Write the weights at the recipe's precision, a file per layer, and show that they hold what it says.
 
     Returns:
         What they hold by class, and how far each quantised class is from the checkpoint.
     """
-    folder = work / "weights"
-    write_weights(checkpoint, plan.recipe, folder, lambda line: note(f"quantize {plan.recipe.name} {line}"))
+    write_weights(checkpoint, recipe, folder, lambda line: note(f"quantize {recipe.name} {line}"))
     counts = count_parameters(folder)
-    check_quantized(counts, plan.recipe)
+    check_quantized(counts, recipe)
     _note_counts(counts, note)
-    layers = sampled_layers(plan.arch)
-    errors = compare_weights(checkpoint, folder, layers) if plan.recipe.format else []
+    layers = sampled_layers(checkpoint.arch)
+    errors = compare_weights(checkpoint, folder, layers) if recipe.format else []
     for e in errors:
         note(
             f"quantize {e.name:<12} {e.tensors} tensors of layers {_listed(layers)} read back: error {e.relative:.2%}, "
@@ -176,9 +182,9 @@ def quantize(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> di
     return {"classes": [asdict(c) for c in counts], "errors": [asdict(e) for e in errors], "error_layers": layers}
 
 
-def describe_shapes(plan: Plan, note: Report) -> dict[str, Any]:
+def describe_shapes(arch: Architecture, recipe: Recipe, note: Report) -> dict[str, Any]:
     """What weights take by class, by their shapes: for those that are made elsewhere."""
-    counts = count_shapes(plan.arch, plan.recipe)
+    counts = count_shapes(arch, recipe)
     _note_counts(counts, note)
     return {"classes": [asdict(c) for c in counts]}
 
@@ -188,30 +194,29 @@ def _note_counts(counts: Sequence[ClassCount], note: Report) -> None:
         note(f"quantize {c.name:<12} {c.parameters:>14,} parameters in {c.dtype:<13} {_size(c.bytes):>9}")
 
 
-def find_scales(plan: Plan, checkpoint: Checkpoint, work: Path, note: Report) -> dict[str, float]:
+def find_scales(checkpoint: Checkpoint, spec: EngineSpec, calibration: Path, note: Report) -> dict[str, float]:
     """Scales of what every product reads, from conversations that the unquantised model answers.
 
     Raises:
         FieldError: when the model does not fit into this machine's memory, or has no tokenizer.
     """
-    assert plan.calibration is not None
-    questions = read_questions(plan.calibration, _CALIBRATION)
+    questions = read_questions(calibration, _CALIBRATION)
     fix = "add its tokenizer's files to the checkpoint"
     require(
         bool(checkpoint.tokenizer_files),
         field="calibration",
-        value=plan.name,
+        value=str(checkpoint.directory),
         allowed="a model with a tokenizer",
         fix=fix,
     )
     from trtllm_build.gates.calibrate import calibrate
 
-    scales = calibrate(checkpoint, EngineSpec(work, on_cpu(plan.limits)), questions)
-    note(f"quantize {len(scales)} input scales found with {len(questions)} conversations of {plan.calibration}")
+    scales = calibrate(checkpoint, spec, questions)
+    note(f"quantize {len(scales)} input scales found with {len(questions)} conversations of {calibration}")
     return scales
 
 
-def generation(plan: Plan, checkpoint: Checkpoint | None) -> tuple[tuple[int, ...], SamplerConfig]:
+def generation(arch: Architecture, checkpoint: Checkpoint | None) -> tuple[tuple[int, ...], SamplerConfig]:
     """Ends of sequence and sampler defaults, of ``generation_config.json`` where it says any.
 
     Raises:
@@ -219,8 +224,8 @@ def generation(plan: Plan, checkpoint: Checkpoint | None) -> tuple[tuple[int, ..
     """
     values = {} if checkpoint is None else checkpoint.generation_config
     end = values.get("eos_token_id")
-    ends = plan.arch.eos_token_ids if end is None else tuple(end) if isinstance(end, list) else (end,)
-    last, fix = plan.arch.vocab_size - 1, "correct generation_config.json"
+    ends = arch.eos_token_ids if end is None else tuple(end) if isinstance(end, list) else (end,)
+    last, fix = arch.vocab_size - 1, "correct generation_config.json"
     good = all(isinstance(i, int) and not isinstance(i, bool) and 0 <= i <= last for i in ends)
     require(
         good,
@@ -237,10 +242,10 @@ def generation(plan: Plan, checkpoint: Checkpoint | None) -> tuple[tuple[int, ..
         ) from None
 
 
-def describe_model(plan: Plan, checkpoint: Checkpoint | None, work: Path) -> None:
+def describe_model(arch: Architecture, checkpoint: Checkpoint | None, work: Path) -> None:
     """Write what the runtime needs beside the weights: shapes, sampler defaults, tokenizer."""
-    ends, sampler = generation(plan, checkpoint)
-    write_json(work / "architecture.json", plan.arch.with_changes(eos_token_ids=ends, vision_config=None).as_dict())
+    ends, sampler = generation(arch, checkpoint)
+    write_json(work / "architecture.json", arch.with_changes(eos_token_ids=ends, vision_config=None).as_dict())
     write_json(work / "sampler.json", asdict(sampler))
     if checkpoint is not None and checkpoint.tokenizer_files:
         (work / "tokenizer").mkdir(exist_ok=True)
@@ -257,7 +262,7 @@ def describe_build(plan: Plan, inputs: dict[str, Any], outcome: Outcome, measure
         "verified": outcome.verified,
         "remaining": outcome.remaining,
         "measured": {**outcome.measured, **measured, "calibration": _named(plan.calibration)},
-        "io": outcome.io or _engine_contract(plan),
+        "io": outcome.io or _engine_contract(plan.arch, plan.recipe, plan.limits),
         "log": LOG,
     }
 
@@ -266,10 +271,9 @@ def _named(path: Path | None) -> str | None:
     return None if path is None else str(path)
 
 
-def _engine_contract(plan: Plan) -> dict[str, Any]:
+def _engine_contract(arch: Architecture, recipe: Recipe, limits: Limits) -> dict[str, Any]:
     """Inputs of the engine contract, and what a request takes."""
-    arch = plan.arch
-    room = plan.limits.context + plan.limits.canvas
+    room = limits.context + limits.canvas
     return {
         "encode": {"slot": [], "token_ids": ["tokens"], "start": []},
         "denoise": {
@@ -279,7 +283,7 @@ def _engine_contract(plan: Plan) -> dict[str, Any]:
             "temperature": [],
             "draws": ["canvas"],
         },
-        "cache_bytes_of_a_slot": cache_bytes(arch, getattr(torch, plan.recipe.dtype), room),
+        "cache_bytes_of_a_slot": cache_bytes(arch, getattr(torch, recipe.dtype), room),
     }
 
 
@@ -302,13 +306,13 @@ def build_inputs(plan: Plan, checkpoint: Checkpoint | None) -> dict[str, Any]:
     }
 
 
-def _same_bundle(plan: Plan, inputs: dict[str, Any]) -> Manifest | None:
+def _same_bundle(out: Path, inputs: dict[str, Any]) -> Manifest | None:
     """The manifest of a bundle in place that is of the same inputs, and whole."""
     try:
-        stated = json.loads((plan.out / MANIFEST).read_text(encoding="utf-8"))
+        stated = json.loads((out / MANIFEST).read_text(encoding="utf-8"))
         if any(stated.get(k) != v for k, v in inputs.items()):
             return None
-        return Bundle.open(plan.out, elsewhere=True).manifest
+        return Bundle.open(out, elsewhere=True).manifest
     except (OSError, ValueError, AttributeError):  # none, or a damaged one (a FieldError): it is built again
         return None
 

@@ -11,6 +11,7 @@ from omegaconf import DictConfig, OmegaConf
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import CALIBRATION, HELD_OUT
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.hf_config import load_architecture
 from nemo_diffgemma.hydra_config import check_choice, compose_config
 from nemo_diffgemma.models import configured
 from trtllm_build.limits import Limits
@@ -204,7 +205,7 @@ def _source(config: DictConfig, gpu: DictConfig, checkpoint: Path | None) -> tup
         if checkpoint is None:
             fix = "pass checkpoint=DIR; `make train` writes one"
             raise FieldError(field="checkpoint", value=None, allowed="a checkpoint directory", fix=fix)
-        return checkpoint, checkpoint.resolve().name, Architecture.load(checkpoint)
+        return checkpoint, checkpoint.resolve().name, load_architecture(checkpoint)
     fix = "leave one of them out"
     require(checkpoint is None, field="checkpoint", value=str(checkpoint), allowed="none with weights=random", fix=fix)
     allowed = "a GPU of the cuda backend (h100, h200): random weights are made on it"

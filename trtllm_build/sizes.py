@@ -9,12 +9,12 @@ from omegaconf import OmegaConf
 from rich.console import Console
 from rich.table import Table
 
-from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.hf_config import load_architecture
 from nemo_diffgemma.hydra_config import choices
 from nemo_diffgemma.models import configured
 from trtllm_build.plan import CONF
 from trtllm_build.quantization.recipe import named_recipe
-from trtllm_build.quantization.weights import count_shapes
+from trtllm_build.quantization.weight_files import count_shapes
 
 PRECISIONS = ("bf16", "fp8", "nvfp4")
 
@@ -28,7 +28,7 @@ def sizes(model: str) -> dict[str, Any]:
     Raises:
         FieldError: when it is neither.
     """
-    arch = Architecture.load(model) if Path(model).is_dir() else configured(model)
+    arch = load_architecture(model) if Path(model).is_dir() else configured(model)
     counted = {name: count_shapes(arch, named_recipe(name)) for name in PRECISIONS}
     totals = {name: sum(c.bytes for c in found) for name, found in counted.items()}
     rates = {gpu: OmegaConf.load(CONF / "gpu" / f"{gpu}.yaml").memory_gb_per_second for gpu in choices(CONF, "gpu")}

@@ -7,7 +7,7 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 from nemo_diffgemma.chat import Message
-from nemo_diffgemma.conversations.files import ONE_A_LINE, Record
+from nemo_diffgemma.conversations.records import ONE_A_LINE, Record
 from nemo_diffgemma.errors import FieldError, require
 
 ROLES = ("system", "developer", "user", "assistant", "tool")

@@ -10,8 +10,8 @@ from pathlib import Path
 
 from nemo_diffgemma.chat import Message
 from nemo_diffgemma.conversations.faults import Faults
-from nemo_diffgemma.conversations.files import Record, records
 from nemo_diffgemma.conversations.forms import convert, recognise
+from nemo_diffgemma.conversations.records import Record, records
 from nemo_diffgemma.errors import FieldError
 
 

@@ -11,9 +11,10 @@ from typing import Any
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.conversations.files import find_files
 from nemo_diffgemma.conversations.forms import FORMS
+from nemo_diffgemma.conversations.records import find_files
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.hf_config import load_architecture
 from nemo_diffgemma.hydra_config import compose_config
 
 CONF = Path(__file__).parent.parent / "conf"
@@ -160,7 +161,7 @@ def parse_config(config: DictConfig) -> TrainConfig:
     assert isinstance(values, dict)
     init_from = _path(values["init_from"])
     # a checkpoint knows its own shapes, so the model group is only for models that start from nothing
-    arch = Architecture.load(init_from) if init_from else Architecture.from_dict(values["model"])
+    arch = load_architecture(init_from) if init_from else Architecture.from_dict(values["model"])
     dtype = values["output_dtype"]
     parsed = TrainConfig(
         arch=arch,

@@ -20,12 +20,12 @@ from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.data import Example
 from nemo_diffgemma.training.ending import NotFinite
 from nemo_diffgemma.training.finite import first_gradient, first_layer
+from nemo_diffgemma.training.initial_weights import initialise, load_weights
 from nemo_diffgemma.training.masks import canvas_positions, denoise_masks
 from nemo_diffgemma.training.muon import Muon
 from nemo_diffgemma.training.network import build_network, materialise
 from nemo_diffgemma.training.signals import SIGNALS, StopSignals
 from nemo_diffgemma.training.strategy import AutoModelStrategy, clip_gradients
-from nemo_diffgemma.training.weights import initialise, load_weights
 
 
 class DiffusionGemmaModel(ModelPT):  # type: ignore[misc]

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from transformers import DiffusionGemmaConfig
 
 from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.hf_config import write_config
 
 DECODER_SCALAR, ENCODER_SCALAR = "decoder_layer_scalar", "encoder_layer_scalar"
 
@@ -25,7 +26,7 @@ def build_network(arch: Architecture, train_router: bool) -> Any:
         arch: what to build.
         train_router: whether routers learn; AutoModel's recipe freezes them.
     """
-    values = arch.to_hf()
+    values = write_config(arch)
     # without it AutoModel makes the experts bfloat16
     values["text_config"]["torch_dtype"] = "float32"
     backend = BackendConfig(

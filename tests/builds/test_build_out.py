@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.files import partial_directory
+from nemo_diffgemma.hf_config import write_config
 from nemo_diffgemma.models import RELEASED, configured
 from tests.support import random_checkpoint, small_architecture
 from trtllm_build.bundle import INPUTS, MANIFEST, Bundle
@@ -185,7 +186,7 @@ def test_what_the_released_model_takes_is_known_beforehand(tmp_path: Path) -> No
     with (tmp_path / "model.safetensors").open("wb") as file:
         file.write(struct.pack("<Q", len(text)) + text)
         file.truncate(8 + len(text) + end)
-    (tmp_path / "config.json").write_text(json.dumps(arch.with_changes(vision_config=None).to_hf("bfloat16")))
+    (tmp_path / "config.json").write_text(json.dumps(write_config(arch.with_changes(vision_config=None), "bfloat16")))
     checkpoint = Checkpoint(tmp_path)
 
     def needed(*given: str) -> float:

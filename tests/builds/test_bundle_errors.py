@@ -238,10 +238,10 @@ def test_a_stopped_build_takes_up_what_it_finished(checkpoint: Path, tmp_path: P
 def test_a_wrong_weight_is_caught_by_the_builds_own_check(checkpoint: Path, tmp_path: Path, monkeypatch) -> None:
     import trtllm_build.pipeline as pipeline
 
-    def wrong(plan, opened, work: Path, note) -> None:
-        quantize(plan, opened, work, note)
+    def wrong(opened, recipe, folder: Path, note) -> None:
+        quantize(opened, recipe, folder, note)
         # the first layer's: keys and values are normed, so the last two layers' encode scalars change nothing
-        path = work / "weights" / "layer_000.safetensors"
+        path = folder / "layer_000.safetensors"
         tensors = load_file(path)
         tensors["encode_scalar"] = tensors["denoise_scalar"].clone()
         save_file(tensors, path)

@@ -10,9 +10,9 @@ from typing import Any
 
 import pytest
 
-from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.hf_config import load_architecture
 from tests.support import small_architecture
 from trtllm_build.compilers.edge_llm.compile import export
 from trtllm_build.compilers.edge_llm.contract import EXPERT_OP, check_graph, expert_inputs, inputs, outputs
@@ -72,8 +72,8 @@ def test_a_checkpoint_without_a_chat_template_is_refused(text_checkpoint: Path, 
 
 def test_the_layout_has_the_exporters_names(text_checkpoint: Path, tmp_path: Path) -> None:
     write_layout(text_checkpoint, tmp_path, print)
-    arch = Architecture.load(tmp_path)
-    assert arch == Architecture.load(text_checkpoint)
+    arch = load_architecture(tmp_path)
+    assert arch == load_architecture(text_checkpoint)
     assert "per_layer_config" not in (tmp_path / "config.json").read_text()
     index = (tmp_path / "model.safetensors.index.json").read_text()
     last = f"experts._experts.{arch.num_experts - 1}.up_proj.weight"

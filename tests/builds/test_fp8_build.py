@@ -19,7 +19,7 @@ from trtllm_build.gates.quality import Quality, checked_loss
 from trtllm_build.pipeline import build, quantize
 from trtllm_build.plan import make_plan
 from trtllm_build.quantization.recipe import CLASSES, Recipe, named_recipe
-from trtllm_build.quantization.weights import compare_weights, count_shapes
+from trtllm_build.quantization.weight_files import compare_weights, count_shapes
 
 FP8 = named_recipe("fp8")
 

@@ -20,14 +20,14 @@ from trtllm_build.compilers.tensorrt_rtx.check import OrtRunner, check_graph, ch
 from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut, TokenChoice
 from trtllm_build.gates.reference import Reference
 from trtllm_build.gates.verify import compare as compare_logits
+from trtllm_build.lowering.initializers import Read, reader, widened_weights
 from trtllm_build.lowering.lower import inputs, lower, outputs, quantized_products
 from trtllm_build.lowering.simulate import rounded_to_nvfp4
-from trtllm_build.lowering.weights import Read, reader, widened_weights
 from trtllm_build.network.pieces import eager_pieces
 from trtllm_build.network.weights import weight_files
 from trtllm_build.quantization.nvfp4 import dequantize, quantize_nvfp4
 from trtllm_build.quantization.recipe import Recipe, named_recipe
-from trtllm_build.quantization.weights import count_shapes
+from trtllm_build.quantization.weight_files import count_shapes
 from trtllm_build.sizes import sizes
 
 ARCH = small_architecture(vocab_size=300)  # samples are drawn in two levels, the first of 128 tokens each

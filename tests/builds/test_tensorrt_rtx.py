@@ -13,9 +13,9 @@ from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import FieldError
 from tests.support import random_checkpoint
 from trtllm_build.backends.tensorrt_rtx.runner import Runner, check_device
-from trtllm_build.compilers.tensorrt_rtx.engine_file import SMS, compile_plan
+from trtllm_build.compilers.tensorrt_rtx.engine_file import SMS, compile_engine_file
+from trtllm_build.lowering.initializers import reader
 from trtllm_build.lowering.lower import lower, quantized_products
-from trtllm_build.lowering.weights import reader
 from trtllm_build.quantization.recipe import named_recipe
 
 DEMO = Path(nemo_diffgemma.__file__).parent / "conf" / "model" / "demo.yaml"
@@ -40,7 +40,7 @@ def test_the_demo_compiles_for_both_gpus(checkpoint: Checkpoint, tmp_path: Path,
     said: list[str] = []
     for sm in SMS:
         plan = tmp_path / f"sm{sm}.plan"
-        compiled = compile_plan(path, arch, sm, arch.max_position_embeddings, plan, said.append)
+        compiled = compile_engine_file(path, arch, sm, arch.max_position_embeddings, plan, said.append)
         assert compiled.bytes == plan.stat().st_size > 0
         # one copy serves both phases, embedding and output projection: no more than what is stored
         assert 0.8 * stored < compiled.weights_bytes < 1.05 * stored
@@ -50,13 +50,13 @@ def test_the_demo_compiles_for_both_gpus(checkpoint: Checkpoint, tmp_path: Path,
 
 def test_another_gpu_is_refused(checkpoint: Checkpoint, tmp_path: Path) -> None:
     with pytest.raises(FieldError, match=r"gpu.sm: 90 .*120 or 121.*gpu=dgx_spark"):
-        compile_plan(tmp_path / "graph.onnx", checkpoint.arch, 90, 64, tmp_path / "plan", lambda _: None)
+        compile_engine_file(tmp_path / "graph.onnx", checkpoint.arch, 90, 64, tmp_path / "plan", lambda _: None)
 
 
 def test_what_tensorrt_does_not_take_is_an_error_in_its_own_words(checkpoint: Checkpoint, tmp_path: Path) -> None:
     (tmp_path / "graph.onnx").write_bytes(b"not a graph")
     with pytest.raises(FieldError, match=r"tensorrt_rtx: .*see .*plan\.log"):
-        compile_plan(tmp_path / "graph.onnx", checkpoint.arch, 121, 64, tmp_path / "plan", lambda _: None)
+        compile_engine_file(tmp_path / "graph.onnx", checkpoint.arch, 121, 64, tmp_path / "plan", lambda _: None)
 
 
 def test_a_plan_for_another_machine_is_not_loaded(tmp_path: Path) -> None:

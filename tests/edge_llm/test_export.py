@@ -11,10 +11,10 @@ import pytest
 import torch
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import new_vision_tensors
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.hf_config import load_architecture
 from nemo_diffgemma.tokenizer import train_tokenizer
 from tests.parity.test_modelopt import VISION
 from tests.support import GENERATION_CONFIG, random_tensors, small_architecture
@@ -89,7 +89,7 @@ def names(ports: list[Any]) -> list[str]:
 
 def test_the_bundle_says_what_it_is_and_what_remains(bundle: Path, checkpoint: Path) -> None:
     manifest = json.loads((bundle / "manifest.json").read_text())
-    arch = Architecture.load(checkpoint)
+    arch = load_architecture(checkpoint)
     assert manifest["verified"] == "none"
     assert manifest["hardware"]["sm"] == 121
     assert manifest["hardware"]["tensorrt"] == "10.16.1.11"
@@ -122,7 +122,7 @@ def test_every_weight_of_the_checkpoint_is_looked_for(bundle: Path, checkpoint: 
 
 def test_an_nvfp4_directory(nvfp4: Path, tmp_path: Path) -> None:
     found = export(nvfp4, tmp_path / "out", PYTHON, quiet)
-    arch = Architecture.load(nvfp4)
+    arch = load_architecture(nvfp4)
     plain = names(inputs(arch))
     assert [port[0] for port in found["graph"]["inputs"]][: len(plain)] == plain
     packed = {n for n in names(expert_inputs(arch)) if n.endswith("_qweights")}

@@ -6,7 +6,7 @@ from hypothesis import strategies as st
 from tests.kernels.support import pages
 from trtllm_build.kernels.attention.paged import attend, attend_reference
 from trtllm_build.kernels.attention.tile import TILES, AttentionTile, tiles_for
-from trtllm_build.kernels.compile import SHARED_BYTES
+from trtllm_build.kernels.machine_code import SHARED_BYTES
 from trtllm_build.limits import PAGE
 from trtllm_build.network.attention import attend_causal
 

@@ -8,8 +8,8 @@ import torch
 from nemo_diffgemma.checkpoint import Checkpoint
 from tests.support import random_checkpoint, small_architecture
 from trtllm_build.backends.cuda.backend import Cuda
+from trtllm_build.backends.cuda.device_weights import from_checkpoint
 from trtllm_build.backends.cuda.ops import reference_ops, triton_ops
-from trtllm_build.backends.cuda.weights import from_checkpoint
 from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut, TokenChoice
 from trtllm_build.gates.reference import Reference
 from trtllm_build.gates.verify import compare

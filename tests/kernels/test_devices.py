@@ -10,9 +10,9 @@ import torch
 
 from tests.support import small_architecture
 from trtllm_build.backends.cuda.cache import DeviceCache
+from trtllm_build.backends.cuda.device_weights import DeviceWeights, random_weights
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Choice, Ops, provided, reference, reference_ops, triton_ops
-from trtllm_build.backends.cuda.weights import DeviceWeights, random_weights
 from trtllm_build.compilers.cuda.probes import Probe, probes
 from trtllm_build.quantization.recipe import named_recipe
 

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from trtllm_build.kernels.experts.feed_forward import TILES_DOWN, TILES_GATE_UP, experts, experts_reference
 from trtllm_build.kernels.tile import Tile
-from trtllm_build.quantization.fp8 import Fp8, quantize_rows_reference
+from trtllm_build.quantization.fp8 import Fp8, rows_to_fp8
 
 TILES = Tile(16, 32, 32), Tile(16, 64, 32)
 
@@ -19,7 +19,7 @@ def _inputs(tokens, number, top_k, hidden, width, seed, dtype=torch.float32, fp8
     ids = torch.rand(tokens, number, generator=g).argsort(-1)[:, :top_k].int()
     weights = torch.rand(tokens, top_k, generator=g)
     rows = [t.to(dtype) for t in (x, gate_up / hidden**0.5, down)]
-    return *([quantize_rows_reference(t) for t in rows] if fp8 else rows), weights, ids
+    return *([rows_to_fp8(t) for t in rows] if fp8 else rows), weights, ids
 
 
 def _error(found, expected):

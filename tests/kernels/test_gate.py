@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtllm_build.kernels.gate import gelu_gated, gelu_gated_reference
-from trtllm_build.quantization.fp8 import quantize_rows_reference
+from trtllm_build.quantization.fp8 import rows_to_fp8
 
 
 @settings(max_examples=20, deadline=None)
@@ -34,6 +34,6 @@ def test_large_gates_are_finite(gate):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_to_8_bits_the_same_rows_are_quantized(dtype):
     x = torch.randn(4, 302, generator=torch.Generator().manual_seed(1)).to(dtype)
-    found, expected = gelu_gated(x, True), quantize_rows_reference(gelu_gated(x, False))
+    found, expected = gelu_gated(x, True), rows_to_fp8(gelu_gated(x, False))
     assert torch.equal(found.values.float(), expected.values.float())
     assert torch.equal(found.scale, expected.scale)

@@ -5,7 +5,7 @@ from hypothesis import strategies as st
 
 from trtllm_build.kernels.linear import TILES, linear, linear_reference
 from trtllm_build.kernels.tile import Tile
-from trtllm_build.quantization.fp8 import quantize_rows_reference, widen
+from trtllm_build.quantization.fp8 import rows_to_fp8, widen
 
 SMALL = Tile(16, 32, 32)
 
@@ -14,7 +14,7 @@ def _operands(rows, out, width, kind, seed):
     draw = torch.Generator().manual_seed(seed)
     x, weight = torch.randn(rows, width, generator=draw), torch.randn(out, width, generator=draw)
     if kind == "fp8":
-        return quantize_rows_reference(x), quantize_rows_reference(weight)
+        return rows_to_fp8(x), rows_to_fp8(weight)
     return x.to(kind), weight.to(kind)
 
 

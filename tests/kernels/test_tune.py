@@ -12,10 +12,10 @@ from nemo_diffgemma.checkpoint import Checkpoint
 from tests.support import random_checkpoint, small_architecture
 from trtllm_build.backends.cuda import ops
 from trtllm_build.backends.cuda.cache import DeviceCache
+from trtllm_build.backends.cuda.device_weights import from_checkpoint
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Choice, Provider, chosen_ops, reference, reference_ops
 from trtllm_build.backends.cuda.static_experts import StaticExperts, pack_layers
-from trtllm_build.backends.cuda.weights import from_checkpoint
 from trtllm_build.bundle import Bundle
 from trtllm_build.compilers.cuda.compile import execute
 from trtllm_build.compilers.cuda.probes import Probe, probes

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from trtllm_build.kernels.tile import Tile
-from trtllm_build.kernels.vocabulary.logits import TILES, plan
+from trtllm_build.kernels.vocabulary.logits import TILES, chunking
 from trtllm_build.kernels.vocabulary.read_out import read_out, read_out_reference, tempered_reference
 
 SMALL = (Tile(16, 128, 16), Tile(32, 256, 64))
@@ -132,7 +132,7 @@ def test_numbers_that_are_none_show_in_the_entropy():
 
 def test_a_canvas_is_one_wave_of_either_product():
     for tile in TILES:
-        chunk, splits = plan(tile, 2816)
+        chunk, splits = chunking(tile, 2816)
         rows = 256 // tile.rows
         assert chunk % 128 == 0
         assert chunk // tile.columns * rows == 132

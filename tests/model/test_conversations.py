@@ -13,8 +13,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nemo_diffgemma.conversations.files import find_files
 from nemo_diffgemma.conversations.reader import Conversation, Reader
+from nemo_diffgemma.conversations.records import find_files
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.questions import Question, read_questions
 

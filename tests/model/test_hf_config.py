@@ -15,9 +15,10 @@ from hypothesis import HealthCheck, event, given, settings
 from hypothesis import strategies as st
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion, GenerationConfig
 
-from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
+from nemo_diffgemma.architecture import GLOBAL, SLIDING
 from nemo_diffgemma.checkpoint import VISION_PREFIXES, text_tensors
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.hf_config import load_architecture, read_config, write_config
 from tests.support import small_architecture
 from trtllm_build.gates.reference import SMALLEST_VISION
 
@@ -30,7 +31,7 @@ PLAIN = {
 
 def written(**text: Any) -> dict[str, Any]:
     """The config of a small model with a vision tower, and changes of its text_config; ``...`` leaves a field out."""
-    config = small_architecture(vision_config=SMALLEST_VISION).to_hf()
+    config = write_config(small_architecture(vision_config=SMALLEST_VISION))
     config["text_config"] |= text
     config["text_config"] = {name: value for name, value in config["text_config"].items() if value is not ...}
     return copy.deepcopy(config)
@@ -50,7 +51,7 @@ def of_transformers(config: dict[str, Any]) -> Shapes | None:
 def of_ours(config: dict[str, Any]) -> Shapes | None:
     """The same of what is read here; None when it is refused."""
     try:
-        arch = Architecture.from_hf(config)
+        arch = read_config(config)
     except FieldError as error:
         if not error.field.startswith("config.json"):
             raise
@@ -127,13 +128,13 @@ def test_names_and_shapes_are_those_of_transformers(drawn: tuple[dict[str, Any],
 @pytest.mark.parametrize("config", [written(per_layer_config={}), written(per_layer_config=None)])
 def test_global_layers_of_the_sliding_ones_shapes(config: dict[str, Any]) -> None:
     """transformers 5.18 writes ``{}`` where no layer differs, and then reads no ``global_head_dim``."""
-    arch = Architecture.from_hf(config)
+    arch = read_config(config)
     assert (arch.global_head_dim, arch.num_global_key_value_heads) == (arch.head_dim, arch.num_key_value_heads)
 
 
 def test_shapes_of_sliding_layers_may_be_overridden_too() -> None:
     same = {"head_dim": 24, "num_key_value_heads": 4}
-    arch = Architecture.from_hf(written(per_layer_config={"0": same, "1": same}))
+    arch = read_config(written(per_layer_config={"0": same, "1": same}))
     assert (arch.head_dim, arch.num_key_value_heads) == (24, 4)
     assert (arch.global_head_dim, arch.num_global_key_value_heads) == (8, 2)
 
@@ -175,7 +176,7 @@ def test_shapes_of_sliding_layers_may_be_overridden_too() -> None:
 )
 def test_what_transformers_does_not_take_or_this_project_does_not_compute(text: dict[str, Any], message: str) -> None:
     with pytest.raises(FieldError, match=message) as caught:
-        Architecture.from_hf(written(**text))
+        read_config(written(**text))
     assert "\n" not in str(caught.value)
     assert re.match(r"config.json:text_config.* fix: correct config.json", str(caught.value))
 
@@ -195,7 +196,7 @@ def test_what_transformers_does_not_take_or_this_project_does_not_compute(text: 
 )
 def test_of_the_outer_config(change: dict[str, Any], message: str) -> None:
     with pytest.raises(FieldError, match=message):
-        Architecture.from_hf(written() | change)
+        read_config(written() | change)
 
 
 @pytest.mark.parametrize("outer", [..., None, 7, [7, 8]])
@@ -204,22 +205,22 @@ def test_ends_of_sequence_are_looked_up_as_transformers_does(outer: Any, inner: 
     config = written(eos_token_id=inner) | ({} if outer is ... else {"eos_token_id": outer})
     found = GenerationConfig.from_model_config(DiffusionGemmaConfig(**copy.deepcopy(config))).eos_token_id
     expected = found if isinstance(found, list) else [] if found is None else [found]
-    arch = Architecture.from_hf(config)
+    arch = read_config(config)
     assert list(arch.eos_token_ids) == expected
-    assert Architecture.from_hf(arch.to_hf()) == arch
+    assert read_config(write_config(arch)) == arch
 
 
 def test_another_rope_of_the_same_numbers() -> None:
     """A default RoPE is a proportional one that turns the whole head."""
     rope = {SLIDING: PLAIN[SLIDING] | {"rope_type": "proportional"}, GLOBAL: {"rope_theta": 5000.0}}
-    arch = Architecture.from_hf(written(rope_parameters=rope))
+    arch = read_config(written(rope_parameters=rope))
     assert (arch.rope_theta, arch.global_rope_theta, arch.global_partial_rotary_factor) == (10_000.0, 5000.0, 1.0)
 
 
 def test_the_users_config_is_left_as_it_is() -> None:
     config = written(layer_types=[SLIDING, GLOBAL, SLIDING], rope_parameters={**PLAIN, SLIDING: {"rope_theta": 9.0}})
     before = copy.deepcopy(config)
-    assert Architecture.from_hf(config).layer_types == (SLIDING, GLOBAL, GLOBAL)
+    assert read_config(config).layer_types == (SLIDING, GLOBAL, GLOBAL)
     assert config == before
 
 
@@ -229,4 +230,4 @@ def test_the_users_config_is_left_as_it_is() -> None:
 def test_what_is_no_config(text: str, tmp_path: Path) -> None:
     (tmp_path / "config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(FieldError, match=r"config\.json: .* allowed: a JSON object; fix: download or export"):
-        Architecture.load(tmp_path)
+        load_architecture(tmp_path)

@@ -14,6 +14,7 @@ from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from nemo_diffgemma.checkpoint import Checkpoint, tied_names
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.hf_config import write_config
 from nemo_diffgemma.weight_files import INDEX, SINGLE, Stored
 from tests.support import random_architecture, random_checkpoint, random_tensors, small_architecture
 from trtllm_build.gates.reference import SMALLEST_VISION
@@ -52,7 +53,7 @@ def write_index(folder: Path, where: Any) -> None:
 def test_tied_names_are_those_of_transformers() -> None:
     for seed in range(4):
         arch = random_architecture(seed)
-        config = DiffusionGemmaConfig(**arch.with_changes(vision_config=SMALLEST_VISION).to_hf())
+        config = DiffusionGemmaConfig(**write_config(arch.with_changes(vision_config=SMALLEST_VISION)))
         with torch.device("meta"):
             model = DiffusionGemmaForBlockDiffusion(config)
         assert tied_names(arch) == model.all_tied_weights_keys

@@ -15,11 +15,12 @@ from nemo_diffgemma.architecture import GLOBAL, SLIDING
 from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.hf_config import write_config
 from tests.support import GENERATION_CONFIG, random_checkpoint, random_tensors, small_architecture
 from trtllm_build.backends.cuda.backend import Cuda
+from trtllm_build.backends.cuda.device_weights import from_bundle, from_checkpoint, widened
 from trtllm_build.backends.cuda.fused import simulated as static_ops
 from trtllm_build.backends.cuda.ops import reference_ops
-from trtllm_build.backends.cuda.weights import from_bundle, from_checkpoint, widened
 from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.bundle import Bundle
 from trtllm_build.compilers.cuda.compile import device_bound
@@ -29,9 +30,9 @@ from trtllm_build.gates.calibrate import WEIGHTED, recording_ops
 from trtllm_build.gates.reference import Precision, Reference
 from trtllm_build.gates.verify import FLOOR, RATIO, Parity, verify
 from trtllm_build.limits import Limits
+from trtllm_build.lowering.initializers import PRODUCT_OF, reader
+from trtllm_build.lowering.initializers import widened as widened_reader
 from trtllm_build.lowering.lower import lower
-from trtllm_build.lowering.weights import PRODUCT_OF, reader
-from trtllm_build.lowering.weights import widened as widened_reader
 from trtllm_build.network.pieces import eager_pieces
 from trtllm_build.network.weights import HEAD, NetworkWeights, weight_files
 from trtllm_build.pipeline import build
@@ -213,7 +214,7 @@ def untrained(tmp_path_factory: pytest.TempPathFactory) -> Checkpoint:
     )  # fmt: skip
     from trtllm_build.gates.reference import SMALLEST_VISION
 
-    config = DiffusionGemmaConfig(**arch.with_changes(vision_config=SMALLEST_VISION).to_hf())
+    config = DiffusionGemmaConfig(**write_config(arch.with_changes(vision_config=SMALLEST_VISION)))
     with torch.random.fork_rng():
         torch.manual_seed(0)
         state = DiffusionGemmaForBlockDiffusion(config).state_dict()

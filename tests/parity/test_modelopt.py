@@ -12,9 +12,9 @@ import torch
 from safetensors import safe_open
 from transformers import DiffusionGemmaForBlockDiffusion
 
-from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import DECODER, INDEX, Checkpoint, new_vision_tensors
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
+from nemo_diffgemma.hf_config import load_architecture
 from tests.support import GENERATION_CONFIG, random_tensors, small_architecture
 from trtllm_build.quantization.unified import MODULES, write_unified
 
@@ -87,7 +87,7 @@ def test_ours_is_modelopts_export(checkpoint: Checkpoint, quantized: tuple[str, 
 
     assert read(ours, "hf_quant_config.json") == read(theirs, "hf_quant_config.json")
     assert read(ours, "config.json")["quantization_config"] == read(theirs, "config.json")["quantization_config"]
-    assert Architecture.load(ours).with_changes(vision_config=None) == Architecture.load(theirs).with_changes(
+    assert load_architecture(ours).with_changes(vision_config=None) == load_architecture(theirs).with_changes(
         vision_config=None
     )
     assert set(read(ours, INDEX)["weight_map"]) == set(found)

@@ -14,6 +14,7 @@ from transformers.modeling_utils import remove_tied_weights_from_state_dict
 import nemo_diffgemma
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import VISION_PREFIXES, text_tensors, vision_tensors
+from nemo_diffgemma.hf_config import write_config
 from nemo_diffgemma.models import configured
 from trtllm_build.network.weights import weight_files
 
@@ -37,7 +38,7 @@ def saved_shapes(model: DiffusionGemmaForBlockDiffusion) -> Shapes:
 @pytest.fixture(scope="module")
 def transformers_shapes() -> Shapes:
     with torch.device("meta"):
-        return saved_shapes(DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig(**released().to_hf())))
+        return saved_shapes(DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig(**write_config(released()))))
 
 
 def test_text_tensors_are_those_that_transformers_saves(transformers_shapes: Shapes) -> None:
@@ -67,7 +68,7 @@ def test_the_size_is_that_of_the_model_card() -> None:
 
 def test_saved_shapes_are_what_save_pretrained_writes(tmp_path: Path) -> None:
     """Of the demo model, which is small enough to be written."""
-    model = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig(**configured("demo").to_hf()))
+    model = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig(**write_config(configured("demo"))))
     model.save_pretrained(tmp_path)
     with safe_open(tmp_path / "model.safetensors", "pt") as file:
         written = {name: tuple(file.get_slice(name).get_shape()) for name in file.keys()}  # noqa: SIM118

@@ -18,11 +18,11 @@ from nemo_diffgemma.training.batches import Batch, Collator
 from nemo_diffgemma.training.config import load_config
 from nemo_diffgemma.training.data import Example
 from nemo_diffgemma.training.export import export
+from nemo_diffgemma.training.initial_weights import load_weights
 from nemo_diffgemma.training.masks import canvas_positions, denoise_masks
 from nemo_diffgemma.training.module import DiffusionGemmaModel
 from nemo_diffgemma.training.network import build_network, materialise
 from nemo_diffgemma.training.noise import TRAIN
-from nemo_diffgemma.training.weights import load_weights
 from tests.support import GENERATION_CONFIG, random_architecture, random_tensors, small_architecture
 from trtllm_build.gates.reference import Reference
 

@@ -70,7 +70,7 @@ def peak():
     return status("VmHWM") - before["VmRSS"]
 
 work.mkdir()
-quantize(plan, checkpoint, work, print)
+quantize(checkpoint, plan.recipe, work / "weights", print)
 figures = {"peak": peak()}
 everything = [t.clone() for _, t in checkpoint.tensors(checkpoint.text_shapes)]
 figures["everything at once"] = peak()
@@ -114,7 +114,7 @@ def loaded(checkpoint: Path) -> dict[str, float]:
     bundle = checkpoint.with_name("bundle")
     bundle.mkdir()
     plan = make_plan(["gpu=cpu", f"checkpoint={checkpoint}", f"out={bundle}"])
-    quantize(plan, Checkpoint(checkpoint), bundle, lambda line: None)
+    quantize(Checkpoint(checkpoint), plan.recipe, bundle / "weights", lambda line: None)
     (bundle / "architecture.json").write_text(json.dumps(plan.arch.as_dict()))
     return measured(LOAD, checkpoint, bundle, "fp32")
 

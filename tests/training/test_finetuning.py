@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from nemo_diffgemma.checkpoint import TOKENIZER_FILES, Checkpoint
+from nemo_diffgemma.hf_config import write_config
 from tests.support import SMALL_VISION, small_architecture
 
 pytestmark = pytest.mark.slow
@@ -34,7 +35,7 @@ def base(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Pat
     arch = small_architecture(vocab_size=300, canvas_length=16, eos_token_ids=(1, 5), vision_config=SMALL_VISION)
     ids = {"image_token_id": 297, "boi_token_id": 298, "eoi_token_id": 299, "vision_soft_tokens_per_image": 9}
     torch.manual_seed(3)
-    model = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig(**arch.to_hf(), **ids))
+    model = DiffusionGemmaForBlockDiffusion(DiffusionGemmaConfig(**write_config(arch), **ids))
     folder = tmp_path_factory.mktemp("base") / "base"
     model.to(torch.bfloat16).save_pretrained(folder)
     for name in TOKENIZER_FILES:

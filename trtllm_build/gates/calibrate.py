@@ -15,8 +15,8 @@ from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import Question
 from trtllm_build.backends.cuda.backend import Cuda
+from trtllm_build.backends.cuda.device_weights import DeviceWeights, from_checkpoint
 from trtllm_build.backends.cuda.ops import Ops, reference_ops
-from trtllm_build.backends.cuda.weights import DeviceWeights, from_checkpoint
 from trtllm_build.gates.quality import answer
 from trtllm_build.hardware import free_memory
 from trtllm_build.network.weights import layer_file

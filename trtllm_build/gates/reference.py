@@ -13,11 +13,12 @@ from torch.overrides import TorchFunctionMode
 from transformers import DiffusionGemmaConfig, DiffusionGemmaForBlockDiffusion
 
 from nemo_diffgemma.checkpoint import VISION_PREFIXES, Checkpoint
+from nemo_diffgemma.hf_config import write_config
 from trtllm_build.network.weights import weight_files
 from trtllm_build.quantization.activations import Rounding, rounding_by_token
 from trtllm_build.quantization.fp8 import widen
 from trtllm_build.quantization.recipe import Recipe
-from trtllm_build.quantization.weights import stored_rows
+from trtllm_build.quantization.weight_files import stored_rows
 
 # The text model never reads the vision tower, but transformers cannot be built without one: the smallest.
 SMALLEST_VISION = {
@@ -75,7 +76,7 @@ class Reference:
 
     def __init__(self, checkpoint: Checkpoint):
         self._arch = checkpoint.arch
-        config = DiffusionGemmaConfig(**self._arch.with_changes(vision_config=SMALLEST_VISION).to_hf())
+        config = DiffusionGemmaConfig(**write_config(self._arch.with_changes(vision_config=SMALLEST_VISION)))
         model: Any = DiffusionGemmaForBlockDiffusion(config)
         weights = {name: t.float() for name, t in checkpoint.tensors(checkpoint.text_shapes)}
         report = model.load_state_dict(weights, strict=False)

@@ -10,11 +10,11 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.kernels.compile import Case
+from trtllm_build.kernels.machine_code import Case
 from trtllm_build.quantization import fp8
 from trtllm_build.quantization.fp8 import DTYPE, Fp8
 
-quantize_rows_reference = fp8.quantize_rows_reference
+quantize_rows_reference = fp8.rows_to_fp8
 
 
 def quantize_rows(x: Tensor) -> Fp8:

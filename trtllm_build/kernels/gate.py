@@ -10,9 +10,9 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.kernels.compile import Case
+from trtllm_build.kernels.machine_code import Case
 from trtllm_build.kernels.rows import block_of, empty_rows, load_row, store_row
-from trtllm_build.quantization.fp8 import Rows, quantize_rows_reference, scale_of, values_of
+from trtllm_build.quantization.fp8 import Rows, rows_to_fp8, scale_of, values_of
 
 
 def gelu_gated(gate_up: Tensor, quantized: bool) -> Rows:
@@ -36,7 +36,7 @@ def gelu_gated_reference(gate_up: Tensor, quantized: bool) -> Rows:
     """As :func:`gelu_gated`, in torch."""
     gate, up = gate_up.float().chunk(2, dim=-1)
     product = (F.gelu(gate, approximate="tanh") * up).to(gate_up.dtype)
-    return quantize_rows_reference(product) if quantized else product
+    return rows_to_fp8(product) if quantized else product
 
 
 @triton.jit

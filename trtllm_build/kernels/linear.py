@@ -10,7 +10,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.kernels.compile import SHARED_BYTES, Case
+from trtllm_build.kernels.machine_code import SHARED_BYTES, Case
 from trtllm_build.kernels.tile import Tile
 from trtllm_build.quantization.fp8 import Rows, scale_of, values_of, widen
 

@@ -9,10 +9,10 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.kernels.compile import Case
+from trtllm_build.kernels.machine_code import Case
 from trtllm_build.kernels.rows import block_of, empty_rows, load_row, store_row
 from trtllm_build.network import norm
-from trtllm_build.quantization.fp8 import Rows, quantize_rows_reference, scale_of, values_of
+from trtllm_build.quantization.fp8 import Rows, rows_to_fp8, scale_of, values_of
 
 
 def rms_norm(x: Tensor, weight: Tensor | None, eps: float, quantized: bool) -> Rows:
@@ -38,7 +38,7 @@ def rms_norm(x: Tensor, weight: Tensor | None, eps: float, quantized: bool) -> R
 def rms_norm_reference(x: Tensor, weight: Tensor | None, eps: float, quantized: bool) -> Rows:
     """As :func:`rms_norm`, in torch."""
     normed = norm.rms_norm(x, weight, eps)
-    return quantize_rows_reference(normed) if quantized else normed
+    return rows_to_fp8(normed) if quantized else normed
 
 
 @triton.jit

@@ -14,7 +14,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.kernels.compile import Case
+from trtllm_build.kernels.machine_code import Case
 from trtllm_build.kernels.norm import load_weight, normed, rms_norm_reference
 from trtllm_build.kernels.rows import block_of, empty_rows, load_row, store_row
 from trtllm_build.network import norm

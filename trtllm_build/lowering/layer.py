@@ -9,8 +9,8 @@ import torch
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.lowering.graph import Graph
+from trtllm_build.lowering.initializers import LoweredLayer
 from trtllm_build.lowering.products import linear
-from trtllm_build.lowering.weights import LoweredLayer
 from trtllm_build.network.rope import inverse_frequencies
 
 _FAR = -1e30  # the score of what a query does not read

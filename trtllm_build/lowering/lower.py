@@ -11,9 +11,9 @@ import torch
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.errors import require
 from trtllm_build.lowering.graph import Graph
+from trtllm_build.lowering.initializers import PRODUCTS, Read, lower_layer
 from trtllm_build.lowering.layer import LayerGraph, frame, gelu_gated, rms_norm
 from trtllm_build.lowering.vocabulary import read_out
-from trtllm_build.lowering.weights import PRODUCTS, Read, lower_layer
 from trtllm_build.network.weights import HEAD
 from trtllm_build.quantization.recipe import Recipe, class_of
 

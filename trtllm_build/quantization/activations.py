@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 
 from torch import Tensor
 
-from trtllm_build.quantization.fp8 import DTYPE, LARGEST, quantize_rows_reference, widen
+from trtllm_build.quantization.fp8 import DTYPE, LARGEST, rows_to_fp8, widen
 from trtllm_build.quantization.nvfp4 import LARGEST as LARGEST_E2M1
 from trtllm_build.quantization.nvfp4 import round_rows
 from trtllm_build.quantization.recipe import Recipe, class_of
@@ -32,7 +32,7 @@ def rounding_by_token(recipe: Recipe, scales: Mapping[str, float]) -> Callable[[
             return None
         if recipe.static and class_of(name) == "experts":
             return _fixed(scales[f"{file}.{name}"])
-        return lambda rows: widen(quantize_rows_reference(rows))
+        return lambda rows: widen(rows_to_fp8(rows))
 
     return of
 

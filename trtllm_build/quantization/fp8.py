@@ -48,7 +48,7 @@ def widen(rows: Rows) -> Tensor:
     return rows.values.float() * rows.scale[..., None] if isinstance(rows, Fp8) else rows.float()
 
 
-def quantize_rows_reference(x: Tensor) -> Fp8:
+def rows_to_fp8(x: Tensor) -> Fp8:
     """Scale every row of ``x [..., rows, width]`` to its largest magnitude and round to the nearest."""
     wide = x.float()
     scale = wide.abs().amax(-1).clamp_min(SMALLEST) / LARGEST

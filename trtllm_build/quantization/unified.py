@@ -28,7 +28,7 @@ from nemo_diffgemma.files import check_replaceable, file_entries, partial_direct
 from nemo_diffgemma.weight_files import Shape
 from trtllm_build.bundle import MANIFEST
 from trtllm_build.network.weights import layer_file
-from trtllm_build.quantization.fp8 import DTYPE, quantize_rows_reference
+from trtllm_build.quantization.fp8 import DTYPE, rows_to_fp8
 from trtllm_build.quantization.nvfp4 import BLOCK, LARGEST, Nvfp4, quantize_nvfp4
 from trtllm_build.quantization.shards import DTYPES, ShardEntry, write_shards
 
@@ -234,7 +234,7 @@ def _tensors(
 def _fp8(name: str, tensor: Tensor) -> Iterator[tuple[str, Tensor]]:
     for part in _parts(name, tuple(tensor.shape)):
         rows = tensor[part.where]
-        quantised = quantize_rows_reference(rows)
+        quantised = rows_to_fp8(rows)
         yield part.name, quantised.values
         # a row of zeros is zeros under any scale: 1, as ModelOpt writes it, is safe to divide by
         yield f"{part.name}_scale", quantised.scale.masked_fill(~rows.any(-1), 1.0)

@@ -22,7 +22,7 @@ from trtllm_build.limits import PAGE
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.runtime.request import Block, Event, FinishReason, Request, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull, Scheduler
-from trtllm_build.runtime.sequence import Sequence as RunningSequence
+from trtllm_build.runtime.sequence import RunningSequence
 from trtllm_build.runtime.stats import EngineStats, Progress
 from trtllm_build.runtime.ticket import Ticket
 from trtllm_build.runtime.worker import Worker

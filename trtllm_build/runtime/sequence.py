@@ -18,7 +18,7 @@ from trtllm_build.runtime.request import Block, CanvasTimes, Draft, Event, Finis
 from trtllm_build.runtime.rules import Rules
 
 
-class Sequence:
+class RunningSequence:
     """State of one request. All of it follows from the request: no randomness of its own.
 
     Args:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from dataclasses import replace
 
 from trtllm_build.runtime.request import CanvasTimes, RequestStats, Timeline
-from trtllm_build.runtime.sequence import Sequence
+from trtllm_build.runtime.sequence import RunningSequence
 from trtllm_build.runtime.stats import Work
 
 
@@ -22,7 +22,7 @@ class Ticket:
         cancel: called with the key.
     """
 
-    def __init__(self, key: int, sequence: Sequence, cache_bytes: int, cancel: Callable[[int], None]):
+    def __init__(self, key: int, sequence: RunningSequence, cache_bytes: int, cancel: Callable[[int], None]):
         self.key = key
         self.sequence = sequence
         self.submitted = time.monotonic()

@@ -11,7 +11,7 @@ import torch
 from trtllm_build.contract import Backend, CanvasStep, EncodeStep, ReadOut
 from trtllm_build.runtime.request import Block, FinishReason
 from trtllm_build.runtime.scheduler import Admission, Encode, Job, QueueFull, Scheduler
-from trtllm_build.runtime.sequence import Sequence
+from trtllm_build.runtime.sequence import RunningSequence
 from trtllm_build.runtime.stats import EngineStats, Progress, Totals, Work
 from trtllm_build.runtime.ticket import Ticket
 
@@ -40,7 +40,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="diffgemma-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, sequence: Sequence, room: int, cache_bytes: int) -> Ticket:
+    def submit(self, sequence: RunningSequence, room: int, cache_bytes: int) -> Ticket:
         """Queue a request whose cache needs ``room`` tokens.
 
         Raises:

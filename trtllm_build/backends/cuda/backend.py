@@ -11,10 +11,10 @@ from torch import Tensor
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.cuda.cache import DeviceCache
 from trtllm_build.backends.cuda.calls import DenoiseCall, EncodeCall
+from trtllm_build.backends.cuda.device_weights import DeviceWeights, load_weights
 from trtllm_build.backends.cuda.fused import loaded_ops
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Ops
-from trtllm_build.backends.cuda.weights import DeviceWeights, load_weights
 from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut, TokenChoice
 from trtllm_build.limits import PAGE, Limits
 from trtllm_build.spec import EngineSpec

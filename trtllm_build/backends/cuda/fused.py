@@ -10,9 +10,9 @@ from typing import Any
 
 from torch import Tensor
 
+from trtllm_build.backends.cuda.device_weights import DeviceWeights
 from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, Provider, chosen_ops
 from trtllm_build.backends.cuda.static_experts import StaticExperts, pack_layers
-from trtllm_build.backends.cuda.weights import DeviceWeights
 from trtllm_build.providers.tensorrt_llm.build import DEFAULT_OUT, LIBRARY
 from trtllm_build.providers.tensorrt_llm.layout import Packed, reference
 from trtllm_build.providers.tensorrt_llm.library import FusedExperts, Tactic

@@ -12,8 +12,8 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.cuda.cache import DeviceCache, positions
+from trtllm_build.backends.cuda.device_weights import DeviceLayer, DeviceWeights
 from trtllm_build.backends.cuda.ops import Ops
-from trtllm_build.backends.cuda.weights import DeviceLayer, DeviceWeights
 from trtllm_build.network.rope import inverse_frequencies, rotation
 from trtllm_build.quantization.fp8 import Rows
 

@@ -8,7 +8,7 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from trtllm_build.backends.cuda.weights import DeviceWeights
+from trtllm_build.backends.cuda.device_weights import DeviceWeights
 from trtllm_build.network.weights import layer_file
 from trtllm_build.providers.tensorrt_llm.layout import Packed, pack
 from trtllm_build.quantization.fp8 import Fp8, Rows, values_of

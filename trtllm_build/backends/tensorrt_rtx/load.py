@@ -16,7 +16,7 @@ from trtllm_build.contract import CanvasStep, EncodeStep
 from trtllm_build.network.weights import HEAD
 from trtllm_build.spec import EngineSpec
 
-PLAN = "plan"  # the plan's file in a bundle
+ENGINE_FILE = "plan"  # the plan's file in a bundle
 
 
 def load(spec: EngineSpec) -> Lowered:
@@ -26,7 +26,7 @@ def load(spec: EngineSpec) -> Lowered:
         FieldError: naming the device that the plan is for, when this machine has another or none.
     """
     version = spec.runtime["tensorrt_rtx"]
-    runner = Runner(spec.directory / PLAN, spec.manifest["hardware"], version, _kernels(spec))
+    runner = Runner(spec.directory / ENGINE_FILE, spec.manifest["hardware"], version, _kernels(spec))
 
     def table() -> Tensor:
         path = spec.weight_path(HEAD)

@@ -14,10 +14,10 @@ from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import read_questions
 from trtllm_build.backends.cuda.backend import Cuda
+from trtllm_build.backends.cuda.device_weights import DeviceWeights, from_bundle, from_checkpoint, load_weights, widened
 from trtllm_build.backends.cuda.fused import TACTIC, Tuning, built_library, provider, simulated
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import TENSORRT_LLM, Ops, Provider, reference_ops, triton_ops
-from trtllm_build.backends.cuda.weights import DeviceWeights, from_bundle, from_checkpoint, load_weights, widened
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.compilers.cuda.probes import probes
 from trtllm_build.compilers.cuda.tune import time_run, tune
@@ -28,7 +28,7 @@ from trtllm_build.hardware import has_gpu
 from trtllm_build.limits import Limits
 from trtllm_build.plan import Plan
 from trtllm_build.providers.tensorrt_llm.build import LIBRARY
-from trtllm_build.quantization.recipe import named_recipe
+from trtllm_build.quantization.recipe import Recipe, named_recipe
 from trtllm_build.runtime.engine import Engine
 from trtllm_build.spec import EngineSpec, input_scales, on_cpu
 
@@ -42,7 +42,10 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
     assert plan.sm is not None
     spec = EngineSpec(work, plan.limits, random_precision=plan.recipe.name if checkpoint is None else None)
     hardware = {"kind": "cuda", "name": plan.gpu.upper(), "sm": plan.sm}
-    measured = {} if checkpoint is None else simulate(plan, checkpoint, work, note)
+    measured = {}
+    if checkpoint is not None:
+        on_this_cpu = EngineSpec(work, on_cpu(plan.limits))
+        measured = simulate(checkpoint, plan.recipe, on_this_cpu, plan.held_out, plan.largest_loss, note)
     if not has_gpu(plan.sm):
         source = "WEIGHTS=random" if checkpoint is None else f"CHECKPOINT={plan.checkpoint}"
         files = {"CALIBRATION": plan.calibration, "HELD_OUT": plan.held_out}
@@ -59,7 +62,9 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
     return Outcome(hardware, runtime, "executed", measured | on_device)
 
 
-def simulate(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict[str, Any]:
+def simulate(
+    checkpoint: Checkpoint, recipe: Recipe, spec: EngineSpec, held_out: Path | None, largest_loss: float, note: Note
+) -> dict[str, Any]:
     """What the engine computes, computed on the CPU with the bundle's own weights and scales: parity and quality.
 
     Raises:
@@ -68,28 +73,35 @@ def simulate(plan: Plan, checkpoint: Checkpoint, work: Path, note: Note) -> dict
     if not fits_in_memory(checkpoint):
         note("verify   whole model not run on the CPU: its float32 copy does not fit into this machine's memory")
         return {"parity": None, "quality": None}
-    spec = EngineSpec(work, on_cpu(plan.limits))
     weights = from_bundle(spec, _CPU)
-    precision = Precision.of_recipe(checkpoint, plan.recipe, input_scales(work))
+    precision = Precision.of_recipe(checkpoint, recipe, input_scales(spec.directory))
 
     def plain() -> Cuda:
         return Cuda(spec.arch, widened(weights), reference_ops(), spec.limits)
 
     parity = verify(checkpoint, _simulated(spec, weights), precision, plain)
-    note(f"verify   {parity.cases} cases against transformers, {plan.recipe.name} computed on the CPU: {parity}")
-    return {"parity": parity.as_dict(), "quality": _quality(plan, checkpoint, spec, weights, note), "on": "CPU"}
+    note(f"verify   {parity.cases} cases against transformers, {recipe.name} computed on the CPU: {parity}")
+    quality = None
+    if held_out is None or spec.tokenizer_directory is None:
+        note(not_measured(held_out))
+    else:
+        quality = _quality(checkpoint, recipe, spec, weights, held_out, largest_loss, note)
+    return {"parity": parity.as_dict(), "quality": quality, "on": "CPU"}
 
 
 def _quality(
-    plan: Plan, checkpoint: Checkpoint, spec: EngineSpec, weights: DeviceWeights, note: Note
-) -> dict[str, Any] | None:
-    if plan.held_out is None or spec.tokenizer_directory is None:
-        note(not_measured(plan.held_out))
-        return None
-    questions = read_questions(plan.held_out, QUESTIONS)
+    checkpoint: Checkpoint,
+    recipe: Recipe,
+    spec: EngineSpec,
+    weights: DeviceWeights,
+    held_out: Path,
+    largest_loss: float,
+    note: Note,
+) -> dict[str, Any]:
+    questions = read_questions(held_out, QUESTIONS)
     found: dict[str, Quality] = {}
-    for name in dict.fromkeys(("fp32", "bf16", plan.recipe.name)):
-        own = name == plan.recipe.name
+    for name in dict.fromkeys(("fp32", "bf16", recipe.name)):
+        own = name == recipe.name
         parts = weights if own else from_checkpoint(checkpoint, named_recipe(name), _CPU)
         engine = Engine(spec, _simulated(spec, parts), os.cpu_count())
         found[name] = answer(engine, questions)
@@ -98,10 +110,10 @@ def _quality(
             f"quality  {name}: {found[name].exact_match:.3f} of {len(questions)} answers exact, "
             f"{found[name].steps_per_canvas:.2f} steps per canvas"
         )
-    loss = checked_loss(found["fp32"], found[plan.recipe.name], plan.largest_loss)
+    loss = checked_loss(found["fp32"], found[recipe.name], largest_loss)
     figures = {name: quality.as_dict() for name, quality in found.items()}
-    asked = {"held_out": str(plan.held_out), "questions": len(questions)}
-    return {**asked, **figures, "loss": loss, "largest_loss": plan.largest_loss}
+    asked = {"held_out": str(held_out), "questions": len(questions)}
+    return {**asked, **figures, "loss": loss, "largest_loss": largest_loss}
 
 
 def _simulated(spec: EngineSpec, weights: DeviceWeights) -> Cuda:

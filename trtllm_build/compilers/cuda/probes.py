@@ -12,7 +12,7 @@ from trtllm_build.backends.cuda.cache import DeviceCache
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Op, reference
 from trtllm_build.limits import PAGE
-from trtllm_build.quantization.fp8 import Rows, quantize_rows_reference
+from trtllm_build.quantization.fp8 import Rows, rows_to_fp8
 
 BATCH = 2
 _SEED = 1
@@ -49,7 +49,7 @@ def probes(network: DeviceNetwork) -> list[Probe]:
     def prepared(x: Tensor) -> dict[int, Rows]:
         quantized = weights.layers[0].quantized
         parts = {b: x[: b * canvas].contiguous() for b in range(1, BATCH + 1)}
-        return {b: quantize_rows_reference(p) if quantized else p for b, p in parts.items()}
+        return {b: rows_to_fp8(p) if quantized else p for b, p in parts.items()}
 
     hidden = rows(arch.hidden_size)
     inputs = prepared(hidden)

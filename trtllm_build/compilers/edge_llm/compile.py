@@ -19,6 +19,7 @@ from typing import Any
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.hf_config import load_architecture
 from trtllm_build.compilers import Note, Outcome
 from trtllm_build.compilers.edge_llm.contract import EXPORTER, check_graph
 from trtllm_build.compilers.edge_llm.layout import quantization, write_layout
@@ -87,7 +88,7 @@ def export(checkpoint: Path, out: Path, python: Path, note: Note) -> dict[str, A
             way, the exporter fails, or its graph is not valid, not the contract's, or lacks a weight.
     """
     versions = _versions(python)
-    arch = Architecture.load(checkpoint)
+    arch = load_architecture(checkpoint)
     nvfp4 = quantization(checkpoint) is not None
     matrices = 3 * arch.num_experts * arch.num_hidden_layers
     if not nvfp4:

@@ -17,10 +17,10 @@ from typing import Any
 
 from torch import Tensor
 
-from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import TOKENIZER_FILES, Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.files import write_json
+from nemo_diffgemma.hf_config import load_architecture, write_config
 from nemo_diffgemma.weight_files import Shape
 from trtllm_build.quantization.shards import ShardEntry, write_shards
 
@@ -71,8 +71,8 @@ def write_layout(checkpoint: Path, directory: Path, report: Callable[[str], None
             allowed=f"{name}, which Edge-LLM asks for",
             fix=fix,
         )
-    arch = Architecture.load(checkpoint).with_changes(vision_config=None)
-    config = arch.to_hf("bfloat16")
+    arch = load_architecture(checkpoint).with_changes(vision_config=None)
+    config = write_config(arch, "bfloat16")
     if quantization(checkpoint) is None:
         _write_renamed(Checkpoint(checkpoint), directory, report)
     else:

@@ -17,7 +17,7 @@ from nemo_diffgemma.errors import require
 from trtllm_build.backends.lowered import Lowered
 from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut
-from trtllm_build.lowering.weights import Read, lower_layer, widened_weights
+from trtllm_build.lowering.initializers import Read, lower_layer, widened_weights
 from trtllm_build.lowering.widen import stored_tensor, write_widened
 from trtllm_build.network.cache import KVCache
 from trtllm_build.network.pieces import eager_pieces

@@ -69,7 +69,7 @@ def ranges(arch: Architecture, context: int) -> dict[str, Range]:
     }
 
 
-def compile_plan(
+def compile_engine_file(
     onnx_path: Path, arch: Architecture, sm: int, context: int, out: Path, progress: Callable[[str], None]
 ) -> EngineFile:
     """Write the plan to ``out`` and everything TensorRT-RTX said of it to ``<out>.log``.

@@ -16,7 +16,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.kernels.compile import Case
+from trtllm_build.kernels.machine_code import Case
 from trtllm_build.limits import PAGE
 
 

@@ -9,7 +9,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
-from trtllm_build.kernels.compile import Case
+from trtllm_build.kernels.machine_code import Case
 from trtllm_build.network.norm import rms_norm
 from trtllm_build.network.rope import rotate
 

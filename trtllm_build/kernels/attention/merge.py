@@ -11,7 +11,7 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.kernels.attention.tile import TILES
-from trtllm_build.kernels.compile import Case
+from trtllm_build.kernels.machine_code import Case
 
 
 def merge_reference(partial: Tensor, top: Tensor, total: Tensor, out: Tensor) -> None:

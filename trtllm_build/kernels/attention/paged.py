@@ -18,7 +18,7 @@ from nemo_diffgemma.architecture import Architecture
 from trtllm_build.kernels.attention.cache import LayerCache
 from trtllm_build.kernels.attention.merge import merge
 from trtllm_build.kernels.attention.tile import TILES, AttentionTile, tiles_for
-from trtllm_build.kernels.compile import SHARED_BYTES, Case
+from trtllm_build.kernels.machine_code import SHARED_BYTES, Case
 from trtllm_build.limits import PAGE
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from trtllm_build.kernels.compile import SHARED_BYTES
+from trtllm_build.kernels.machine_code import SHARED_BYTES
 
 
 @dataclass(frozen=True)

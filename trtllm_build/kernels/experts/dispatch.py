@@ -11,7 +11,7 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.kernels.compile import SHARED_BYTES, Case
+from trtllm_build.kernels.machine_code import SHARED_BYTES, Case
 from trtllm_build.kernels.tile import Tile
 
 _BLOCK, _WARPS = 2048, 8  # assignments read at a time: all of one canvas with 8 experts per token

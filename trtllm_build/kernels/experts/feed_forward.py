@@ -9,13 +9,13 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.kernels.compile import Case
 from trtllm_build.kernels.experts import down as second
 from trtllm_build.kernels.experts import gate_up as first
 from trtllm_build.kernels.experts.dispatch import dispatch
 from trtllm_build.kernels.fp8 import quantize_rows
+from trtllm_build.kernels.machine_code import Case
 from trtllm_build.kernels.tile import Tile
-from trtllm_build.quantization.fp8 import Fp8, Rows, quantize_rows_reference, values_of, widen
+from trtllm_build.quantization.fp8 import Fp8, Rows, rows_to_fp8, values_of, widen
 
 TILES_GATE_UP = first.TILES
 TILES_DOWN = second.TILES
@@ -42,7 +42,7 @@ def experts_reference(x: Rows, gate_up: Rows, down: Rows, weights: Tensor, ids: 
         token, k = (ids == expert).nonzero(as_tuple=True)
         gate, up = (inputs[token] @ wide_gate_up[expert].T).chunk(2, dim=-1)
         inner = (F.gelu(gate, approximate="tanh") * up).to(dtype)
-        inner = widen(quantize_rows_reference(inner)) if isinstance(down, Fp8) else inner.float()
+        inner = widen(rows_to_fp8(inner)) if isinstance(down, Fp8) else inner.float()
         parts[token, k] = inner @ wide_down[expert].T * weights[token, k, None]
     return parts.sum(1).to(dtype)
 

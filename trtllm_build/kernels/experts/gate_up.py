@@ -14,8 +14,8 @@ import triton.language as tl
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.kernels.compile import Case
 from trtllm_build.kernels.experts.dispatch import grouped_cases, grouped_constants, most_row_tiles, row_tile
+from trtllm_build.kernels.machine_code import Case
 from trtllm_build.kernels.tile import Tile
 from trtllm_build.quantization.fp8 import Rows, scale_of, values_of
 

@@ -20,9 +20,9 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.contract import SUB
-from trtllm_build.kernels.compile import Case
+from trtllm_build.kernels.machine_code import Case
 from trtllm_build.kernels.tile import Tile
-from trtllm_build.kernels.vocabulary.logits import LOWEST, TILES, plan
+from trtllm_build.kernels.vocabulary.logits import LOWEST, TILES, chunking
 
 _ALIGNED = 16  # sub-chunks of a row that one program aligns
 _NORMALIZED = 1024  # columns of a row that one program normalizes
@@ -146,7 +146,7 @@ def cases(arch: Architecture) -> Iterator[Case]:
     width, vocab = arch.hidden_size, arch.vocab_size
     bounds = {"before": "*fp32", "after": "*fp32"}
     for tile in TILES:
-        name, (chunk, splits) = f"{tile.rows}x{tile.columns}x{tile.stages}", plan(tile, width)
+        name, (chunk, splits) = f"{tile.rows}x{tile.columns}x{tile.stages}", chunking(tile, width)
         sms = (90,) if tile in TILES[2:] else (90, 120, 121)
         align = {"CHUNK": chunk, "SUBS": triton.cdiv(vocab, SUB), "SPAN": triton.next_power_of_2(chunk // SUB)}
         align |= {"BLOCK": _ALIGNED, "SUB": SUB, "LOWEST": LOWEST}

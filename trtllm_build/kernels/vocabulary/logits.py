@@ -14,7 +14,7 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.contract import SUB
-from trtllm_build.kernels.compile import Case
+from trtllm_build.kernels.machine_code import Case
 from trtllm_build.kernels.tile import Tile
 
 LOWEST = -1e30  # below every logit, and still a number: its difference to itself is 0
@@ -24,7 +24,7 @@ _WAVE = 132  # multiprocessors of an H100 or H200
 _CANVAS = 256  # rows that shall fill them
 
 
-def plan(tile: Tile, width: int) -> tuple[int, int]:
+def chunking(tile: Tile, width: int) -> tuple[int, int]:
     """Tokens of a chunk, and parts of it that are summed apart in the second product, for hidden size ``width``.
 
     Of the tile alone, never of the number of rows: sums must not depend on who shares the call.
@@ -159,7 +159,7 @@ def cases(arch: Architecture) -> Iterator[Case]:
         name = f"scores_{tile.rows}x{tile.columns}x{tile.stages}"
         shape = {"ROWS": tile.rows, "COLUMNS": tile.columns, "DEPTH": tile.depth, "SUB": SUB, "LOWEST": LOWEST}
         sizes = {"VOCAB": arch.vocab_size, "WIDTH": arch.hidden_size, "BANNED": 8}
-        constants = {**sizes, **shape, "CHUNK": plan(tile, arch.hidden_size)[0]}
+        constants = {**sizes, **shape, "CHUNK": chunking(tile, arch.hidden_size)[0]}
         sms = (90,) if tile in TILES[2:] else (90, 120, 121)
         types = pointers | {"running": "*bf16"} | numbers
         yield Case(name, _scores, types, constants, tile.warps, tile.stages, sms)

@@ -27,11 +27,11 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.contract import SUB, ReadOut
-from trtllm_build.kernels.compile import Case
+from trtllm_build.kernels.machine_code import Case
 from trtllm_build.kernels.tile import Tile
 from trtllm_build.kernels.vocabulary import expectation, sample
 from trtllm_build.kernels.vocabulary import logits as scores
-from trtllm_build.kernels.vocabulary.logits import LOWEST, TILES, plan
+from trtllm_build.kernels.vocabulary.logits import LOWEST, TILES, chunking
 
 
 def read_out(
@@ -62,7 +62,7 @@ def read_out(
     """
     rows, width = hidden.shape
     vocab = len(table)
-    planned, splits = plan(tile, width)
+    planned, splits = chunking(tile, width)
     # nothing but statistics outlives a tile when there is no second product: then one launch does
     chunk = (chunk or planned) if soft else triton.cdiv(vocab, tile.columns) * tile.columns
     starts = range(0, vocab, chunk)

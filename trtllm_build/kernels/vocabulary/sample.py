@@ -18,7 +18,7 @@ from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.contract import SUB
-from trtllm_build.kernels.compile import Case
+from trtllm_build.kernels.machine_code import Case
 from trtllm_build.kernels.vocabulary.logits import LOWEST, inadmissible, tempered
 
 _DEPTH = 64

@@ -15,7 +15,7 @@ from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.weight_files import read_header
 from trtllm_build.network.weights import SCALE, weight_files
-from trtllm_build.quantization.fp8 import Fp8, Rows, quantize_rows_reference
+from trtllm_build.quantization.fp8 import Fp8, Rows, rows_to_fp8
 from trtllm_build.quantization.nvfp4 import BLOCK
 from trtllm_build.quantization.recipe import FORMATS, Recipe, class_of
 from trtllm_build.quantization.shards import write_file
@@ -68,20 +68,20 @@ def quantize_weight(weight: Tensor, one_scale: bool = False) -> Fp8:
         one_scale: give all output channels of a matrix the same scale.
     """
     if weight.dim() == 2:
-        return quantize_matrix(weight) if one_scale else quantize_rows_reference(weight)
+        return quantize_matrix(weight) if one_scale else rows_to_fp8(weight)
     values, scale = (
         torch.empty_like(weight, dtype=getattr(torch, _FP8)),
         torch.empty(weight.shape[:-1], device=weight.device),
     )
     for index, expert in enumerate(weight):
-        quantized = quantize_matrix(expert) if one_scale else quantize_rows_reference(expert)
+        quantized = quantize_matrix(expert) if one_scale else rows_to_fp8(expert)
         values[index], scale[index] = quantized.values, quantized.scale
     return Fp8(values, scale)
 
 
 def quantize_matrix(weight: Tensor) -> Fp8:
     """A matrix ``[out, in]`` with one scale, given for every output channel."""
-    flat = quantize_rows_reference(weight.flatten())
+    flat = rows_to_fp8(weight.flatten())
     return Fp8(flat.values.view(weight.shape), flat.scale.expand(len(weight)))
 
 

@@ -1,4 +1,4 @@
-"""Compile every kernel to machine code for a GPU that need not be there: ``python -m trtllm_build.kernels.compile``."""
+"""Compile every kernel for a GPU that need not be there: ``python -m trtllm_build.kernels.machine_code``."""
 
 from __future__ import annotations
 
@@ -106,7 +106,7 @@ def compile_case(case: Case, sm: int) -> KernelBinary:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     """Entry point; exits 1 when a kernel does not fit its GPU."""
-    parser = argparse.ArgumentParser(prog="python -m trtllm_build.kernels.compile", description=__doc__)
+    parser = argparse.ArgumentParser(prog="python -m trtllm_build.kernels.machine_code", description=__doc__)
     parser.add_argument("--sm", type=int, action="append", choices=sorted(SHARED_BYTES), help="90 (H100), 121 (GB10)")
     parser.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args(arguments)

@@ -16,7 +16,7 @@ from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from trtllm_build.network.weights import HEAD, SCALE, layer_file, weight_files
 from trtllm_build.quantization.fp8 import Fp8, Rows, widen
 from trtllm_build.quantization.recipe import Recipe, named_recipe
-from trtllm_build.quantization.weights import stored_rows
+from trtllm_build.quantization.weight_files import stored_rows
 from trtllm_build.spec import EngineSpec
 
 _SEED = 20260611  # of random weights: the same bundle always means the same ones
