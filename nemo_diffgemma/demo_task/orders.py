@@ -244,5 +244,5 @@ def _is_order(answer: str, wanted: Mapping[str, str]) -> bool:
 
 RECORD = Kind("order to JSON", 5, _make_record, _right_record)
 LISTED = Kind("order to list", 3, _make_listed, _right_listed)
-SECOND = Kind("second turn about an order", 8, _make_second, _right_second)
+SECOND = Kind("second turn about an order", 9, _make_second, _right_second)
 INVENTED = Kind("order made up", 2, _make_invented, _right_invented)

@@ -94,4 +94,4 @@ def _right_unit(turns: Turns) -> Right | None:
 
 
 DATE = Kind("date to ISO 8601", 6, _make_date, _right_date)
-UNIT = Kind("smaller unit", 6, _make_unit, _right_unit)
+UNIT = Kind("smaller unit", 8, _make_unit, _right_unit)
