@@ -106,5 +106,5 @@ def _right(questions: dict[str, Wordings], turns: Turns) -> Right | None:
     return None
 
 
-YES_OR_NO = Kind("yes or no about an order", 6, lambda style: _make(_YES_OR_NO, style), lambda t: _right(_YES_OR_NO, t))
+YES_OR_NO = Kind("yes or no about an order", 7, lambda style: _make(_YES_OR_NO, style), lambda t: _right(_YES_OR_NO, t))
 CHOICE = Kind("choice about an order", 5, lambda style: _make(_CHOICE, style), lambda turns: _right(_CHOICE, turns))
