@@ -10,7 +10,7 @@ from pydantic import BaseModel
 
 from nemo_diffgemma.errors import FieldError
 from triton_repo.client.failures import Cancelled, GenerationError, Refused, TimedOut, Unavailable, Unreachable
-from triton_repo.gateway.words import allowed, path
+from triton_repo.gateway.words import Shown, allowed, path
 
 # Seconds after which a client may ask again: a queue moves on quickly, a server needs time to start.
 _BUSY_S, _DOWN_S = 1, 5
@@ -120,5 +120,5 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
             return ApiError(400, f"{param}: {first['msg']}", code="unsupported_parameter", param=param)
         case "wrong":
             return ApiError(400, f"{param}: {first['msg']}", code="invalid_value", param=param)
-    message = FieldError(param, first.get("input"), *allowed(first))
+    message = FieldError(param, Shown(first["input"]), *allowed(first))
     return ApiError(400, str(message), code="invalid_value", param=param)

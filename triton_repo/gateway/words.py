@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -44,9 +45,10 @@ def path(error: Mapping[str, Any]) -> str:
     # The body itself, and which shape of several it was taken for, are no part of it; an unknown field's name is.
     parts = [part for part in error["loc"][1:] if not str(part).startswith(SHAPE) or _unknown(error, part)]
     parts += [error["ctx"]["field"]] if error["type"] == "wrong" else []
+    if not parts and error["type"] == "string_unicode":
+        parts = [error["input"]]  # a field's name
     joined = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
-    # A field's name is the client's too: what has no UTF-8 could not be sent back.
-    return joined.encode(errors="backslashreplace").decode()
+    return _sendable(joined)
 
 
 def allowed(error: Mapping[str, Any]) -> tuple[str, str]:
@@ -55,6 +57,21 @@ def allowed(error: Mapping[str, Any]) -> tuple[str, str]:
     if known is None:
         return _OTHERWISE, _OMIT
     return known.format_map(error.get("ctx") or {}), _CHANGE
+
+
+class Shown:
+    """A value in a message, as the client wrote it: its ``repr`` is JSON."""
+
+    def __init__(self, value: Any):
+        self._value = value
+
+    def __repr__(self) -> str:
+        return _sendable(json.dumps(self._value, ensure_ascii=False))
+
+
+def _sendable(text: str) -> str:
+    """``text`` with its halves of surrogate pairs spelt: they have no UTF-8."""
+    return text.encode(errors="backslashreplace").decode()
 
 
 def _unknown(error: Mapping[str, Any], part: object) -> bool:
