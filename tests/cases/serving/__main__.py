@@ -18,6 +18,8 @@ from tests.cases.serving.right import BASELINE, RIGHT
 from tests.support import quick_engine, text_checkpoint
 from triton_repo.launcher.server import Server
 
+_LONGEST = 160  # characters of a message that the table shows
+
 
 def main() -> None:
     """Exits 1 when anything is not as it must be."""
@@ -48,7 +50,8 @@ def _table(outcomes: dict[str, Outcome]) -> Table:
     table = Table("case", "status", "answer", "without effect", "verdict")
     for name, outcome in outcomes.items():
         verdict = "; ".join(outcome.wrong) or ("right" if name in RIGHT else "well answered")
-        row = (name, str(outcome.status), outcome.message, ", ".join(outcome.ignored), verdict)
+        short = outcome.message if len(outcome.message) <= _LONGEST else outcome.message[:_LONGEST] + "..."
+        row = (name, str(outcome.status), short, ", ".join(outcome.ignored), verdict)
         table.add_row(*(escape(text) for text in row))
     return table
 

@@ -129,7 +129,6 @@ RIGHT: dict[str, Right] = {
     "a4-responses-background": _refused("background"),
     "a5-responses-conversation": _refused("conversation"),
     "a6-responses-agent": _same(
-        "store",
         "prompt_cache_key",
         "text.verbosity",
         "reasoning.effort",
