@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -12,6 +14,8 @@ from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
 from nemo_diffgemma.checkpoint import text_tensors
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from nemo_diffgemma.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from trtllm_build.pipeline import build
+from trtllm_build.plan import make_plan
 
 GENERATION_CONFIG: dict[str, Any] = {
     "max_denoising_steps": 48,
@@ -118,3 +122,13 @@ def text_checkpoint(folder: Path) -> Path:
     arch = small_architecture(vocab_size=300, canvas_length=16, eos_token_ids=(1, SPECIAL_TOKENS.index("<turn|>")))
     config = GENERATION_CONFIG | {"eos_token_id": list(arch.eos_token_ids)}
     return write_checkpoint(folder / "model", arch, random_tensors(arch, 7), config, {p.name: p for p in files})
+
+
+def quick_engine(checkpoint: Path, folder: Path) -> Path:
+    """An engine of random weights that ends a canvas after two steps; otherwise a random model does not for long."""
+    shutil.copytree(checkpoint, folder / "checkpoint")
+    config = folder / "checkpoint" / "generation_config.json"
+    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_denoising_steps": 2}))
+    plan = ["compile=false", f"checkpoint={folder / 'checkpoint'}", f"out={folder / 'engine'}"]
+    build(make_plan(plan), lambda _line: None)
+    return folder / "engine"

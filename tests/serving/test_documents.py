@@ -29,12 +29,11 @@ import yaml
 from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.demo_task import KINDS, right_answer
 from nemo_diffgemma.errors import FieldError
+from tests.support import quick_engine
 from triton_repo.demo.examples import PROJECT, Block, asked, blocks, is_right, prompts
 from triton_repo.demo.training import CHECKPOINT, ENGINE, ROOT, is_trained
 from triton_repo.launcher.server import Server
 from trtllm_build.bundle import Bundle
-from trtllm_build.pipeline import build
-from trtllm_build.plan import make_plan
 
 pytestmark = pytest.mark.server
 
@@ -127,16 +126,6 @@ def demo_engine() -> Path | None:
     return engine if good else None
 
 
-def random_engine(checkpoint: Path, folder: Path) -> Path:
-    """An engine of random weights that ends a canvas after two steps; otherwise a random model does not for long."""
-    shutil.copytree(checkpoint, folder / "checkpoint")
-    config = folder / "checkpoint" / "generation_config.json"
-    config.write_text(json.dumps(json.loads(config.read_text()) | {"max_denoising_steps": 2}))
-    plan = ["compile=false", f"checkpoint={folder / 'checkpoint'}", f"out={folder / 'engine'}"]
-    build(make_plan(plan), lambda _line: None)
-    return folder / "engine"
-
-
 @pytest.fixture(scope="module")
 def served(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Served]:
     """One server on free ports for all examples."""
@@ -145,7 +134,7 @@ def served(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
     lines = [{"messages": [{"role": "user", "content": prompt}]} for prompt in prompts()]
     file.write_text("".join(json.dumps(line) + "\n" for line in lines))
     trained = demo_engine()
-    engine = trained or random_engine(text_checkpoint, folder)
+    engine = trained or quick_engine(text_checkpoint, folder)
     with Server(engine, http_port=0, grpc_port=0, metrics_port=0, openai_port=0) as server:
         addresses = server.grpc_url, _address(server.http_url), _address(server.openai_url)
         yield Served(engine, *addresses, file, trained=trained is not None)

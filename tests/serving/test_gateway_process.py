@@ -62,6 +62,9 @@ def test_files_and_options_that_cannot_be_used(tmp_path: Path) -> None:
     for options, text in (
         (["--tls-key=key.pem"], "--tls-key: 'key.pem' cannot be used; allowed: only with --tls-cert; fix: pass"),
         (["--tls-client-ca=ca.pem"], "--tls-client-ca: 'ca.pem' cannot be used; allowed: only with --tls-cert"),
+        (["--cors-origin=chat.example"], "--cors-origin: 'chat.example' cannot be used; allowed: scheme://host or"),
+        (["--cors-origin=https://chat.example/"], "--cors-origin: 'https://chat.example/' cannot be used"),
+        (["--keep-alive=0"], "--keep-alive: 0 cannot be used; allowed: seconds from 1 to a day; fix: leave it out"),
         (["--grpc-ca=/nowhere"], "--grpc-ca: '/nowhere' cannot be used; allowed: a file in PEM; fix: correct"),
     ):
         command = [sys.executable, "-m", "triton_repo.gateway", *options]
@@ -73,6 +76,8 @@ def test_files_and_options_that_cannot_be_used(tmp_path: Path) -> None:
 @pytest.mark.server
 def test_health_ids_and_logs(gateway: Running) -> None:
     assert request(f"{gateway.url}/health")[::2] == (200, {"status": "ready"})
+    head = httpx.head(f"{gateway.url}/health")
+    assert (head.status_code, head.content) == (200, b"")
     secret = "größe naïve secret"
     status, headers, answer = post(gateway, {**TEXT, "prompt": secret, "user": "lovelace"}, x_request_id="mine-1")
     assert (status, headers["x-request-id"], answer["id"]) == (200, "mine-1", "cmpl-mine-1")
@@ -89,7 +94,7 @@ def test_health_ids_and_logs(gateway: Running) -> None:
     for bad in ("with space", "x" * 129):
         _, headers, _ = post(gateway, TEXT, x_request_id=bad)
         assert headers["x-request-id"] != bad
-    assert post(gateway, {**TEXT, "prompt": secret, "max_tokens": 5000})[0] == 400
+    assert post(gateway, {**TEXT, "prompt": secret, "max_tokens": 0})[0] == 400
     log = gateway.log.read_text()
     assert all(word not in log for word in ("secret", "größe", "lovelace"))
 
@@ -143,6 +148,35 @@ def test_a_model_server_that_is_not_there_or_fails(tmp_path: Path) -> None:
     assert found.status_code == 200
     assert events[-1]["error"]["message"] == "the model server went away"
     assert (events[-1]["error"]["code"], "[DONE]" in found.text) == ("unavailable", False)
+
+
+def test_pages_of_the_origins_that_are_named_may_ask(tmp_path: Path) -> None:
+    asked = {"access-control-request-method": "POST", "access-control-request-headers": "authorization,content-type"}
+    with running("127.0.0.1:1", tmp_path / "none") as gateway:
+        models = httpx.get(f"{gateway.url}/v1/models", headers={"origin": "https://chat.example"})
+        assert (models.status_code, "access-control-allow-origin" in models.headers) == (200, False)
+    options = ["--cors-origin=https://chat.example", "--cors-origin=http://localhost:3000"]
+    with running("127.0.0.1:1", tmp_path / "two", *options) as gateway:
+        for origin, status in (("https://chat.example", 200), ("http://localhost:3000", 200), ("https://evil", 400)):
+            sent = httpx.options(f"{gateway.url}/v1/chat/completions", headers={"origin": origin, **asked})
+            assert sent.status_code == status
+            assert sent.headers.get("access-control-allow-origin") == (origin if status == 200 else None)
+        # A page has to be able to read refusals, too, and what an answer says in headers.
+        refused = httpx.post(
+            f"{gateway.url}/v1/chat/completions", content=b"{", headers={"origin": "https://chat.example"}
+        )
+        assert (refused.status_code, refused.headers["access-control-allow-origin"]) == (400, "https://chat.example")
+        assert "x-diffgemma-ignored" in refused.headers["access-control-expose-headers"]
+
+
+def test_an_idle_connection_is_closed_after_the_time_that_is_said(tmp_path: Path) -> None:
+    with running("127.0.0.1:1", tmp_path / "log", "--keep-alive=1") as gateway:
+        host = httpx.URL(gateway.url)
+        connection = http.client.HTTPConnection(host.host, host.port, timeout=60)
+        connection.request("GET", "/v1/models")
+        assert connection.getresponse().read()
+        assert connection.sock.recv(1) == b""  # the other end has closed it; otherwise this times out
+        connection.close()
 
 
 @pytest.mark.server

@@ -41,34 +41,38 @@ def refusal(gateway: Running, body: Any) -> tuple[int, str | None, str]:
         ({"functions": [{"name": "f"}]}, "functions: not supported here"),
         ({"response_format": {"type": "json_object"}}, "response_format: not supported here"),
         ({"modalities": ["audio"]}, "modalities: not supported here"),
-        ({"store": True}, "store: not supported here"),
-        ({"reasoning_effort": "high"}, "reasoning_effort: not supported here"),
+        ({"top_k": 40}, "top_k: not supported here: tokens are accepted by entropy"),
+        ({"min_p": 0.05}, "min_p: not supported here"),
+        ({"repetition_penalty": 1.1}, "repetition_penalty: not supported here"),
+        ({"length_penalty": 2}, "length_penalty: not supported here"),
         ({"max_new_tokens": 5}, "max_new_tokens: there is no such field"),
-        ({"max_tokens": "5"}, "max_tokens: Input should be a valid integer"),
-        ({"max_tokens": 0}, "max_tokens: Input should be greater than or equal to 1"),
+        ({"max_tokens": "5"}, 'max_tokens: "5" cannot be used; allowed: an integer; fix: '),
+        ({"max_tokens": 0}, "max_tokens: 0 cannot be used; allowed: at least 1; fix: "),
         ({"max_tokens": 5, "max_completion_tokens": 6}, "max_completion_tokens: not the same as max_tokens"),
-        ({"max_tokens": 5000}, "max_tokens: 5000 cannot be used; allowed: at most"),
-        ({"seed": -1}, "seed: Input should be greater than or equal to 0"),
+        ({"seed": -2}, "seed: -2 cannot be used; allowed: at least -1"),
         ({"seed": 2**64 - 1, "n": 2}, "seed: seed + n - 1 has to fit into 64 bits"),
-        ({"n": 65}, "n: Input should be less than or equal to 64"),
-        ({"stop": ["a"] * 5}, "stop: List should have at most 4 items"),
-        ({"stop": 5}, "stop: Input should be a valid string"),
-        ({"stream_options": {"include_usage": True}}, "stream_options: only with stream=true"),
+        ({"n": 65}, "n: 65 cannot be used; allowed: at most 64"),
+        ({"stop": ["a"] * 65}, "stop: ["),
+        ({"stop": 5}, "stop: 5 cannot be used; allowed: a text"),
         ({"draft_every": 2}, "draft_every: only with stream=true"),
         ({"t_min": 2.0}, "t_max: "),
-        ({"messages": []}, "messages: List should have at least 1 item"),
-        ({"messages": [{"role": "wizard", "content": "red"}]}, "messages[0].role: Input should be 'system'"),
-        ({"messages": [{"role": "user"}]}, "messages[0].content: Field required"),
-        ({"messages": [{"role": "user", "content": [IMAGE]}]}, "messages[0].content[0].type: Input should be 'text'"),
-        ({"messages": [{"role": "user", "content": "red", "name": "Ada"}]}, "messages[0].name: not supported here"),
-        ({"user": "x" * 2000}, "user: "),
+        ({"messages": []}, "messages: [] cannot be used; allowed: a list of at least 1"),
+        (
+            {"messages": [{"role": "wizard", "content": "red"}]},
+            'messages[0].role: "wizard" cannot be used',
+        ),
+        ({"messages": [{"role": "user"}]}, "messages[0].content: a message of this role needs one"),
+        (
+            {"messages": [{"role": "user", "content": [IMAGE]}]},
+            'messages[0].content[0].type: "image_url"',
+        ),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
 def test_a_field_that_cannot_be_honoured_is_named(gateway: Running, change: dict[str, Any], text: str) -> None:
     status, param, message = refusal(gateway, {**CHAT, **change})
     assert status == 400
-    assert message.startswith(text) or (text == "user: " and message.startswith("client: "))
+    assert message.startswith(text)
     assert param == text.split(":")[0]
 
 
@@ -138,5 +142,5 @@ def test_the_official_client_raises_its_own_errors(gateway: Running) -> None:
                 api.completions.create(model="other", prompt="red", stream=stream)
             assert missing.value.code == "model_not_found"
             with pytest.raises(openai.BadRequestError) as refused:
-                api.completions.create(model="diffgemma", prompt="red", max_tokens=5000, stream=stream)
+                api.completions.create(model="diffgemma", prompt="red", max_tokens=0, stream=stream)
             assert refused.value.param == "max_tokens"

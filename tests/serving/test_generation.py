@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 
 from triton_repo.client.blocking import BlockingClient
+from triton_repo.client.failures import Refused
 from triton_repo.client.wire import Response
 from triton_repo.python_backend.parse import parse
 from trtllm_build import Engine
@@ -120,6 +121,30 @@ def test_without_max_tokens_the_context_is_the_limit(client: BlockingClient, eng
     last = list(client.generate(PROMPT, ignore_eos=True, max_denoising_steps=1))[-1]
     assert last.finish_reason == "length"
     assert last.num_input_tokens + last.num_output_tokens == engine.limits.context
+
+
+def test_a_limit_beyond_the_context_is_cut_for_who_asks_for_that(client: BlockingClient, engine: Engine) -> None:
+    more = {"max_tokens": 10**6, "ignore_eos": True, "max_denoising_steps": 1, "stream": False}
+    (served,) = client.generate(PROMPT, cut_max_tokens=True, **more)
+    assert served.max_tokens == served.num_output_tokens == engine.limits.context - (served.num_input_tokens or 0)
+    (short,) = client.generate(PROMPT, cut_max_tokens=True, **{**more, "max_tokens": 4})
+    assert short.max_tokens == short.num_output_tokens == 4
+    with pytest.raises(Refused, match=r"max_tokens: 1000000 cannot be used"):
+        list(client.generate(PROMPT, cut_max_tokens=False, **more))
+    with pytest.raises(Refused, match="cut_max_tokens: True cannot be used; allowed: false with suffix"):
+        list(client.generate(PROMPT, cut_max_tokens=True, suffix="red", **more))
+
+
+def test_every_step_of_every_canvas_is_told(client: BlockingClient, engine: Engine) -> None:
+    local = engine.generate([tuple(engine.tokenizer.encode(PROMPT))], seed=2, **LONG)[0]
+    (whole,) = client.generate(PROMPT, seed=2, stream=False, **LONG)
+    assert whole.canvas_steps == tuple(len(entropies) for entropies in local.entropies)
+    assert whole.step_entropies == pytest.approx([e for entropies in local.entropies for e in entropies])
+    streamed = list(client.generate(PROMPT, seed=2, draft_every=3, **LONG))
+    assert all(not draft.canvas_steps for draft in streamed if draft.provisional)
+    parts = blocks(streamed)
+    assert [part.canvas_steps for part in parts] == [(steps,) for steps in whole.canvas_steps]
+    assert tuple(e for part in parts for e in part.step_entropies) == whole.step_entropies
 
 
 def test_an_answer_without_tokens_is_an_answer(client: BlockingClient, engine: Engine) -> None:

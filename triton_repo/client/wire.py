@@ -37,6 +37,9 @@ class Response:
         finish_reason: ``stop``, ``length``, ``cancelled`` or ``deadline`` on the last response, None before.
         num_input_tokens: tokens of the prompt; None if the request declined it.
         num_output_tokens: tokens committed so far; None if the request declined it.
+        max_tokens: most tokens that the answer could get; None from a server that does not say.
+        canvas_steps: denoising steps of each canvas that is part of this response; none in drafts.
+        step_entropies: the canvas's mean entropy after each of these steps, in nats, canvas after canvas.
     """
 
     text: str
@@ -48,6 +51,9 @@ class Response:
     finish_reason: str | None
     num_input_tokens: int | None
     num_output_tokens: int | None
+    max_tokens: int | None = None
+    canvas_steps: tuple[int, ...] = ()
+    step_entropies: tuple[float, ...] = ()
 
 
 def encode(values: Mapping[str, object], request_id: str, model: str = MODEL) -> Any:
@@ -76,7 +82,7 @@ def encode(values: Mapping[str, object], request_id: str, model: str = MODEL) ->
 def decode(message: Any) -> Response:
     """The dataclass for Triton's ``ModelInferResponse``."""
     found = dict(zip((output.name for output in message.outputs), message.raw_output_contents, strict=True))
-    values: dict[str, list[Any]] = {name: [None] for name in ALL_OUTPUTS}
+    values: dict[str, list[Any]] = {name: [None] if t.dims == (1,) else [] for name, t in ALL_OUTPUTS.items()}
     values |= {name: _items(content, ALL_OUTPUTS[name]) for name, content in found.items() if name in ALL_OUTPUTS}
     return Response(
         text=values["text_output"][0],
@@ -88,6 +94,9 @@ def decode(message: Any) -> Response:
         finish_reason=values["finish_reason"][0] or None,
         num_input_tokens=values["num_input_tokens"][0],
         num_output_tokens=values["num_output_tokens"][0],
+        max_tokens=values["max_tokens"][0],
+        canvas_steps=tuple(values["canvas_steps"]),
+        step_entropies=tuple(values["step_entropies"]),
     )
 
 

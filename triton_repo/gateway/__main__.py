@@ -15,7 +15,7 @@ from nemo_diffgemma.errors import FieldError
 from triton_repo.client.client import Client, Retry, Tls
 from triton_repo.gateway import logs
 from triton_repo.gateway.app import Gateway, create
-from triton_repo.gateway.middleware import Observe, Traffic
+from triton_repo.gateway.middleware import Observe, Traffic, cors
 from triton_repo.gateway.options import parse
 
 # After the generations are ended, for their last events to go out.
@@ -62,13 +62,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
     logs.start()
     traffic = Traffic()
     config = uvicorn.Config(
-        Observe(create(Gateway(client, given.model_name)), traffic),
+        cors(Observe(create(Gateway(client, given.model_name)), traffic), given.cors_origin),
         host=given.host,
         port=given.port,
         log_config=None,
         access_log=False,
         server_header=False,
         timeout_graceful_shutdown=_FAREWELL_S,
+        timeout_keep_alive=given.keep_alive,
         ssl_certfile=given.tls_cert,
         ssl_keyfile=given.tls_key,
         ssl_ca_certs=given.tls_client_ca,

@@ -3,22 +3,15 @@
 from __future__ import annotations
 
 import time
-from dataclasses import dataclass, field
-from typing import Any, Literal
+from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel
 
 from triton_repo.client.wire import Response
+from triton_repo.gateway.errors import ApiError
+from triton_repo.gateway.usage import Counter, Usage
 
 FinishReason = Literal["stop", "length"]
-
-
-class Usage(BaseModel):
-    """Tokens of a request; each prompt counts once, whatever ``n``."""
-
-    prompt_tokens: int
-    completion_tokens: int
-    total_tokens: int
 
 
 class AnswerMessage(BaseModel):
@@ -91,49 +84,54 @@ class HealthAnswer(BaseModel):
     status: Literal["ready"]
 
 
-@dataclass
-class Counter:
-    """Tokens, as the responses tell them.
+class Form(Protocol):
+    """How an endpoint writes what it answers; a chunk is the JSON object of an event."""
 
-    Args:
-        choices: answers to each prompt.
-    """
+    last: bytes  # after the last event of a stream that has come to its end
 
-    choices: int
-    _prompts: dict[int, int] = field(default_factory=dict)
-    _answers: dict[int, int] = field(default_factory=dict)
+    def whole(self, texts: list[tuple[str, str]], counter: Counter) -> dict[str, Any]:
+        """The answer to a request without stream; ``texts`` with their finish reasons, by choice."""
 
-    def add(self, index: int, response: Response) -> None:
-        """Count a response to choice ``index``."""
-        if not response.provisional:
-            self._prompts[index // self.choices] = response.num_input_tokens or 0
-            self._answers[index] = response.num_output_tokens or 0
+    def opening(self, index: int) -> list[dict[str, Any]]:
+        """Chunks before the first text of a choice."""
 
-    def usage(self) -> dict[str, int]:
-        """What has been used so far."""
-        prompt, answer = sum(self._prompts.values()), sum(self._answers.values())
-        return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+    def text(self, index: int, text: str) -> dict[str, Any]:
+        """A chunk with new text."""
+
+    def draft(self, index: int, response: Response) -> dict[str, Any]:
+        """A provisional canvas."""
+
+    def end(self, index: int, reason: str, counter: Counter) -> list[dict[str, Any]]:
+        """A choice's last chunks."""
+
+    def closing(self, counter: Counter) -> list[dict[str, Any]]:
+        """Chunks after the last choice's end."""
+
+    def failed(self, error: ApiError) -> dict[str, Any]:
+        """What ends a stream that cannot go on."""
 
 
-class Form:
-    """How one of the two endpoints writes what it answers.
+class CompletionForm:
+    """Of chats and completions.
 
     Args:
         request_id: becomes part of the answer's.
         model: name that the request asked for.
         chat: whether it is a chat.
+        usage: a stream ends with the usage of the whole request.
     """
 
-    def __init__(self, request_id: str, model: str, *, chat: bool):
-        self._chat = chat
+    last = b"data: [DONE]\n\n"
+
+    def __init__(self, request_id: str, model: str, *, chat: bool, usage: bool):
+        self._chat, self._usage = chat, usage
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{request_id}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def whole(self, texts: list[tuple[str, str]], usage: dict[str, int]) -> dict[str, Any]:
-        """The answer to a request without stream; ``texts`` with their finish reasons, by choice."""
+    def whole(self, texts: list[tuple[str, str]], counter: Counter) -> dict[str, Any]:
         choices = []
         for index, (text, reason) in enumerate(texts):
             said: dict[str, Any] = {"text": text}
@@ -141,22 +139,19 @@ class Form:
                 said = {"message": {"role": "assistant", "content": text, "refusal": None}}
             choices.append({"index": index, **said, "logprobs": None, "finish_reason": reason})
         name = "chat.completion" if self._chat else "text_completion"
-        return {**self._head, "object": name, "choices": choices, "usage": usage}
+        return {**self._head, "object": name, "choices": choices, "usage": counter.usage()}
 
     def opening(self, index: int) -> list[dict[str, Any]]:
-        """Chunks before the first text of a choice."""
         return [self._chunk([self._part(index, {"role": "assistant", "content": ""}, None)])] if self._chat else []
 
     def text(self, index: int, text: str) -> dict[str, Any]:
-        """A chunk with new text."""
         return self._chunk([self._part(index, {"content": text} if self._chat else text, None)])
 
-    def end(self, index: int, reason: str) -> dict[str, Any]:
-        """A choice's last chunk."""
-        return self._chunk([self._part(index, {} if self._chat else "", reason)])
+    def end(self, index: int, reason: str, _counter: Counter) -> list[dict[str, Any]]:
+        return [self._chunk([self._part(index, {} if self._chat else "", reason)])]
 
     def draft(self, index: int, response: Response) -> dict[str, Any]:
-        """A provisional canvas: no choice, so that a client that knows nothing of drafts passes over it."""
+        """No choice, so that a client that knows nothing of drafts passes over it."""
         draft = {
             "index": index,
             "text": response.text,
@@ -166,9 +161,11 @@ class Form:
         }
         return self._chunk([]) | {"provisional": True, "diffgemma": draft}
 
-    def usage(self, usage: dict[str, int]) -> dict[str, Any]:
-        """The chunk after the last choice's end, for those who asked for it."""
-        return self._chunk([]) | {"usage": usage}
+    def closing(self, counter: Counter) -> list[dict[str, Any]]:
+        return [self._chunk([]) | {"usage": counter.usage()}] if self._usage else []
+
+    def failed(self, error: ApiError) -> dict[str, Any]:
+        return error.body()
 
     def _part(self, index: int, said: Any, reason: str | None) -> dict[str, Any]:
         return {"index": index, "delta" if self._chat else "text": said, "logprobs": None, "finish_reason": reason}

@@ -16,11 +16,14 @@ from nemo_diffgemma.errors import FieldError
 from triton_repo.client.client import Client
 from triton_repo.client.failures import GenerationError
 from triton_repo.client.wire import Response as Generated
-from triton_repo.gateway import answers
+from triton_repo.gateway import answers, headers
 from triton_repo.gateway.errors import ApiError, ErrorBody, of_failure, of_validation, unavailable
 from triton_repo.gateway.generations import merged, unless_gone
+from triton_repo.gateway.responses_answer import ModelResponse, ResponsesForm
+from triton_repo.gateway.responses_request import ResponsesRequest
 from triton_repo.gateway.schema import ChatRequest, CompletionRequest
-from triton_repo.gateway.stream import EventStream, events, premature
+from triton_repo.gateway.stream import EventStream, events, paced, premature
+from triton_repo.gateway.usage import Counter
 from triton_repo.tensors import TRACEPARENT
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -35,6 +38,11 @@ _LATE: dict[int | str, dict[str, Any]] = {504: {"model": ErrorBody, "description
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 _EVENTS = {"text/event-stream": {"schema": _EVENT}}
 _GENERATION = _REFUSALS | _MODEL | _LATE | {200: {"content": _EVENTS, "description": "the answer; events with stream"}}
+
+
+Body = ChatRequest | CompletionRequest | ResponsesRequest
+# Proxies end connections that are silent for a minute, some for half of one.
+HEARTBEAT_S = 10.0
 
 
 class Gateway:
@@ -60,26 +68,28 @@ class Gateway:
             message = f"there is no model of this name; there is {self._model}"
             raise ApiError(404, message, code="model_not_found", param="model")
 
-    async def answer(self, request: Request, body: ChatRequest | CompletionRequest) -> Response:
+    async def answer(self, request: Request, body: Body) -> Response:
         """Generate what ``body`` asks for."""
         self.require_model(body.model)
         request_id, record = request.state.request_id, request.state.record
-        form = answers.Form(request_id, body.model, chat=isinstance(body, ChatRequest))
-        generations = self._generations(body, request_id, _trace(request))
-        counter = answers.Counter(body.choices)
+        form, counter, seed = _form(request_id, body), Counter(body.choices), body.first_seed()
+        generations = self._generations(body, seed, request_id, _trace(request))
         record |= {"stream": bool(body.stream), "choices": len(generations)}
         responses = _recorded(generations, record, counter)
         if not body.stream:
-            return JSONResponse(await unless_gone(request, _whole(form, responses, counter, len(generations))))
-        # The status is decided by the first response, and cannot be changed after it.
-        first = await unless_gone(request, anext(responses))
-        usage = body.stream_options is not None and bool(body.stream_options.include_usage)
-        return EventStream(events(form, _chained(first, responses), counter, record, usage=usage))
+            whole = await unless_gone(request, _whole(form, responses, counter, len(generations)))
+            return JSONResponse(whole, headers=headers.of_answer(body, seed, counter))
+        # The status is decided by the first response, and cannot be changed after it; nor can it wait for ever.
+        steady = paced(responses, HEARTBEAT_S)
+        first = await unless_gone(request, anext(steady))
+        return EventStream(
+            events(form, _chained(first, steady), counter, record), headers.of_answer(body, seed, counter)
+        )
 
     def _generations(
-        self, body: ChatRequest | CompletionRequest, request_id: str, traceparent: str | None
+        self, body: Body, seed: int, request_id: str, traceparent: str | None
     ) -> list[AsyncGenerator[Generated, None]]:
-        shared, seed, prompts = body.inputs(), body.seed or 0, body.prompts()
+        shared, prompts = body.inputs(), body.prompts()
         # An infilled gap comes in one piece.
         stream = bool(body.stream) and not any(prompt.get("suffix") for prompt in prompts)
         jobs = [(prompt, i) for prompt in prompts for i in range(body.choices)]
@@ -110,6 +120,10 @@ def create(gateway: Gateway) -> FastAPI:
     async def completions(request: Request, body: CompletionRequest) -> Response:
         return await gateway.answer(request, body)
 
+    @app.post("/v1/responses", response_model=ModelResponse, responses=_GENERATION)
+    async def responses(request: Request, body: ResponsesRequest) -> Response:
+        return await gateway.answer(request, body)
+
     @app.get("/v1/models", response_model=answers.Models, responses=_REFUSALS)
     async def models() -> dict[str, Any]:
         return {"object": "list", "data": gateway.models()}
@@ -119,6 +133,7 @@ def create(gateway: Gateway) -> FastAPI:
         gateway.require_model(model)
         return gateway.models()[0]
 
+    @app.head("/health", include_in_schema=False)
     @app.get("/health", response_model=answers.HealthAnswer, responses=_REFUSALS)
     async def health() -> dict[str, str]:
         if not await gateway.client.is_ready():
@@ -149,19 +164,26 @@ def create(gateway: Gateway) -> FastAPI:
     return app
 
 
+def _form(request_id: str, body: Body) -> answers.Form:
+    if isinstance(body, ResponsesRequest):
+        return ResponsesForm(request_id, body)
+    usage = body.stream_options is not None and bool(body.stream_options.include_usage)
+    return answers.CompletionForm(request_id, body.model, chat=isinstance(body, ChatRequest), usage=usage)
+
+
 async def _whole(
-    form: answers.Form, responses: AsyncIterator[tuple[int, Generated]], counter: answers.Counter, choices: int
+    form: answers.Form, responses: AsyncIterator[tuple[int, Generated]], counter: Counter, choices: int
 ) -> dict[str, Any]:
     texts = [("", "")] * choices
     async for index, response in responses:
         if error := premature(response.finish_reason):
             raise error
         texts[index] = (response.text, response.finish_reason or "")
-    return form.whole(texts, counter.usage())
+    return form.whole(texts, counter)
 
 
 async def _recorded(
-    generations: list[AsyncGenerator[Generated, None]], record: dict[str, Any], counter: answers.Counter
+    generations: list[AsyncGenerator[Generated, None]], record: dict[str, Any], counter: Counter
 ) -> AsyncGenerator[tuple[int, Generated], None]:
     """All responses; what they tell goes to the log's record and the counter."""
     start = time.monotonic()
@@ -172,12 +194,12 @@ async def _recorded(
                 counter.add(index, response)
                 yield index, response
     finally:
-        record |= counter.usage()
+        record |= counter.tokens()
 
 
 async def _chained(
-    first: tuple[int, Generated], rest: AsyncGenerator[tuple[int, Generated], None]
-) -> AsyncGenerator[tuple[int, Generated], None]:
+    first: tuple[int, Generated] | None, rest: AsyncGenerator[tuple[int, Generated] | None, None]
+) -> AsyncGenerator[tuple[int, Generated] | None, None]:
     async with aclosing(rest):
         yield first
         async for item in rest:

@@ -10,10 +10,11 @@ from pydantic import BaseModel
 
 from nemo_diffgemma.errors import FieldError
 from triton_repo.client.failures import Cancelled, GenerationError, Refused, TimedOut, Unavailable, Unreachable
-from triton_repo.gateway.schema import SHAPE
+from triton_repo.gateway.words import Shown, allowed, path
 
 # Seconds after which a client may ask again: a queue moves on quickly, a server needs time to start.
 _BUSY_S, _DOWN_S = 1, 5
+_MOST_PARAM = 200
 _FIELD = re.compile(r"^([a-z_]+)(\[\d+\](?:\.[a-z]+)?)?: ")
 # Our names of inputs that OpenAI calls otherwise.
 _NAMES = {"text_input": "prompt", "input_ids": "prompt", "stop_words": "stop", "client": "user"}
@@ -106,15 +107,18 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
         errors: dictionaries with ``loc``, ``type`` and ``msg``.
     """
     first = errors[0]
-    # The body itself, and which shape of several it was taken for, are no part of the path.
-    path = [part for part in first["loc"][1:] if not str(part).startswith(SHAPE)]
-    if first["type"] == "json_invalid" or (not path and first["type"] in ("missing", "model_attributes_type")):
+    where = path(first)
+    if first["type"] == "json_invalid" or (not where and first["type"] in ("missing", "model_attributes_type")):
         return ApiError(400, "the body is not a JSON object, sent as application/json", code="invalid_json")
-    if not path:
-        # Ours, about several fields; begins with one of them.
-        return refused(first["msg"])
-    param = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in path).lstrip(".")[:200]
-    if first["type"] == "extra_forbidden":
-        return ApiError(400, f"{param}: there is no such field", code="unknown_parameter", param=param)
-    code = {"unsupported": "unsupported_parameter", "missing": "missing_required_parameter"}
-    return ApiError(400, f"{param}: {first['msg']}", code=code.get(first["type"], "invalid_value"), param=param)
+    param = where[:_MOST_PARAM]
+    match first["type"]:
+        case "extra_forbidden":
+            return ApiError(400, f"{param}: there is no such field", code="unknown_parameter", param=param)
+        case "missing":
+            return ApiError(400, f"{param}: this field is required", code="missing_required_parameter", param=param)
+        case "unsupported":
+            return ApiError(400, f"{param}: {first['msg']}", code="unsupported_parameter", param=param)
+        case "wrong":
+            return ApiError(400, f"{param}: {first['msg']}", code="invalid_value", param=param)
+    message = FieldError(param, Shown(first["input"]), *allowed(first))
+    return ApiError(400, str(message), code="invalid_value", param=param)

@@ -6,14 +6,17 @@ import logging
 import re
 import time
 import uuid
+from collections.abc import Sequence
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
+from starlette.middleware.cors import CORSMiddleware
 from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
 from triton_repo.gateway.errors import ApiError, internal, unavailable
+from triton_repo.gateway.headers import IGNORED, MAX_TOKENS, REQUEST_ID, SEED
 
 # Twice the longest text that the served model takes: JSON escapes.
 MOST_BODY_BYTES = 32 * 2**20
@@ -47,7 +50,7 @@ class Observe:
             await self._app(scope, receive, send)
             return
         start = time.monotonic()
-        given = Headers(scope=scope).get("x-request-id", "")
+        given = Headers(scope=scope).get(REQUEST_ID, "")
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         record: dict[str, Any] = {}
         # A copy: the server's own state is one for all requests.
@@ -58,7 +61,7 @@ class Observe:
             nonlocal status
             if message["type"] == "http.response.start":
                 status = message["status"]
-                MutableHeaders(scope=message)["x-request-id"] = request_id
+                MutableHeaders(scope=message)[REQUEST_ID] = request_id
             await send(message)
 
         self._traffic.active += 1
@@ -88,6 +91,16 @@ class Observe:
             await _error(ApiError(413, message, code="request_too_large"))(scope, receive, send)
             return
         await self._app(scope, _again(body, receive), send)
+
+
+def cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
+    """``app``, which pages of these origins may ask; itself without any."""
+    if not origins:
+        return app
+    exposed = [REQUEST_ID, IGNORED, MAX_TOKENS, SEED, "retry-after"]
+    return CORSMiddleware(
+        app, allow_origins=origins, allow_methods=["GET", "POST"], allow_headers=["*"], expose_headers=exposed
+    )
 
 
 def _error(error: ApiError) -> JSONResponse:

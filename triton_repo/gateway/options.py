@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from nemo_diffgemma.errors import require
+from triton_repo import web
 from triton_repo.client.settings import DEFAULT_URL
 from triton_repo.tensors import MODEL
 
@@ -27,6 +28,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tls-cert", metavar="FILE", help="speak HTTPS with this certificate, in PEM")
     parser.add_argument("--tls-key", metavar="FILE", help="its key")
     parser.add_argument("--tls-client-ca", metavar="FILE", help="ask clients for a certificate that these have signed")
+    web.add(parser)
     about = "the model server's gRPC endpoint (default: %(default)s)"
     parser.add_argument("--grpc-url", default=DEFAULT_URL, metavar="HOST:PORT", help=about)
     parser.add_argument("--grpc-ca", metavar="FILE", help="speak TLS to it; these have signed its certificate")
@@ -50,6 +52,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
             allowed="a file in PEM",
             fix="correct the path",
         )
+    web.check(given)
     return given
 
 

@@ -2,113 +2,104 @@
 
 from __future__ import annotations
 
-from typing import Annotated, Any, ClassVar, Literal, Self
+import hashlib
+import secrets
+from typing import Annotated, Any, ClassVar, Self
 
-from pydantic import BaseModel, ConfigDict, Discriminator, Field, Tag, field_validator, model_validator
-from pydantic.fields import FieldInfo
-from pydantic_core import PydanticCustomError
+from pydantic import Discriminator, Field, Tag, model_validator
 
+from triton_repo.gateway.fields import Float32, Int32, Strict, Text, Token, Whole, ignored, only, passed_on, wrong
+from triton_repo.gateway.messages import OURS, TOOLS, Message, require_one_name, text_or_list
 from triton_repo.tensors import ALL_INPUTS
 
-# Marks, in the path of a validation error, which of several shapes a value was taken for.
-SHAPE = "~"
 MOST_CHOICES = 64
-_MOST_INT32 = 2**31 - 1
 _MOST_SEED = 2**64 - 1
+_DRAWN = -1
+_MOST_STOPS = ALL_INPUTS["stop_words"].most_items
 _PENALTY = "a canvas is denoised in parallel, without penalties: leave it out"
-_TOOLS = "tools are not supported: leave it out"
-_OURS = "this server has nothing of the kind: leave it out"
-
-Int32 = Annotated[int, Field(ge=-_MOST_INT32 - 1, le=_MOST_INT32)]
-Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
-Token = Annotated[int, Field(ge=0, le=_MOST_INT32)]
-
-
-def _input(name: str, **limits: Any) -> Any:
-    """A field that is passed on as the served model's input of this name."""
-    return Field(default=None, description=ALL_INPUTS[name].about, **limits)
-
-
-def _only(*neutral: Any, instead: str) -> Any:
-    """A field that is accepted as long as it asks for nothing: None or one of ``neutral``."""
-    return Field(default=None, description=f"Unsupported: {instead}", json_schema_extra={"enum": [None, *neutral]})
-
-
-class Strict(BaseModel):
-    """No conversions, no unknown fields; a field made by :func:`_only` takes its neutral values."""
-
-    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
-
-    @field_validator("*", mode="before")
-    @classmethod
-    def _asks_for_nothing(cls, value: Any, info: Any) -> Any:
-        field: FieldInfo = cls.model_fields[info.field_name]
-        extra = field.json_schema_extra
-        if not isinstance(extra, dict) or not (field.description or "").startswith("Unsupported"):
-            return value
-        neutral: Any = extra["enum"]
-        # True equals 1 in Python, and not in JSON.
-        if any(value == n and isinstance(value, bool) == isinstance(n, bool) for n in neutral):
-            return value
-        instead = (field.description or "").removeprefix("Unsupported: ")
-        raise PydanticCustomError("unsupported", "not supported here: {instead}", {"instead": instead})
+_ENTROPY = "tokens are accepted by entropy, set entropy_bound"
+LOGPROBS = "a token has no log-probability: it is the outcome of many denoising steps"
+_STORED = "nothing is stored"
+_CACHE = "prompts are cached by what they begin with"
+THINKING = "this model answers without thinking first"
+# Of a client's name; the server only compares them.
+_MOST_NAME = ALL_INPUTS["client"].most_bytes
 
 
 class StreamOptions(Strict):
     """``stream_options``."""
 
     include_usage: bool | None = Field(default=None, description="a last chunk with the usage of the whole request")
-    include_obfuscation: Any = _only(False, instead=_OURS)
+    include_obfuscation: Any = ignored(False, why="nothing is added to hide the length of a chunk")
 
 
-class _Common(Strict):
-    """What both endpoints take."""
+class Common(Strict):
+    """What all endpoints take."""
 
     renamed: ClassVar[dict[str, str]] = {"user": "client", "stop": "stop_words"}
 
-    model: str = Field(description="as /v1/models names it")
-    max_tokens: Int32 | None = _input("max_tokens", ge=1)
-    seed: int | None = _input("seed", ge=0, le=_MOST_SEED)
+    model: Text = Field(min_length=1, description="as /v1/models names it")
+    max_tokens: Int32 | None = passed_on("max_tokens", ge=1)
+    seed: Annotated[int, Whole, Field(ge=_DRAWN, le=_MOST_SEED)] | None = Field(
+        default=None, description=f"{ALL_INPUTS['seed'].about}; {_DRAWN}: one is drawn, and said in x-diffgemma-seed"
+    )
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES, description="answers, with seed, seed + 1, ...")
     stop: Annotated[
-        Annotated[str, Tag("~text")]
-        | Annotated[list[str], Field(max_length=4), Tag("~list")]
+        Annotated[Text, Tag("~text")]
+        | Annotated[list[Text], Field(max_length=_MOST_STOPS), Tag("~list")]
         | Annotated[None, Tag("~null")],
-        Discriminator(lambda value: _shape(value)),
-    ] = Field(default=None, description="up to four texts before the first of which the answer is cut")
+        Discriminator(text_or_list),
+    ] = Field(default=None, description="texts before the first of which the answer is cut; empty ones: none")
     stream: bool | None = Field(default=None, description="server-sent events, a chunk for every committed block")
     stream_options: StreamOptions | None = None
-    user: str | None = Field(default=None, description=ALL_INPUTS["client"].about)
+    user: Text | None = Field(default=None, description=ALL_INPUTS["client"].about)
 
-    min_tokens: Int32 | None = _input("min_tokens", ge=0)
-    stop_token_ids: list[Int32] | None = _input("stop_token_ids")
-    ignore_eos: bool | None = _input("ignore_eos")
-    canvas_length: Int32 | None = _input("canvas_length", ge=0)
-    priority: Int32 | None = _input("priority")
-    deadline: Float32 | None = _input("deadline")
-    draft_every: Int32 | None = _input("draft_every", ge=0)
-    max_denoising_steps: Int32 | None = _input("max_denoising_steps")
-    t_min: Float32 | None = _input("t_min")
-    t_max: Float32 | None = _input("t_max")
-    entropy_bound: Float32 | None = _input("entropy_bound")
-    confidence_threshold: Float32 | None = _input("confidence_threshold")
-    stability_threshold: Int32 | None = _input("stability_threshold")
+    min_tokens: Int32 | None = passed_on("min_tokens", ge=0)
+    stop_token_ids: list[Int32] | None = passed_on("stop_token_ids")
+    ignore_eos: bool | None = passed_on("ignore_eos")
+    canvas_length: Int32 | None = passed_on("canvas_length", ge=0)
+    priority: Int32 | None = passed_on("priority")
+    deadline: Float32 | None = passed_on("deadline")
+    draft_every: Int32 | None = passed_on("draft_every", ge=0)
+    max_denoising_steps: Int32 | None = passed_on("max_denoising_steps")
+    t_min: Float32 | None = passed_on("t_min")
+    t_max: Float32 | None = passed_on("t_max")
+    entropy_bound: Float32 | None = passed_on("entropy_bound")
+    confidence_threshold: Float32 | None = passed_on("confidence_threshold")
+    stability_threshold: Int32 | None = passed_on("stability_threshold")
 
-    temperature: Any = _only(1, instead="set t_min and t_max, the two ends of the temperature schedule")
-    top_p: Any = _only(1, instead="tokens are accepted by entropy, set entropy_bound")
-    presence_penalty: Any = _only(0, instead=_PENALTY)
-    frequency_penalty: Any = _only(0, instead=_PENALTY)
-    logit_bias: Any = _only({}, instead="leave it out, or send the tokens that are allowed from Python")
+    temperature: Any = only(1, instead="set t_min and t_max, the two ends of the temperature schedule")
+    top_p: Any = only(1, instead="tokens are accepted by entropy, set entropy_bound")
+    presence_penalty: Any = only(0, instead=_PENALTY)
+    frequency_penalty: Any = only(0, instead=_PENALTY)
+    logit_bias: Any = only({}, instead="leave it out, or send the tokens that are allowed from Python")
+    # of other servers' clients
+    top_k: Any = only(0, -1, instead=_ENTROPY)
+    min_p: Any = only(0, instead=_ENTROPY)
+    repetition_penalty: Any = only(1, instead=_PENALTY)
+    length_penalty: Any = only(0, 1, instead=_PENALTY)
+
+    metadata: Any = ignored({}, why=_STORED)
+    store: Any = ignored(False, why=_STORED)
+    service_tier: Any = ignored("auto", "default", why="there is one tier; set priority")
+    prompt_cache_key: Any = ignored(why=_CACHE)
+    prompt_cache_retention: Any = ignored(why=_CACHE)
+    prompt_cache_options: Any = ignored({}, why=_CACHE)
+    safety_identifier: Any = ignored(why="nobody's use is watched")
 
     @model_validator(mode="after")
     def _fits_together(self) -> Self:
-        if self.stream_options is not None and not self.stream:
-            raise PydanticCustomError("stream_options", "stream_options: only with stream=true")
         if self.draft_every and not self.stream:
-            raise PydanticCustomError("draft_every", "draft_every: only with stream=true")
+            raise wrong("draft_every", "only with stream=true")
         if (self.seed or 0) + self.choices - 1 > _MOST_SEED:
-            raise PydanticCustomError("seed", "seed: seed + n - 1 has to fit into 64 bits")
+            raise wrong("seed", "seed + n - 1 has to fit into 64 bits")
         return self
+
+    def without_effect(self) -> list[str]:
+        found = super().without_effect()
+        if self.stream_options is None or self.stream:
+            return found
+        return [name for name in found if not name.startswith("stream_options.")] + ["stream_options"]
 
     @property
     def choices(self) -> int:
@@ -117,88 +108,98 @@ class _Common(Strict):
 
     def inputs(self) -> dict[str, Any]:
         """The served model's inputs but for prompt, seed and stream; None where the request is silent."""
-        names = [name for name in _Common.model_fields if self.renamed.get(name, name) in ALL_INPUTS]
+        names = [name for name in Common.model_fields if self.renamed.get(name, name) in ALL_INPUTS]
         given = {self.renamed.get(name, name): getattr(self, name) for name in names if name not in _APART}
         if isinstance(given["stop_words"], str):
             given["stop_words"] = [given["stop_words"]]
         given["stop_words"] = given["stop_words"] or None
+        if self.user is not None and len(self.user.encode()) > _MOST_NAME:
+            given["client"] = hashlib.sha256(self.user.encode()).hexdigest()
         return given
 
-
-_APART = ("seed", "stream", "temperature", "top_p", "presence_penalty", "frequency_penalty")
-
-
-class TextPart(Strict):
-    """A part of a message's content."""
-
-    type: Literal["text"]
-    text: str
+    def first_seed(self) -> int:
+        """Seed of the first answer; drawn, where the request asks for that."""
+        # So that clients can write it as a signed integer, and n of them fit.
+        return secrets.randbelow(2**62) if self.seed == _DRAWN else self.seed or 0
 
 
-class Message(Strict):
-    """One message of a conversation."""
-
-    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is another name of system")
-    content: Annotated[
-        Annotated[str, Tag("~text")] | Annotated[list[TextPart], Field(min_length=1), Tag("~list")],
-        Discriminator(lambda value: _shape(value)),
-    ]
-    # null in answers that come back as history
-    name: Any = _only(instead="put it into content")
-    refusal: Any = _only(instead=_OURS)
-    annotations: Any = _only([], instead=_OURS)
-    audio: Any = _only(instead="only text is supported")
-    tool_calls: Any = _only([], instead=_TOOLS)
-    function_call: Any = _only(instead=_TOOLS)
-
-    def plain(self) -> dict[str, str]:
-        """As the served model takes it."""
-        content = self.content if isinstance(self.content, str) else "".join(part.text for part in self.content)
-        return {"role": "system" if self.role == "developer" else self.role, "content": content}
+# Neither the sampler's nor the same for every answer, or refused.
+_APART = (
+    "seed",
+    "stream",
+    "temperature",
+    "top_p",
+    "presence_penalty",
+    "frequency_penalty",
+    "top_k",
+    "min_p",
+    "repetition_penalty",
+    "length_penalty",
+)
 
 
-class ChatRequest(_Common):
+def limited(limit: int | None) -> dict[str, Any]:
+    """The client's arguments for an answer of at most ``limit`` tokens, and no more than the context has left."""
+    return {"max_tokens": limit, "cut_max_tokens": None if limit is None else True}
+
+
+class ChatTemplateKwargs(Strict):
+    """``chat_template_kwargs``: what asks for the template as it is."""
+
+    enable_thinking: Any = only(False, instead=THINKING)
+    thinking: Any = only(False, instead=THINKING)
+
+
+class ChatRequest(Common):
     """Body of ``POST /v1/chat/completions``."""
 
     messages: list[Message] = Field(min_length=1)
     max_completion_tokens: Int32 | None = Field(default=None, ge=1, description="another name of max_tokens")
+    chat_template_kwargs: ChatTemplateKwargs | None = None
 
-    logprobs: Any = _only(False, instead="a token has no log-probability: it is the outcome of many denoising steps")
-    top_logprobs: Any = _only(0, instead="a token has no log-probability: it is the outcome of many denoising steps")
-    tools: Any = _only([], instead=_TOOLS)
-    tool_choice: Any = _only("none", "auto", instead=_TOOLS)
-    parallel_tool_calls: Any = _only(True, False, instead=_TOOLS)
-    functions: Any = _only([], instead=_TOOLS)
-    function_call: Any = _only("none", "auto", instead=_TOOLS)
-    response_format: Any = _only({"type": "text"}, instead="only text is supported")
-    modalities: Any = _only(["text"], instead="only text is supported")
-    audio: Any = _only(instead="only text is supported")
-    prediction: Any = _only(instead=_OURS)
-    reasoning_effort: Any = _only("none", instead=_OURS)
-    verbosity: Any = _only(instead=_OURS)
-    web_search_options: Any = _only(instead=_OURS)
-    service_tier: Any = _only("auto", "default", instead="set priority")
-    store: Any = _only(False, instead="nothing is stored: leave it out")
-    metadata: Any = _only({}, instead="nothing is stored: leave it out")
+    logprobs: Any = only(False, instead=LOGPROBS)
+    top_logprobs: Any = only(0, instead=LOGPROBS)
+    tools: Any = only([], instead=TOOLS)
+    tool_choice: Any = only("none", "auto", instead=TOOLS)
+    parallel_tool_calls: Any = only(True, False, instead=TOOLS)
+    functions: Any = only([], instead=TOOLS)
+    function_call: Any = only("none", "auto", instead=TOOLS)
+    response_format: Any = only({"type": "text"}, instead="this model writes text alone")
+    modalities: Any = only(["text"], instead="this model writes text alone")
+    audio: Any = only(instead="this model writes text alone")
+    prediction: Any = ignored(why="a canvas is denoised as quickly without")
+    reasoning_effort: Any = ignored("none", why=THINKING)
+    verbosity: Any = ignored("medium", why="say in the prompt how long the answer is to be")
+    web_search_options: Any = only(instead=OURS)
 
     @model_validator(mode="after")
     def _one_limit(self) -> Self:
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
-            raise PydanticCustomError("max_completion_tokens", "max_completion_tokens: not the same as max_tokens")
+            raise wrong("max_completion_tokens", "not the same as max_tokens")
+        require_one_name(self.messages)
         return self
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of an answer; None for all that the context has left."""
+        return self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
+
+    def without_effect(self) -> list[str]:
+        found = super().without_effect()
+        kwargs = self.chat_template_kwargs
+        return [*found, "chat_template_kwargs"] if kwargs is not None and kwargs.model_fields_set else found
 
     def prompts(self) -> list[dict[str, Any]]:
         """The client's arguments for each prompt."""
-        limit = self.max_tokens if self.max_tokens is not None else self.max_completion_tokens
-        return [{"messages": [message.plain() for message in self.messages], "max_tokens": limit}]
+        return [{"messages": [message.plain() for message in self.messages], **limited(self.limit)}]
 
 
-class CompletionRequest(_Common):
+class CompletionRequest(Common):
     """Body of ``POST /v1/completions``."""
 
     prompt: Annotated[
-        Annotated[str, Tag("~text")]
-        | Annotated[list[str], Field(min_length=1, max_length=MOST_CHOICES), Tag("~texts")]
+        Annotated[Text, Tag("~text")]
+        | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES), Tag("~texts")]
         | Annotated[list[Token], Field(min_length=1), Tag("~tokens")]
         | Annotated[
             list[Annotated[list[Token], Field(min_length=1)]],
@@ -207,33 +208,33 @@ class CompletionRequest(_Common):
         ],
         Discriminator(lambda value: _prompt_shape(value)),
     ] = Field(description="text, token ids, or a list of either, answered as several choices")
-    suffix: str | None = _input("suffix")
+    suffix: Text | None = passed_on("suffix")
 
-    best_of: Any = _only(1, instead="send n, and choose")
-    echo: Any = _only(False, instead="prepend the prompt in the client")
-    logprobs: Any = _only(instead="a token has no log-probability: it is the outcome of many denoising steps")
+    best_of: Any = only(1, instead="send n, and choose")
+    echo: Any = only(False, instead="prepend the prompt in the client")
+    logprobs: Any = only(instead=LOGPROBS)
 
     @model_validator(mode="after")
     def _not_too_many(self) -> Self:
         if len(self.prompts()) * self.choices > MOST_CHOICES:
-            raise PydanticCustomError("n", "n: prompts times n is at most {most}", {"most": MOST_CHOICES})
+            raise wrong("n", f"prompts times n is at most {MOST_CHOICES}")
         if self.suffix is not None and self.draft_every:
-            raise PydanticCustomError("draft_every", "draft_every: not with suffix, which is answered in one piece")
+            raise wrong("draft_every", "not with suffix, which is answered in one piece")
         return self
+
+    @property
+    def limit(self) -> int | None:
+        """Most tokens of an answer; None for all that the context has left."""
+        return self.max_tokens
 
     def prompts(self) -> list[dict[str, Any]]:
         """The client's arguments for each prompt."""
         many = isinstance(self.prompt, list) and not isinstance(self.prompt[0], int)
         each: list[Any] = list(self.prompt) if many else [self.prompt]
-        # An empty suffix asks for no infilling.
-        more = {"suffix": self.suffix or None, "max_tokens": self.max_tokens}
+        # An empty suffix asks for no infilling; the length of a gap is not cut, nor one limit for several prompts.
+        alone = len(each) == 1 and not self.suffix
+        more = {"suffix": self.suffix or None} | (limited(self.limit) if alone else {"max_tokens": self.limit})
         return [{"prompt" if isinstance(one, str) else "input_ids": one, **more} for one in each]
-
-
-def _shape(value: Any) -> str:
-    if value is None:
-        return "~null"
-    return "~list" if isinstance(value, list) else "~text"
 
 
 def _prompt_shape(value: Any) -> str:

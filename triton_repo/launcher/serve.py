@@ -10,6 +10,7 @@ from pathlib import Path
 from types import FrameType
 
 from nemo_diffgemma.errors import FieldError, require
+from triton_repo import web
 from triton_repo.launcher.health import Health
 from triton_repo.launcher.server import Server, ServerFailed, ServerTls
 from triton_repo.launcher.supervisor import Patience, Supervisor
@@ -34,6 +35,7 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         about = f"{name} port, 0 for any free one (default: %(default)s)"
         parser.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help=about)
     parser.add_argument("--openai-port", type=int, metavar="PORT", help="also serve OpenAI's API there")
+    web.add(parser)
     tls = parser.add_argument_group("TLS for gRPC and OpenAI (PEM files); Triton's HTTP then stays on loopback")
     tls.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate, with its chain")
     tls.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
@@ -72,6 +74,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _server(given: argparse.Namespace) -> Server:
+    web.check(given)
     for option in ("start", "drain", "stall"):
         value = getattr(given, f"{option}_timeout")
         require(
@@ -107,6 +110,7 @@ def _server(given: argparse.Namespace) -> Server:
         grpc_port=given.grpc_port,
         metrics_port=given.metrics_port,
         openai_port=given.openai_port,
+        openai_options=web.passed_on(given),
         tls=tls,
         log_file=given.log_file or "-",
         log_prompts=given.log_prompts,

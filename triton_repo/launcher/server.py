@@ -13,7 +13,7 @@ import sys
 import time
 import urllib.error
 import urllib.request
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
@@ -101,6 +101,7 @@ class Server:
         host: address that it listens on.
         http_port, grpc_port, metrics_port: 0 takes any free port.
         openai_port: the gateway's; None: no gateway.
+        openai_options: further options of the gateway's command line.
         tls: for gRPC and the gateway. tritonserver's HTTP cannot, and stays on loopback then.
         log_file: where the output of tritonserver and gateway goes; default: a file that lives as long as the server;
             ``-``: standard error.
@@ -122,6 +123,7 @@ class Server:
         grpc_port: int = 8001,
         metrics_port: int = 8002,
         openai_port: int | None = None,
+        openai_options: Sequence[str] = (),
         tls: ServerTls | None = None,
         log_file: str | Path | None = None,
         log_prompts: bool = False,
@@ -143,6 +145,7 @@ class Server:
         self._ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         if openai_port is not None:
             self._hosts["openai"], self._ports["openai"] = host, openai_port
+        self._openai_options = tuple(openai_options)
         self._tls = tls
         self._log_file = log_file
         self._log_prompts = log_prompts
@@ -255,7 +258,7 @@ class Server:
             ServerFailed: when it does not.
         """
         command = [sys.executable, "-m", "triton_repo.gateway", f"--host={self._host}", f"--grpc-url={self.grpc_url}"]
-        command += [f"--port={self._ports['openai']}"]
+        command += [f"--port={self._ports['openai']}", *self._openai_options]
         if self._tls is not None:
             command += [f"--tls-cert={self._tls.cert}", f"--tls-key={self._tls.key}", f"--grpc-ca={self._tls.ca}"]
             command += [f"--grpc-name={self._tls.name(self._near, self._ports['grpc'])}"]

@@ -30,6 +30,7 @@ class ParsedRequest:
     Args:
         request: what the engine is asked.
         stream: one response per block, else one with everything.
+        max_tokens: most tokens of the answer.
         withheld: outputs the client does not want.
         gap: with a suffix, tokens before it, which are the answer; else None.
         decode: text of token ids.
@@ -38,6 +39,7 @@ class ParsedRequest:
 
     request: Request
     stream: bool
+    max_tokens: int
     withheld: frozenset[str]
     gap: int | None
     decode: Callable[[Sequence[int]], str]
@@ -70,8 +72,18 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
     prompt = _prompt(inputs, engine)
     end_id: int | None = _scalar(inputs, "end_id", None)
     # A prompt that alone fills the context is for the engine to refuse, whose limit it is.
-    max_tokens = _scalar(inputs, "max_tokens", max(1, engine.limits.context - len(prompt)))
+    left = max(1, engine.limits.context - len(prompt))
+    max_tokens = _scalar(inputs, "max_tokens", left)
     suffix = _suffix(inputs, engine, stream)
+    if _scalar(inputs, "cut_max_tokens", False):
+        require(
+            not suffix,
+            field="cut_max_tokens",
+            value=True,
+            allowed="false with suffix, whose place max_tokens is",
+            fix="leave it out",
+        )
+        max_tokens = min(max_tokens, left)
     request = Request(
         prompt_ids=tuple(prompt),
         max_tokens=max_tokens + len(suffix),
@@ -91,7 +103,9 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
     counts = ("num_input_tokens", "num_output_tokens")
     withheld = frozenset(name for name in counts if not _scalar(inputs, f"return_{name}", True))
     decode = engine.tokenizer.decode if engine.tokenizer is not None else lambda _ids: ""
-    return ParsedRequest(request, stream, withheld, max_tokens if suffix else None, decode, _traceparent(inputs))
+    return ParsedRequest(
+        request, stream, max_tokens, withheld, max_tokens if suffix else None, decode, _traceparent(inputs)
+    )
 
 
 def _values(name: str, array: Any) -> list[Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import numpy as np
@@ -32,7 +33,7 @@ class Reply:
     def outputs(self, event: Event) -> Outputs | None:
         """Output tensors by name, numpy, shape ``[1, *dims]``; None when this event is not sent on its own."""
         if isinstance(event, Draft):
-            return self._pack(event.text, event.token_ids, event.canvas_index, event.step, event.entropy, True, "")
+            return self._pack(event.text, event.token_ids, event.canvas_index, event.step, event.entropy, (), True, "")
         self.tokens += len(event.token_ids)
         if self._generation.stream:
             return self._blocks_as_one([event])
@@ -55,12 +56,21 @@ class Reply:
             last.canvas_index,
             sum(block.denoising_steps for block in blocks),
             last.entropies[-1] if last.entropies else None,
+            [block.entropies for block in blocks if block.entropies],
             False,
             reason,
         )
 
     def _pack(
-        self, text: str, ids: tuple[int, ...], canvas: int, steps: int, entropy: float | None, draft: bool, reason: str
+        self,
+        text: str,
+        ids: tuple[int, ...],
+        canvas: int,
+        steps: int,
+        entropy: float | None,
+        canvases: Sequence[Sequence[float]],
+        draft: bool,
+        reason: str,
     ) -> Outputs:
         values: dict[str, list[Any]] = {
             "text_output": [text.encode()],
@@ -69,12 +79,17 @@ class Reply:
             "provisional": [draft],
             "canvas_index": [canvas],
             "denoising_steps": [steps],
+            "max_tokens": [self._generation.max_tokens],
+            "canvas_steps": [len(entropies) for entropies in canvases],
+            "step_entropies": [entropy for entropies in canvases for entropy in entropies],
             "entropy": [entropy],
             "num_input_tokens": [len(self._generation.request.prompt_ids)],
             "num_output_tokens": [self.tokens],
         }
         if entropy is None:
             del values["entropy"]
+        if not canvases:
+            del values["canvas_steps"], values["step_entropies"]
         return {
             name: np.array([value], dtype=_NUMPY[ALL_OUTPUTS[name].dtype])
             for name, value in values.items()

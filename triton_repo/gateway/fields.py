@@ -1,0 +1,96 @@
+"""What a field of a request can be: passed on, refused unless it asks for nothing, or without an effect here."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any
+
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic.fields import FieldInfo
+from pydantic_core import PydanticCustomError
+
+from triton_repo.tensors import ALL_INPUTS
+
+MOST_INT32 = 2**31 - 1
+# Up to here a JSON number that a client wrote as 32.0 is the integer that it meant.
+_EXACT = 2**53
+
+
+def _whole(value: Any) -> Any:
+    # JSON has one kind of number: 32.0 is 32.
+    return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT else value
+
+
+def _encodable(value: str) -> str:
+    # Half of a surrogate pair, which JSON can spell, is no character: it has no UTF-8.
+    if value != value.encode(errors="ignore").decode():
+        raise PydanticCustomError("string_unicode", "no character")
+    return value
+
+
+Text = Annotated[str, AfterValidator(_encodable)]
+Whole = BeforeValidator(_whole)
+Int32 = Annotated[int, Whole, Field(ge=-MOST_INT32 - 1, le=MOST_INT32)]
+Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
+Token = Annotated[int, Whole, Field(ge=0, le=MOST_INT32)]
+
+
+def passed_on(name: str, **limits: Any) -> Any:
+    """A field that is passed on as the served model's input of this name."""
+    return Field(default=None, description=ALL_INPUTS[name].about, **limits)
+
+
+def only(*neutral: Any, instead: str) -> Any:
+    """A field that is accepted as long as it asks for nothing: None or one of ``neutral``."""
+    return Field(default=None, description=f"Unsupported: {instead}", json_schema_extra={"enum": [None, *neutral]})
+
+
+def ignored(*neutral: Any, why: str) -> Any:
+    """A field without an effect on the answer; unless it is None or one of ``neutral``, the answer says so."""
+    return Field(default=None, description=f"Ignored: {why}", json_schema_extra={"x-neutral": [None, *neutral]})
+
+
+class Strict(BaseModel):
+    """No conversions, no unknown fields; a field made by :func:`only` takes its neutral values."""
+
+    model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    @field_validator("*", mode="before")
+    @classmethod
+    def _asks_for_nothing(cls, value: Any, info: Any) -> Any:
+        field = cls.model_fields[info.field_name]
+        if not (field.description or "").startswith("Unsupported") or _among(value, field, "enum"):
+            return value
+        instead = (field.description or "").removeprefix("Unsupported: ")
+        raise PydanticCustomError("unsupported", "not supported here: {instead}", {"instead": instead})
+
+    def without_effect(self) -> list[str]:
+        """Names of the fields that the request fills and that change nothing, without numbers of a list."""
+        found: dict[str, None] = {}
+        for name, field in type(self).model_fields.items():
+            value = getattr(self, name)
+            if (field.description or "").startswith("Ignored"):
+                if not _among(value, field, "x-neutral"):
+                    found[name] = None
+            else:
+                found |= {f"{name}.{inner}": None for each in _models(value) for inner in each.without_effect()}
+        return list(found)
+
+
+def _models(value: Any) -> Iterator[Strict]:
+    for each in value if isinstance(value, list) else [value]:
+        if isinstance(each, Strict):
+            yield each
+
+
+def _among(value: Any, field: FieldInfo, key: str) -> bool:
+    extra: Any = field.json_schema_extra
+    if not isinstance(extra, dict) or key not in extra:
+        return False
+    # True equals 1 in Python, and not in JSON.
+    return any(value == n and isinstance(value, bool) == isinstance(n, bool) for n in extra[key])
+
+
+def wrong(field: str, why: str) -> PydanticCustomError:
+    """What a validator raises for several fields that do not fit together; ``field`` is the one to change."""
+    return PydanticCustomError("wrong", "{why}", {"field": field, "why": why})

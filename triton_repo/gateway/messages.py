@@ -1,0 +1,74 @@
+"""The messages of a conversation, as the clients of OpenAI's API send them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Annotated, Any, Literal, Self
+
+from pydantic import Discriminator, Field, Tag, model_validator
+
+from triton_repo.gateway.fields import Strict, Text, ignored, only, wrong
+
+# Marks, in the path of a validation error, which of several shapes a value was taken for.
+SHAPE = "~"
+OURS = "this server has nothing of the kind: leave it out"
+TOOLS = "this model calls no tools: leave it out"
+_CACHE = "prompts are cached by what they begin with"
+_HISTORY = "of a message only role and content are read"
+
+
+def text_or_list(value: Any) -> str:
+    """The tag of a value that may be one text or a list."""
+    if value is None:
+        return "~null"
+    return "~list" if isinstance(value, list) else "~text"
+
+
+class TextPart(Strict):
+    """A part of a message's content."""
+
+    type: Literal["text"]
+    text: Text
+    cache_control: Any = ignored(why=_CACHE)
+
+
+class Message(Strict):
+    """One message of a conversation."""
+
+    role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is another name of system")
+    content: Annotated[
+        Annotated[Text, Tag("~text")] | Annotated[list[TextPart], Tag("~list")] | Annotated[None, Tag("~null")],
+        Discriminator(text_or_list),
+    ] = Field(default=None, description="a text, or texts that are joined; null or left out by an assistant: none")
+    id: Any = ignored(why=_HISTORY)
+    name: Any = ignored(why="who of several speaks goes into content")
+    cache_control: Any = ignored(why=_CACHE)
+    # in answers that come back as history
+    refusal: Any = only(instead="put it into content")
+    annotations: Any = ignored([], why=_HISTORY)
+    reasoning: Any = ignored("", why="what was thought before an answer is no part of it")
+    reasoning_content: Any = ignored("", why="what was thought before an answer is no part of it")
+    audio: Any = only(instead="this model reads and writes text alone")
+    tool_calls: Any = only([], instead=TOOLS)
+    function_call: Any = only(instead=TOOLS)
+
+    @model_validator(mode="after")
+    def _says_something(self) -> Self:
+        if self.content is None and self.role != "assistant":
+            raise wrong("content", "a message of this role needs one")
+        return self
+
+    def plain(self) -> dict[str, str]:
+        """As the served model takes it."""
+        content = self.content or ""
+        text = content if isinstance(content, str) else "".join(part.text for part in content)
+        return {"role": "system" if self.role == "developer" else self.role, "content": text}
+
+
+def require_one_name(messages: Sequence[Message]) -> None:
+    """Raise a validation error when names tell several speakers of a role apart, which the model does not see."""
+    first: dict[str, Any] = {}
+    for i, message in enumerate(messages):
+        if message.name is not None and first.setdefault(message.role, message.name) != message.name:
+            why = "another name in the same role, which the model does not see: put names into content"
+            raise wrong(f"messages[{i}].name", why)
