@@ -27,6 +27,8 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tls-cert", metavar="FILE", help="speak HTTPS with this certificate, in PEM")
     parser.add_argument("--tls-key", metavar="FILE", help="its key")
     parser.add_argument("--tls-client-ca", metavar="FILE", help="ask clients for a certificate that these have signed")
+    about = "ask every client for one of these keys (lines of diffgemma-serve --new-key); read again when it changes"
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help=about)
     about = "the model server's gRPC endpoint (default: %(default)s)"
     parser.add_argument("--grpc-url", default=DEFAULT_URL, metavar="HOST:PORT", help=about)
     parser.add_argument("--grpc-ca", metavar="FILE", help="speak TLS to it; these have signed its certificate")

@@ -79,6 +79,7 @@ class _Common(Strict):
     stream: bool | None = Field(default=None, description="server-sent events, a chunk for every committed block")
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, description=ALL_INPUTS["client"].about)
+    cache_salt: str | None = _input("cache_salt", max_length=128)
 
     min_tokens: Int32 | None = _input("min_tokens", ge=0)
     stop_token_ids: list[Int32] | None = _input("stop_token_ids")
