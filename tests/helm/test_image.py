@@ -207,10 +207,11 @@ def test_the_base_s_tritonserver_is_found_with_our_stub(monkeypatch: pytest.Monk
     binary = shutil.copy(wheel.binary, root / "bin" / "copy")
     os.replace(binary, root / "bin" / "tritonserver")
     shutil.copytree(wheel.backends, root / "backends")
+    (root / "TRITON_VERSION").write_text("2.73.0\n")
     shutil.copy(wheel.stub, root / "backends" / "python" / "triton_python_backend_stub")
     monkeypatch.setenv("PATH", str(root / "bin"), prepend=os.pathsep)
     found = Installation.find()
-    assert found == Installation(root / "bin" / "tritonserver", root / "backends", None, wheel.libraries)
+    assert found == Installation(root / "bin" / "tritonserver", root / "backends", None, wheel.libraries, "2.73.0")
     copy = found.backend_directory(tmp_path / "copy") / "python" / "triton_python_backend_stub"
     assert copy.read_bytes() == wheel.stub.read_bytes()
     # of the wheel's libraries the Dockerfile keeps the CUDA runtime's

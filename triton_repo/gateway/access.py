@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.gateway.errors import ApiError, too_many, unauthorized
+from triton_repo.gateway.errors import too_many, unauthorized
 from triton_repo.keys import ApiKey, digest, read
 
 # What probes ask, who have no key; it answers with one word.

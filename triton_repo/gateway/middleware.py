@@ -1,4 +1,4 @@
-"""Around every request: its id, its key, its line in the log, the size of its body, the refusal while the process ends."""
+"""Around every request: its id, key and line in the log, the size of its body, the refusal while the process ends."""
 
 from __future__ import annotations
 

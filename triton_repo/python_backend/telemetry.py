@@ -75,7 +75,7 @@ class Telemetry:
         self._metrics.flush()
 
     def _gauges(self, now: Occupancy) -> None:
-        requests = {
+        requests: dict[str, float] = {
             "waiting": now.waiting,
             "context": now.prefilling,
             "scheduled": now.scheduled,
