@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 
 from nemo_diffgemma.errors import FieldError
+from tests.audit import server
 from triton_repo.launcher.bulletins import BULLETINS, known, summary
 from triton_repo.launcher.exposure import addresses, check_version, is_loopback
 from triton_repo.launcher.tritonserver import Installation
@@ -74,3 +75,10 @@ def test_an_old_tritonserver_stays_on_loopback() -> None:
         else:
             with pytest.raises(FieldError, match="version unknown"):
                 check_version(other, FAR, allow_old=False)
+
+
+def test_the_audit_names_each_bulletin() -> None:
+    lines = server()
+    assert lines[0].startswith("tritonserver 2.51.0 ")
+    assert len(lines) == 1 + len(BULLETINS)
+    assert "bulletin 5865 of 2026-08, CVSS up to 9.8, fixed in 26.06: CVE-2026-47606" in " ".join(lines)
