@@ -9,8 +9,9 @@ import pytest
 from nemo_diffgemma.errors import FieldError
 from tests.audit import server
 from triton_repo.launcher.bulletins import BULLETINS, known, summary
-from triton_repo.launcher.exposure import addresses, check_version, is_loopback
+from triton_repo.launcher.exposure import addresses, check_version
 from triton_repo.launcher.tritonserver import Installation
+from triton_repo.loopback import is_loopback
 
 NEAR, FAR = "127.0.0.1", "0.0.0.0"
 

@@ -62,6 +62,11 @@ def test_files_and_options_that_cannot_be_used(tmp_path: Path) -> None:
     for options, text in (
         (["--tls-key=key.pem"], "--tls-key: 'key.pem' cannot be used; allowed: only with --tls-cert; fix: pass"),
         (["--tls-client-ca=ca.pem"], "--tls-client-ca: 'ca.pem' cannot be used; allowed: only with --tls-cert"),
+        (["--host=0.0.0.0"], "--host: '0.0.0.0' cannot be used; allowed: beyond loopback with --api-key-file or"),
+        (
+            ["--api-key-file=/nowhere"],
+            "--api-key-file: '/nowhere' cannot be used; allowed: a file of lines NAME:SHA256",
+        ),
         (["--grpc-ca=/nowhere"], "--grpc-ca: '/nowhere' cannot be used; allowed: a file in PEM; fix: correct"),
     ):
         command = [sys.executable, "-m", "triton_repo.gateway", *options]

@@ -129,3 +129,15 @@ def test_a_limit_of_tokens_is_a_bucket_that_fills_steadily(tmp_path: Path) -> No
     assert refusal(access, f"Bearer {ADA}").status == 429
     now = 11.0
     assert name(access, ADA) == "ada"
+
+
+def test_a_limit_that_is_new_does_not_count_what_was_free(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"ada:{HASH}\n")
+    now = 0.0
+    access = Access(tmp_path / "keys", lambda: now)
+    asked = scope(f"Bearer {ADA}")
+    with access.admitted(asked):
+        asked["state"]["record"]["total_tokens"] = 10**6
+    (tmp_path / "keys").write_text(f"ada:{HASH}:tokens_per_minute=60\n")
+    now = 1.0
+    assert name(access, ADA) == "ada"

@@ -81,7 +81,8 @@ class Access:
             yield
         finally:
             use.running -= 1
-            use.tokens -= record.get("total_tokens", 0)
+            if key.tokens_per_minute is not None:
+                use.tokens -= record.get("total_tokens", 0)
 
     def _refresh(self) -> None:
         """Read the file again when it, or what a link leads to, has changed. One that cannot be used changes nothing:

@@ -2,20 +2,12 @@
 
 from __future__ import annotations
 
-import ipaddress
 from collections.abc import Callable
 
 from nemo_diffgemma.errors import FieldError, require
 from triton_repo.launcher.bulletins import known, summary
 from triton_repo.launcher.tritonserver import LOOPBACK, Installation
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches what listens there."""
-    try:
-        return ipaddress.ip_address(host.strip("[]")).is_loopback
-    except ValueError:
-        return host == "localhost"
+from triton_repo.loopback import is_loopback
 
 
 def addresses(

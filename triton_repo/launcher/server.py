@@ -166,6 +166,7 @@ class Server:
         if openai_port is not None:
             self._ports["openai"] = openai_port
         self._api_key_file = api_key_file
+        self._insecure = insecure
         self._allow_old_triton = allow_old_triton
         self._tls = tls
         self._log_file = log_file
@@ -285,6 +286,7 @@ class Server:
         """
         command = [sys.executable, "-m", "triton_repo.gateway", f"--host={self._host}", f"--grpc-url={self.grpc_url}"]
         command += [f"--port={self._ports['openai']}"]
+        command += ["--insecure"] if self._insecure else []
         command += [] if self._api_key_file is None else [f"--api-key-file={self._api_key_file}"]
         if self._tls is not None:
             command += [f"--tls-cert={self._tls.cert}", f"--tls-key={self._tls.key}", f"--grpc-ca={self._tls.ca}"]
