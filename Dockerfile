@@ -4,10 +4,11 @@
 #   serve  without the packages that lower and compile: for engines built elsewhere (engine.source prebuilt or image)
 #   cpu    both commands on a plain Python image, no GPU
 # Each for linux/amd64 and linux/arm64. A release pins every base by its digest:
-#   make image BUILD_ARGS='TRITON_IMAGE=nvcr.io/nvidia/tritonserver:24.10-py3@sha256:...'
+#   make image BUILD_ARGS='TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.09-py3@sha256:...'
 
-# 24.10 is tritonserver 2.51.0, the version of nvidia-pytriton 0.7.0, whose Python 3.11 stub is put into it below
-ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:24.10-py3
+# 26.09 is tritonserver 2.73.0, the newest; its Ubuntu 24.04 has the Python 3.12 that its own stub loads. (24.10, which is
+# nvidia-pytriton 0.7.0's, has published vulnerabilities: SECURITY.md.)
+ARG TRITON_IMAGE=nvcr.io/nvidia/tritonserver:26.09-py3
 ARG PYTHON_IMAGE=docker.io/library/python:3.11.16-slim-bookworm@sha256:528257d48c1da0dcecc2e725d1ae34498d60c965f1241e39cd6a85a8859bdf84
 ARG UV_IMAGE=ghcr.io/astral-sh/uv:0.11.7@sha256:240fb85ab0f263ef12f492d8476aa3a2e4e1e333f7d67fbdd923d00a506a516a
 
@@ -52,23 +53,21 @@ CMD ["diffgemma-serve", "--help"]
 FROM ${TRITON_IMAGE} AS cuda-environment
 SHELL ["/bin/bash", "-o", "pipefail", "-c"]
 COPY --from=uv /uv /usr/local/bin/uv
-ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_NO_CACHE=1 UV_PYTHON_INSTALL_DIR=/opt/python VIRTUAL_ENV=/opt/diffgemma
-# Ubuntu 22.04 has no Python 3.11; uv's list fixes the version and its checksum
-RUN uv python install 3.11 && uv venv --python 3.11 --python-preference only-managed /opt/diffgemma
+ENV UV_COMPILE_BYTECODE=1 UV_LINK_MODE=copy UV_NO_CACHE=1 UV_PYTHON_DOWNLOADS=never VIRTUAL_ENV=/opt/diffgemma
+# the base's own Python, which its stub loads
+RUN uv venv --python /usr/bin/python3.12 /opt/diffgemma
 # torch first, from the index that has CUDA 13 builds for both platforms: PyPI's arm64 build knows no GPU
+# hadolint ignore=DL3059
 RUN uv pip install --index-url https://download.pytorch.org/whl/cu130 torch==2.13.0
 COPY pyproject.toml README.md LICENSE /src/
 COPY nemo_diffgemma /src/nemo_diffgemma
 COPY trtllm_build /src/trtllm_build
 COPY triton_repo /src/triton_repo
 RUN uv pip install '/src[serve,tensorrt-rtx]' torch==2.13.0
-# One tritonserver an image: the stub of the same release for our Python moves to the base's, the wheel's own goes; of
-# the wheel's libraries stays what the stub loads.
-RUN site=/opt/diffgemma/lib/python3.11/site-packages \
-    && bundled="$site/pytriton/tritonserver" \
-    && install -D --mode=755 "$bundled/python_backend_stubs/3.11/triton_python_backend_stub" /opt/stub/triton_python_backend_stub \
-    && rm -r "$bundled" \
-    && find "$site/nvidia_pytriton.libs" -type f ! -name 'libcudart-*' -delete
+# One tritonserver an image, the base's: the wheel's and what that loads goes.
+# hadolint ignore=DL3059
+RUN site=/opt/diffgemma/lib/python3.12/site-packages \
+    && rm -r "$site/pytriton/tritonserver" "$site/nvidia_pytriton.libs"
 
 FROM cuda-environment AS build-environment
 RUN uv pip install '/src[export]' torch==2.13.0
@@ -82,8 +81,6 @@ RUN apt-get update \
     && rm -rf /var/lib/apt/lists/*
 RUN groupadd --gid 10001 diffgemma \
     && useradd --uid 10001 --gid 10001 --home-dir /home/diffgemma --create-home --shell /usr/sbin/nologin diffgemma
-COPY --from=cuda-environment /opt/python /opt/python
-COPY --from=cuda-environment /opt/stub/triton_python_backend_stub /opt/tritonserver/backends/python/triton_python_backend_stub
 # hadolint ignore=DL3064
 ENV PATH=/opt/diffgemma/bin:/opt/tritonserver/bin:$PATH \
     PYTHONDONTWRITEBYTECODE=1 \
@@ -103,7 +100,6 @@ FROM cuda AS serve
 COPY --from=cuda-environment /opt/diffgemma /opt/diffgemma
 # a stub whose libraries are missing would only be noticed when the first model loads
 RUN diffgemma-serve --help >/dev/null \
-    && LD_LIBRARY_PATH="$(python -c 'import sysconfig; print(sysconfig.get_config_var("LIBDIR"))'):/opt/diffgemma/lib/python3.11/site-packages/nvidia_pytriton.libs" \
-       ldd /opt/tritonserver/backends/python/triton_python_backend_stub >/tmp/libraries \
+    && ldd /opt/tritonserver/backends/python/triton_python_backend_stub >/tmp/libraries \
     && ! grep 'not found' /tmp/libraries && rm /tmp/libraries
 USER 10001:10001

@@ -16,6 +16,7 @@ from transformers import PreTrainedTokenizerFast
 from nemo_diffgemma.chat import Chat, Message
 from nemo_diffgemma.control_tokens import ControlTokens
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.template_check import check_run, check_text
 
 # Gemma's turn markers; ids follow the order, pad = 0, eos = 1, bos = 2.
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>")
@@ -45,7 +46,7 @@ class Tokenizer:
     """A checkpoint's tokenizer: ``encode``, ``literal``, ``decode`` and ``chat``.
 
     Raises:
-        FieldError: when the directory holds no tokenizer.
+        FieldError: when the directory holds no tokenizer, or a chat template that must not run.
     """
 
     def __init__(self, directory: str | Path):
@@ -64,6 +65,10 @@ class Tokenizer:
         self._rust.encode_special_tokens = False
         template = self._inner.chat_template or ""
         self._template = "".join(template.values()) if isinstance(template, Mapping) else str(template)
+        for text in template.values() if isinstance(template, Mapping) else [self._template]:
+            check_text(str(text))
+        if self._template:
+            check_run(lambda: self._apply([[{"role": "user", "content": "a"}]], None, True)[0])
         ids = _control_tokens(self._inner, self._template)
         self._controls = ControlTokens(ids, self._template)
         # the unknown token also stands for characters that the vocabulary does not have

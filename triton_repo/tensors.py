@@ -107,6 +107,9 @@ INPUTS: tuple[Tensor, ...] = (
     Tensor("canvas_length", "INT32", "tokens per canvas; 0: the narrowest that holds max_tokens; default: the model's"),
     Tensor("priority", "INT32", "lower goes first; default 0"),
     Tensor("client", "STRING", "whose request it is: of equal priority, clients take turns"),
+    Tensor(
+        "cache_salt", "STRING", "what is cached of a prompt is used again only for requests with the same; default none"
+    ),
     Tensor("deadline", "FP32", "seconds from arrival after which the request is ended; default: never"),
     Tensor("ignore_eos", "BOOL", "go on to max_tokens whatever the model writes; default false"),
     Tensor("max_denoising_steps", "INT32", "most steps per canvas; default: the checkpoint's"),
@@ -183,6 +186,7 @@ TOKEN_INPUTS: dict[str, str] = {
     "min_length": "min_length",
     "priority": "priority",
     "client": "client",
+    "cache_salt": "cache_salt",
     "deadline": "deadline",
     "traceparent": "traceparent",
     **{name: name for name in SAMPLER_INPUTS},

@@ -56,6 +56,7 @@ class World:
         # books: who holds which pages, by the rules
         self.held: dict[int, int] = {}
         self.kept: dict[int, list[int]] = {}  # the least recently finished first
+        self.salts: dict[int, str] = {}  # of whose cache a slot last kept
         self.failed: list[int] = []
         # machine: what the plans made of the caches
         self.cache: dict[int, list[int]] = {}
@@ -73,10 +74,11 @@ class World:
         priority: int = 0,
         deadline: float | None = None,
         commits: Sequence[int] = range(1000, 2000),
+        salt: str = "",
     ) -> int:
         """Submit a job; its key."""
         key = len(self.requests)
-        job = Job(key, tuple(tokens), len(tokens) + canvases * self.canvas, priority, deadline)
+        job = Job(key, tuple(tokens), len(tokens) + canvases * self.canvas, priority, deadline, salt=salt)
         if self.pages_of(job) > self.pages:
             with pytest.raises(ValueError, match=f"job {key}: needs {self.pages_of(job)} .* there are {self.pages}"):
                 self.scheduler.submit(job)
@@ -112,6 +114,7 @@ class World:
         if request.slot is not None:
             if keep:
                 self.kept[request.slot] = list(request.text)
+                self.salts[request.slot] = request.job.salt
             else:
                 del self.held[request.slot]
 
@@ -176,8 +179,9 @@ class World:
             assert self.fits(first)
             pages = self.pages_of(first.job)
             assert a.room == pages * self.page
-            assert a.reused == self.longest_match(first.job.tokens)
+            assert a.reused == self.longest_match(first.job)
             if a.reused:
+                assert self.salts[a.slot] == first.job.salt
                 assert self.kept[a.slot] == list(first.job.tokens[: a.reused])
                 self.seen["reused"] += 1
                 self.seen["wholly reused"] += a.reused == len(first.job.tokens)
@@ -211,9 +215,11 @@ class World:
         running = sum(self.held[r.slot] for r in self.running if r.slot is not None)
         return len(self.running) < self.slots and running + self.pages_of(request.job) <= self.pages
 
-    def longest_match(self, tokens: Ids) -> int:
-        lengths = [len(k) for k in self.kept.values() if k == list(tokens[: len(k)])]
-        return max((n for n in lengths if n >= self.chunk), default=0)
+    def longest_match(self, job: Job) -> int:
+        texts = [k for k in self.kept.values() if k == list(job.tokens[: len(k)]) and len(k) >= self.chunk]
+        lengths = [len(k) for slot, k in self.kept.items() if k in texts and self.salts[slot] == job.salt]
+        self.seen["of another salt"] += len(texts) - len(lengths)
+        return max(lengths, default=0)
 
     def check_work(self, plan: Schedule) -> None:
         pending = [r for r in self.running if r.cached < len(r.text)]
@@ -333,7 +339,8 @@ def draw_request(world: World, rng: random.Random) -> int:
     away = rng.random() < 0.3
     commits = stem(number + 5 * away, length, length + 5 * world.canvas)
     deadline = world.now + rng.randint(0, 40) if rng.random() < 0.15 else None
-    return world.submit(prompt, rng.randint(1, 4), rng.randint(1, 4), rng.choice([0, 0, 0, 1, -2]), deadline, commits)
+    priority, salt = rng.choice([0, 0, 0, 1, -2]), rng.choice(["", "", "", "a"])
+    return world.submit(prompt, rng.randint(1, 4), rng.randint(1, 4), priority, deadline, commits, salt)
 
 
 def admitted_keys(plan: Schedule) -> list[int]:

@@ -71,6 +71,18 @@ def test_the_same_prompt_again_encodes_nothing(small: Callable[..., Engine]) -> 
 
 
 @pytest.mark.usefixtures("small_pieces")
+def test_the_same_prompt_under_another_salt_is_encoded_anew(small: Callable[..., Engine]) -> None:
+    engine = small()
+    found = [
+        events_of(engine, request(CANVAS, prompt=PROMPT, cache_salt=salt))[0] for salt in ("ada", "ada", "bob", "")
+    ]
+    assert [stats(events).reused_tokens for events in found] == [0, 40, 0, 0]
+    assert [stats(events).encoded_tokens for events in found] == [40, 0, 40, 40]
+    assert all(without_times(events) == without_times(found[0]) for events in found)
+    assert engine.stats().reused_tokens == 40
+
+
+@pytest.mark.usefixtures("small_pieces")
 def test_a_prompt_that_differs_in_one_token_reuses_nothing(small: Callable[..., Engine]) -> None:
     engine = small()
     events_of(engine, request(CANVAS, prompt=PROMPT))

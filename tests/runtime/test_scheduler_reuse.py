@@ -43,6 +43,25 @@ def test_part_of_a_cache_is_not_reused() -> None:
     assert world.step().admitted[0].reused == 0
 
 
+@pytest.mark.parametrize(("first", "second", "reused"), [("a", "a", 10), ("a", "b", 0), ("", "a", 0), ("a", "", 0)])
+def test_a_cache_is_reused_only_under_its_own_salt(first: str, second: str, reused: int) -> None:
+    world = World(chunk=8)
+    world.submit(stem(0, 0, 10), salt=first)
+    world.drain()
+    world.submit(stem(0, 0, 20), salt=second)
+    assert world.step().admitted[0].reused == reused
+
+
+def test_a_longer_cache_of_another_salt_does_not_hide_a_shorter_of_the_same() -> None:
+    world = World(slots=4, chunk=8)
+    mine, other = world.submit(stem(0, 0, 9), salt="a", steps=40), world.submit(stem(0, 0, 12), salt="b", steps=40)
+    world.drain()
+    world.submit(stem(0, 0, 20), salt="a")
+    (admission,) = world.step().admitted
+    assert (admission.slot, admission.reused) == (world.slot_of(mine), 9)
+    assert admission.slot != world.slot_of(other)
+
+
 @pytest.mark.parametrize("lengths", [(9, 12, 10), (12, 10, 9), (9, 10, 12)])
 def test_the_longest_prefix_wins(lengths: tuple[int, ...]) -> None:
     world = World(slots=4, chunk=8)

@@ -40,6 +40,7 @@ pytestmark = pytest.mark.server
 RUN = r"(?:make chat|curl|diffgemma|diffgemma bench|python -c)(?= |$)"
 NOT_RUN = {
     r"make (?:demo|train|engine GPU=cpu|serve)\b": "minutes, or without end: what it leaves is asked here",
+    r"diffgemma-serve --new-key ": "tests/serving/test_keys.py",
     r"diffgemma-serve --engine ": "does not end; tests/serving/test_launcher.py",
     r"make (?:setup|setup-edge-llm|test|check|format|help|image)\b": "asks no model",
     r"diffgemma-engine sizes": "asks no model",

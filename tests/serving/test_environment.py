@@ -72,7 +72,7 @@ def test_a_backend_that_this_user_cannot_read(tmp_path: Path, monkeypatch: pytes
     tmp_path.chmod(0o755)
     script = (
         "import sys; from pathlib import Path; from triton_repo.launcher.tritonserver import Installation\n"
-        "Installation(Path(sys.argv[1]), Path(sys.argv[1]), None, None).backend_directory(Path(sys.argv[2]))"
+        "Installation(Path(sys.argv[1]), Path(sys.argv[1]), None, None, None).backend_directory(Path(sys.argv[2]))"
     )
     command = [sys.executable, "-c", script, str(tmp_path / "backends"), str(tmp_path / "copy")]
     if os.geteuid() == 0:

@@ -65,6 +65,11 @@ def test_files_and_options_that_cannot_be_used(tmp_path: Path) -> None:
         (["--cors-origin=chat.example"], "--cors-origin: 'chat.example' cannot be used; allowed: scheme://host or"),
         (["--cors-origin=https://chat.example/"], "--cors-origin: 'https://chat.example/' cannot be used"),
         (["--keep-alive=0"], "--keep-alive: 0 cannot be used; allowed: seconds from 1 to a day; fix: leave it out"),
+        (["--host=0.0.0.0"], "--host: '0.0.0.0' cannot be used; allowed: beyond loopback with --api-key-file or"),
+        (
+            ["--api-key-file=/nowhere"],
+            "--api-key-file: '/nowhere' cannot be used; allowed: a file of lines NAME:SHA256",
+        ),
         (["--grpc-ca=/nowhere"], "--grpc-ca: '/nowhere' cannot be used; allowed: a file in PEM; fix: correct"),
     ):
         command = [sys.executable, "-m", "triton_repo.gateway", *options]

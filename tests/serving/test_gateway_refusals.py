@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import socket
 from typing import Any
 
 import openai
@@ -66,6 +67,8 @@ def refusal(gateway: Running, body: Any) -> tuple[int, str | None, str]:
             {"messages": [{"role": "user", "content": [IMAGE]}]},
             'messages[0].content[0].type: "image_url"',
         ),
+        ({"cache_salt": "x" * 129}, "cache_salt: "),
+        ({"chat_template": "{{ 7 * 7 }}"}, "chat_template: "),
     ],
     ids=lambda value: "-".join(value) if isinstance(value, dict) else "",
 )
@@ -117,6 +120,27 @@ def test_neutral_values_are_accepted(gateway: Running) -> None:
 def test_a_body_that_is_no_json_object(gateway: Running, body: bytes) -> None:
     status, _, answer = request(f"{gateway.url}/v1/chat/completions", body)
     assert (status, answer["error"]["type"]) == (400, "invalid_request_error")
+
+
+def test_nothing_that_a_request_names_is_fetched(gateway: Running) -> None:
+    """Whatever kind of part names an address, it is refused, and nobody calls there; as text it is text."""
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+        for url in (
+            f"http://127.0.0.1:{listening.getsockname()[1]}/x",
+            "file:///etc/hostname",
+            "https://example.org/x",
+        ):
+            for kind in ("image_url", "video_url", "audio_url", "input_image", "file"):
+                part = {"type": kind, kind: {"url": url}}
+                status, param, _ = refusal(gateway, {**CHAT, "messages": [{"role": "user", "content": [part]}]})
+                assert (status, param) == (400, "messages[0].content[0].type")
+            for more in ({"media": url}, {"mm_processor_kwargs": {"url": url}}, {"model": url}):
+                assert refusal(gateway, {**CHAT, **more})[0] in (400, 404)
+            body = json.dumps({**CHAT, "messages": [{"role": "user", "content": f"see {url}"}]}).encode()
+            assert request(f"{gateway.url}/v1/chat/completions", body)[0] == 200
+        listening.settimeout(0)
+        with pytest.raises(BlockingIOError):
+            listening.accept()
 
 
 def test_a_body_that_is_too_large(gateway: Running) -> None:

@@ -231,10 +231,11 @@ def test_a_full_server_is_seen_while_no_block_comes(server: Server) -> None:
     state = {value: full["nv_trt_llm_request_metrics", value] for value in ("active", "context", "scheduled", "max")}
     assert state == {"active": SLOTS, "context": 0, "scheduled": SLOTS, "max": SLOTS}
     blocks = {
-        value: full["nv_trt_llm_kv_cache_block_metrics", value] for value in ("max", "used", "free", "tokens_per")
+        value: full["nv_trt_llm_kv_cache_block_metrics", value]
+        for value in ("max", "used", "free", "tokens_per", "fraction")
     }
     # 3 tokens of prompt and 13 canvases of 16 in blocks of 64; two slots have room for 256 + 16 tokens each
-    assert blocks == {"max": 9, "used": SLOTS * 4, "free": 1, "tokens_per": 64}
+    assert blocks == {"max": 9, "used": SLOTS * 4, "free": 1, "tokens_per": 64, "fraction": pytest.approx(8 / 9)}
     # what goes on while no block comes
     moved = grown(full, later)
     assert moved["diffgemma_denoising_steps_total", ""] > 0

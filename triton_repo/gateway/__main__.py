@@ -14,6 +14,7 @@ import uvicorn
 from nemo_diffgemma.errors import FieldError
 from triton_repo.client.client import Client, Retry, Tls
 from triton_repo.gateway import logs
+from triton_repo.gateway.access import Access
 from triton_repo.gateway.app import Gateway, create
 from triton_repo.gateway.middleware import Observe, Traffic, cors
 from triton_repo.gateway.options import parse
@@ -56,13 +57,14 @@ def main(arguments: Sequence[str] | None = None) -> int:
         tls = None if given.grpc_ca is None else Tls(given.grpc_ca, given.grpc_cert, given.grpc_key, given.grpc_name)
         # Who asks again is the client, which knows how long it cares to wait.
         client = Client(given.grpc_url, tls=tls, retry=Retry(attempts=1))
+        access = Access(given.api_key_file)
     except FieldError as error:
         print(f"error: {error}", file=sys.stderr)
         return 2
     logs.start()
     traffic = Traffic()
     config = uvicorn.Config(
-        cors(Observe(create(Gateway(client, given.model_name)), traffic), given.cors_origin),
+        cors(Observe(create(Gateway(client, given.model_name)), traffic, access), given.cors_origin),
         host=given.host,
         port=given.port,
         log_config=None,

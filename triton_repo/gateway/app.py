@@ -28,7 +28,9 @@ from triton_repo.tensors import TRACEPARENT
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "a field is wrong, unknown or unsupported"},
+    401: {"model": ErrorBody, "description": "no API key, or one that is not known here"},
     413: {"model": ErrorBody, "description": "the body is too large"},
+    429: {"model": ErrorBody, "description": "a limit of the API key; Retry-After says when to come again"},
     500: {"model": ErrorBody, "description": "the server failed"},
     503: {"model": ErrorBody, "description": "no room now, starting or ending; Retry-After says when to come again"},
 }
@@ -73,7 +75,7 @@ class Gateway:
         self.require_model(body.model)
         request_id, record = request.state.request_id, request.state.record
         form, counter, seed = _form(request_id, body), Counter(body.choices), body.first_seed()
-        generations = self._generations(body, seed, request_id, _trace(request))
+        generations = self._generations(body, seed, request_id, _trace(request), request.state.key)
         record |= {"stream": bool(body.stream), "choices": len(generations)}
         responses = _recorded(generations, record, counter)
         if not body.stream:
@@ -87,9 +89,12 @@ class Gateway:
         )
 
     def _generations(
-        self, body: Body, seed: int, request_id: str, traceparent: str | None
+        self, body: Body, seed: int, request_id: str, traceparent: str | None, key: str | None
     ) -> list[AsyncGenerator[Generated, None]]:
         shared, prompts = body.inputs(), body.prompts()
+        if key is not None:
+            # Keys take turns: with several names one would get more of them. And no key finds what another has sent.
+            shared |= {"client": key, "cache_salt": f"{key}:{shared.get('cache_salt') or ''}"}
         # An infilled gap comes in one piece.
         stream = bool(body.stream) and not any(prompt.get("suffix") for prompt in prompts)
         jobs = [(prompt, i) for prompt in prompts for i in range(body.choices)]

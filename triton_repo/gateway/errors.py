@@ -44,18 +44,26 @@ class ApiError(Exception):
         code: OpenAI's, machine-readable.
         param: field that is wrong.
         retry_after: seconds after which the same request may succeed.
+        kind: OpenAI's ``type``; None for the status's own.
     """
 
     def __init__(
-        self, status: int, message: str, *, code: str, param: str | None = None, retry_after: int | None = None
+        self,
+        status: int,
+        message: str,
+        *,
+        code: str,
+        param: str | None = None,
+        retry_after: int | None = None,
+        kind: str | None = None,
     ):
         super().__init__(message)
-        self.status, self.message, self.code, self.param = status, message, code, param
+        self.status, self.message, self.code, self.param, self.kind = status, message, code, param, kind
         self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
 
     def body(self) -> dict[str, Any]:
         """The JSON of the answer."""
-        kind = "invalid_request_error" if self.status < 500 else "server_error"
+        kind = self.kind or ("invalid_request_error" if self.status < 500 else "server_error")
         detail = ErrorDetail(message=self.message, type=kind, param=self.param, code=self.code)
         return ErrorBody(error=detail).model_dump()
 
@@ -70,6 +78,19 @@ def refused(message: str) -> ApiError:
 def unavailable(message: str, retry_after: int = _BUSY_S) -> ApiError:
     """503: the same request may succeed later."""
     return ApiError(503, message, code="unavailable", retry_after=retry_after)
+
+
+def unauthorized(*, missing: bool) -> ApiError:
+    """401: there is no key, or one that nobody has. What was sent is not repeated."""
+    what = "you sent no API key" if missing else "this API key is not known here"
+    error = ApiError(401, f"{what}; send it as Authorization: Bearer KEY", code="invalid_api_key")
+    error.headers["www-authenticate"] = "Bearer" if missing else 'Bearer error="invalid_token"'
+    return error
+
+
+def too_many(kind: str, message: str, retry_after: int) -> ApiError:
+    """429: a key's limit on ``kind``, requests or tokens."""
+    return ApiError(429, message, code="rate_limit_exceeded", kind=kind, retry_after=retry_after)
 
 
 def internal() -> ApiError:

@@ -1,4 +1,4 @@
-"""Around every request: its id, its line in the log, the size of its body, the refusal while the process ends."""
+"""Around every request: its id, key and line in the log, the size of its body, the refusal while the process ends."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ from starlette.requests import ClientDisconnect
 from starlette.responses import JSONResponse
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from triton_repo.gateway.access import Access
 from triton_repo.gateway.errors import ApiError, internal, unavailable
 from triton_repo.gateway.headers import IGNORED, MAX_TOKENS, REQUEST_ID, SEED
 
@@ -38,12 +39,13 @@ class Observe:
     """The outermost layer.
 
     A handler finds the request's id in ``scope["state"]["request_id"]`` and adds to its line in the log through
-    ``scope["state"]["record"]``.
+    ``scope["state"]["record"]``; ``scope["state"]["key"]`` is the name of its API key, None where none is asked for.
     """
 
-    def __init__(self, app: ASGIApp, traffic: Traffic):
+    def __init__(self, app: ASGIApp, traffic: Traffic, access: Access):
         self._app = app
         self._traffic = traffic
+        self._access = access
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         if scope["type"] != "http":
@@ -54,7 +56,7 @@ class Observe:
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         record: dict[str, Any] = {}
         # A copy: the server's own state is one for all requests.
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "record": record}
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "record": record, "key": None}
         status = 499
 
         async def marked(message: Message) -> None:
@@ -85,6 +87,15 @@ class Observe:
         if self._traffic.draining:
             await _error(unavailable("the server is shutting down", 5))(scope, receive, send)
             return
+        try:
+            with self._access.admitted(scope):
+                await self._admitted(scope, receive, send)
+        except ApiError as error:
+            scope["state"]["record"]["error"] = error.code
+            await _body(scope, receive, keep=0)
+            await _error(error)(scope, receive, send)
+
+    async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
         body = await _body(scope, receive)
         if body is None:
             message = f"the body has more than {MOST_BODY_BYTES} bytes"
@@ -107,8 +118,8 @@ def _error(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
-async def _body(scope: Scope, receive: Receive) -> bytes | None:
-    """The request's body, None for one that is too large."""
+async def _body(scope: Scope, receive: Receive, keep: int = MOST_BODY_BYTES) -> bytes | None:
+    """The request's body, None for one of more than ``keep`` bytes."""
     said = Headers(scope=scope).get("content-length", "")
     if said.isdigit() and int(said) > _MOST_READ_BYTES:
         return None
@@ -119,10 +130,10 @@ async def _body(scope: Scope, receive: Receive) -> bytes | None:
             raise ClientDisconnect
         part = message.get("body", b"")
         read += len(part)
-        if read <= MOST_BODY_BYTES:
+        if read <= keep:
             body += part
         more = message.get("more_body", False)
-    return bytes(body) if read <= MOST_BODY_BYTES else None
+    return bytes(body) if read <= keep else None
 
 
 def _again(body: bytes, receive: Receive) -> Receive:

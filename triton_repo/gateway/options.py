@@ -9,6 +9,7 @@ from pathlib import Path
 from nemo_diffgemma.errors import require
 from triton_repo import web
 from triton_repo.client.settings import DEFAULT_URL
+from triton_repo.loopback import is_loopback
 from triton_repo.tensors import MODEL
 
 
@@ -16,7 +17,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     """Read and check the command line; exits with status 2 and the usage on a mistake in its form.
 
     Raises:
-        FieldError: for files that do not go together, or are not there.
+        FieldError: for files that do not go together, or are not there, and for what would be open to anybody.
     """
     about = "The OpenAI-compatible endpoint of a running diffgemma server."
     parser = argparse.ArgumentParser(prog="python -m triton_repo.gateway", description=about)
@@ -29,6 +30,10 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--tls-key", metavar="FILE", help="its key")
     parser.add_argument("--tls-client-ca", metavar="FILE", help="ask clients for a certificate that these have signed")
     web.add(parser)
+    about = "ask every client for one of these keys (lines of diffgemma-serve --new-key); read again when it changes"
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help=about)
+    about = "listen beyond loopback although anybody who reaches it may ask"
+    parser.add_argument("--insecure", action="store_true", help=about)
     about = "the model server's gRPC endpoint (default: %(default)s)"
     parser.add_argument("--grpc-url", default=DEFAULT_URL, metavar="HOST:PORT", help=about)
     parser.add_argument("--grpc-ca", metavar="FILE", help="speak TLS to it; these have signed its certificate")
@@ -36,6 +41,13 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--grpc-key", metavar="FILE", help="its key")
     parser.add_argument("--grpc-name", metavar="NAME", help="what its certificate is for (default: the host)")
     given = parser.parse_args(arguments)
+    require(
+        is_loopback(given.host) or given.insecure or bool(given.api_key_file or given.tls_client_ca),
+        field="--host",
+        value=given.host,
+        allowed="beyond loopback with --api-key-file or --tls-client-ca: else anybody may ask",
+        fix="pass --api-key-file FILE (a line of it: diffgemma-serve --new-key NAME), or --insecure",
+    )
     _together(given, "tls_key", "tls_cert")
     _together(given, "tls_cert", "tls_key")
     _together(given, "tls_client_ca", "tls_cert")

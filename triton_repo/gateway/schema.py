@@ -53,6 +53,7 @@ class Common(Strict):
     stream: bool | None = Field(default=None, description="server-sent events, a chunk for every committed block")
     stream_options: StreamOptions | None = None
     user: Text | None = Field(default=None, description=ALL_INPUTS["client"].about)
+    cache_salt: Text | None = passed_on("cache_salt", max_length=128)
 
     min_tokens: Int32 | None = passed_on("min_tokens", ge=0)
     stop_token_ids: list[Int32] | None = passed_on("stop_token_ids")

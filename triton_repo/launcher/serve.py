@@ -11,6 +11,7 @@ from types import FrameType
 
 from nemo_diffgemma.errors import FieldError, require
 from triton_repo import web
+from triton_repo.keys import new as new_key
 from triton_repo.launcher.health import Health
 from triton_repo.launcher.server import Server, ServerFailed, ServerTls
 from triton_repo.launcher.supervisor import Patience, Supervisor
@@ -25,6 +26,22 @@ A model process that dies or stands still is started again; after three times in
 status 1. SIGTERM and Ctrl-C: what comes is refused, what runs finishes within --drain-timeout, then all ends."""
 
 
+class _NewKey(argparse.Action):
+    """Ends the command as ``--help`` does."""
+
+    def __call__(
+        self, parser: argparse.ArgumentParser, _namespace: object, values: object, _option: str | None = None
+    ) -> None:
+        try:
+            key, line = new_key(str(values))
+        except FieldError as error:
+            print(f"error: {error}", file=sys.stderr)
+            parser.exit(2)
+        print(f"the key, which is shown this once: {key}", file=sys.stderr)
+        print(line)
+        parser.exit()
+
+
 def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="diffgemma-serve", description=_ABOUT, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -36,6 +53,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
         parser.add_argument(f"--{name}-port", type=int, default=port, metavar="PORT", help=about)
     parser.add_argument("--openai-port", type=int, metavar="PORT", help="also serve OpenAI's API there")
     web.add(parser)
+    about = "ask OpenAI's clients for one of its keys; read again when it changes"
+    parser.add_argument("--api-key-file", type=Path, metavar="FILE", help=about)
+    about = "make an API key: shows it once, on standard error, and prints its line for the file; then ends"
+    parser.add_argument("--new-key", action=_NewKey, metavar="NAME", help=about)
+    about = "listen beyond loopback although anybody who reaches it may ask"
+    parser.add_argument("--insecure", action="store_true", help=about)
+    about = "listen beyond loopback with a tritonserver that has known vulnerabilities"
+    parser.add_argument("--allow-old-triton", action="store_true", help=about)
     tls = parser.add_argument_group("TLS for gRPC and OpenAI (PEM files); Triton's HTTP then stays on loopback")
     tls.add_argument("--tls-cert", type=Path, metavar="FILE", help="the server's certificate, with its chain")
     tls.add_argument("--tls-key", type=Path, metavar="FILE", help="its key")
@@ -112,6 +137,9 @@ def _server(given: argparse.Namespace) -> Server:
         openai_port=given.openai_port,
         openai_options=web.passed_on(given),
         tls=tls,
+        api_key_file=given.api_key_file,
+        insecure=given.insecure,
+        allow_old_triton=given.allow_old_triton,
         log_file=given.log_file or "-",
         log_prompts=given.log_prompts,
         start_timeout_s=given.start_timeout,

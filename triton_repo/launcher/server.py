@@ -21,6 +21,8 @@ from typing import Self
 
 from nemo_diffgemma.errors import FieldError, require
 from triton_repo.config import REPOSITORY, for_engine, render
+from triton_repo.keys import read as read_keys
+from triton_repo.launcher.exposure import addresses, check_version
 from triton_repo.launcher.scrape import running_requests
 from triton_repo.launcher.scratch import Scratch
 from triton_repo.launcher.tritonserver import LOOPBACK, Installation, Process, free_port
@@ -103,6 +105,10 @@ class Server:
         openai_port: the gateway's; None: no gateway.
         openai_options: further options of the gateway's command line.
         tls: for gRPC and the gateway. tritonserver's HTTP cannot, and stays on loopback then.
+        api_key_file: keys that the gateway asks for. tritonserver's gRPC, which cannot, then stays on loopback unless
+            ``tls`` asks for certificates.
+        insecure: listen beyond loopback although anybody may ask there.
+        allow_old_triton: listen beyond loopback with a tritonserver that has known vulnerabilities.
         log_file: where the output of tritonserver and gateway goes; default: a file that lives as long as the server;
             ``-``: standard error.
         log_prompts: write prompts to the log.
@@ -110,7 +116,8 @@ class Server:
         progress: called with a line of text at each stage.
 
     Raises:
-        FieldError: for a bundle that cannot run here, a port in use, a missing tritonserver; nothing was started.
+        FieldError: for a bundle that cannot run here, a port in use, a missing tritonserver, what would be open to
+            anybody; nothing was started.
         ServerFailed: when tritonserver ended or did not generate in time; nothing is left running.
     """
 
@@ -125,6 +132,9 @@ class Server:
         openai_port: int | None = None,
         openai_options: Sequence[str] = (),
         tls: ServerTls | None = None,
+        api_key_file: Path | None = None,
+        insecure: bool = False,
+        allow_old_triton: bool = False,
         log_file: str | Path | None = None,
         log_prompts: bool = False,
         start_timeout_s: float = 600.0,
@@ -138,14 +148,29 @@ class Server:
             allowed="with --openai-port and TLS, what signed --tls-cert",
             fix="pass --tls-ca FILE",
         )
+        if api_key_file is not None:
+            value, allowed = str(api_key_file), "used with --openai-port: tritonserver itself knows no keys"
+            field, fix = "--api-key-file", "pass --openai-port PORT"
+            require(openai_port is not None, field=field, value=value, allowed=allowed, fix=fix)
+            read_keys(api_key_file)
         self.bundle = Path(bundle).resolve()
         self._host = host
         self._near = LOOPBACK if host in _ANYWHERE else host  # where this machine reaches it
-        self._hosts = {"http": host if tls is None else LOOPBACK, "grpc": host, "metrics": host}
+        self._hosts = addresses(
+            host,
+            openai=openai_port is not None,
+            keys=api_key_file is not None,
+            client_ca=tls is not None and tls.client_ca is not None,
+            insecure=insecure,
+            say=progress,
+        )
         self._ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         if openai_port is not None:
-            self._hosts["openai"], self._ports["openai"] = host, openai_port
+            self._ports["openai"] = openai_port
         self._openai_options = tuple(openai_options)
+        self._api_key_file = api_key_file
+        self._insecure = insecure
+        self._allow_old_triton = allow_old_triton
         self._tls = tls
         self._log_file = log_file
         self._log_prompts = log_prompts
@@ -162,6 +187,7 @@ class Server:
         self._progress(f"checking the engine bundle {self.bundle}")
         manifest = Bundle.open(self.bundle).manifest
         installation = Installation.find()
+        self._progress(check_version(installation, self._host, allow_old=self._allow_old_triton))
         self._ports = {name: free_port(f"--{name}-port", port, self._hosts[name]) for name, port in self._ports.items()}
         self._scratch = Scratch()
         try:
@@ -186,12 +212,12 @@ class Server:
     @property
     def grpc_url(self) -> str:
         """Host and port of the gRPC endpoint, as :class:`~triton_repo.client.client.Client` takes it."""
-        return f"{self._near}:{self._ports['grpc']}"
+        return f"{self._reached('grpc')}:{self._ports['grpc']}"
 
     @property
     def http_url(self) -> str:
         """Root of Triton's HTTP endpoint."""
-        return f"http://{self._near if self._tls is None else LOOPBACK}:{self._ports['http']}"
+        return f"http://{self._reached('http')}:{self._ports['http']}"
 
     @property
     def metrics_url(self) -> str:
@@ -221,6 +247,10 @@ class Server:
         if self._log_file == "-":
             return None
         return Path(self._log_file).resolve() if self._log_file else self._scratch.path / "tritonserver.log"
+
+    def _reached(self, name: str) -> str:
+        """Where this machine reaches an endpoint of tritonserver's."""
+        return self._near if self._hosts[name] == self._host else self._hosts[name]
 
     def probe(self, timeout_s: float = 30.0) -> None:
         """One token, generated: a server whose model process has died still calls itself ready.
@@ -259,9 +289,11 @@ class Server:
         """
         command = [sys.executable, "-m", "triton_repo.gateway", f"--host={self._host}", f"--grpc-url={self.grpc_url}"]
         command += [f"--port={self._ports['openai']}", *self._openai_options]
+        command += ["--insecure"] if self._insecure else []
+        command += [] if self._api_key_file is None else [f"--api-key-file={self._api_key_file}"]
         if self._tls is not None:
             command += [f"--tls-cert={self._tls.cert}", f"--tls-key={self._tls.key}", f"--grpc-ca={self._tls.ca}"]
-            command += [f"--grpc-name={self._tls.name(self._near, self._ports['grpc'])}"]
+            command += [f"--grpc-name={self._tls.name(self._reached('grpc'), self._ports['grpc'])}"]
             if self._tls.client_ca is not None:
                 command += [f"--tls-client-ca={self._tls.client_ca}"]
                 command += [f"--grpc-cert={self._tls.cert}", f"--grpc-key={self._tls.key}"]

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import importlib.metadata
 import importlib.util
 import os
 import shutil
@@ -23,6 +24,8 @@ from nemo_diffgemma.processes import end_with_parent
 LOOPBACK = "127.0.0.1"
 BINARY_VARIABLE = "TRITON_SERVER"
 _STUB = "triton_python_backend_stub"
+# nvidia-pytriton's version -> the tritonserver in it, which says nowhere what it is before it runs.
+_BUNDLED = {"0.7.0": "2.51.0"}
 
 
 @dataclass(frozen=True)
@@ -34,12 +37,14 @@ class Installation:
         backends: folder of backends.
         stub: the python backend's process for this Python version, where it lies apart from the backend.
         libraries: what nvidia-pytriton's stub loads: a copy of it does not find them.
+        version: as it names itself, ``2.73.0``; None where nothing beside it says so.
     """
 
     binary: Path
     backends: Path
     stub: Path | None
     libraries: Path | None
+    version: str | None
 
     @classmethod
     def find(cls) -> Installation:
@@ -76,7 +81,7 @@ class Installation:
             binary = root / "bin" / "tritonserver"
         stubs = root / "python_backend_stubs"
         if not stubs.is_dir():
-            return cls(binary, root / "backends", None, libraries)
+            return cls(binary, root / "backends", None, libraries, _version(root, pytriton))
         version = f"{sys.version_info.major}.{sys.version_info.minor}"
         stub = stubs / version / _STUB
         available = ", ".join(sorted(path.name for path in stubs.iterdir()))
@@ -87,7 +92,7 @@ class Installation:
             allowed=f"a Python that {root} has a stub for: {available}",
             fix="use one of them",
         )
-        return cls(binary, root / "backends", stub, libraries)
+        return cls(binary, root / "backends", stub, libraries, _version(root, pytriton))
 
     def backend_directory(self, directory: Path) -> Path:
         """A copy of the python backend with its stub beside it (3 MB), for one run of a server.
@@ -197,6 +202,16 @@ class Process:
                 time.sleep(0.02)
         except ProcessLookupError:
             return
+
+
+def _version(root: Path, pytriton: Path | None) -> str | None:
+    """Of the tritonserver in ``root``: NVIDIA's image writes it into a file there, nvidia-pytriton does not."""
+    file = root / "TRITON_VERSION"
+    if file.is_file():
+        return file.read_text().strip()
+    if pytriton is not None and root == pytriton / "tritonserver":
+        return _BUNDLED.get(importlib.metadata.version("nvidia-pytriton"))
+    return None
 
 
 def _is_dead_stub(pid: str) -> bool:

@@ -49,9 +49,10 @@ METRICS: tuple[Metric, ...] = (
         "nv_trt_llm_kv_cache_block_metrics",
         "gauge",
         "Blocks of the key/value cache: max; used: held by running requests; free: the rest, what is kept for later "
-        "prompts included; tokens_per: tokens per block",
+        "prompts included; tokens_per: tokens per block; fraction: used over max, 0 to 1, which the Gateway API's "
+        "inference extension reads",
         ("model", "version", "kv_cache_block_type"),
-        ("max", "used", "free", "tokens_per"),
+        ("max", "used", "free", "tokens_per", "fraction"),
     ),
     Metric("diffgemma_requests_total", "counter", "Requests that ended, by outcome", ("outcome",), OUTCOMES),
     Metric(

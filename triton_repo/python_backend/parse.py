@@ -97,6 +97,7 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
         draft_every=every,
         priority=_scalar(inputs, "priority", 0),
         client=_scalar(inputs, "client", ""),
+        cache_salt=_scalar(inputs, "cache_salt", ""),
         deadline=_scalar(inputs, "deadline", None),
         canvas_length="fit" if canvas == 0 else canvas,
     )

@@ -75,18 +75,19 @@ class Telemetry:
         self._metrics.flush()
 
     def _gauges(self, now: Occupancy) -> None:
-        requests = {
+        requests: dict[str, float] = {
             "waiting": now.waiting,
             "context": now.prefilling,
             "scheduled": now.scheduled,
             "active": now.running,
             "max": now.slots,
         }
-        blocks = {
+        blocks: dict[str, float] = {
             "max": now.pages,
             "used": now.used_pages,
             "free": now.pages - now.used_pages,
             "tokens_per": now.page_tokens,
+            "fraction": now.used_pages / now.pages,
         }
         for label, value in requests.items():
             self._metrics.set("nv_trt_llm_request_metrics", value, label)

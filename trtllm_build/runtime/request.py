@@ -30,6 +30,7 @@ class Request:
         draft_every: also report the argmax canvas after every so many denoising steps; 0 for never.
         priority: lower goes first.
         client: whose it is: of equal priority, clients take turns; any text.
+        cache_salt: what is in the cache of an earlier request is reused only when that had the same; any text.
         deadline: seconds from submission after which it is ended; None for never.
         canvas_length: tokens per canvas; None for the model's own, ``"fit"`` for the narrowest that holds
             ``max_tokens``.
@@ -54,6 +55,7 @@ class Request:
     draft_every: int = 0
     priority: int = 0
     client: str = ""
+    cache_salt: str = ""
     deadline: float | None = None
     canvas_length: int | Literal["fit"] | None = None
     seed_canvas: tuple[int, ...] = ()
@@ -74,13 +76,9 @@ class Request:
         require_integer("min_tokens", self.min_tokens, 0, self.max_tokens)
         require_integer("draft_every", self.draft_every, 0)
         require_integer("priority", self.priority, -(2**31), 2**31 - 1)
-        require(
-            isinstance(self.client, str),
-            field="client",
-            value=self.client,
-            allowed="a string",
-            fix='pass client="name"',
-        )
+        for name in ("client", "cache_salt"):
+            text = getattr(self, name)
+            require(isinstance(text, str), field=name, value=text, allowed="a string", fix=f'pass {name}="name"')
         seconds = isinstance(self.deadline, int | float) and not isinstance(self.deadline, bool)
         good = self.deadline is None or (seconds and 0 < self.deadline < float("inf"))
         require(good, field="deadline", value=self.deadline, allowed="seconds > 0, or None", fix="pass deadline=60")

@@ -25,6 +25,7 @@ class Job:
         priority: lower goes first.
         deadline: when it ends unfinished, in seconds on the clock of :meth:`Scheduler.plan`; None for never.
         client: whose it is; clients take turns.
+        salt: only a cache of a job with the same one is reused.
     """
 
     key: int
@@ -33,6 +34,7 @@ class Job:
     priority: int = 0
     deadline: float | None = None
     client: str = ""
+    salt: str = ""
 
 
 @dataclass(frozen=True)
@@ -306,7 +308,7 @@ class Scheduler:
             taken = sum(r.pages for r in self._running.values())
             if len(self._running) == self._slots or taken + pages > self._pages:
                 break  # nobody behind it is admitted either: smaller jobs would keep a big one out for ever
-            slot, reused = self._choose_slot(job.tokens)
+            slot, reused = self._choose_slot(job)
             self._empty.discard(slot)
             self._kept.pop(slot, None)
             while pages > self.free_pages:
@@ -335,14 +337,16 @@ class Scheduler:
     def _pages_for(self, job: Job) -> int:
         return -(-job.room // self._page)
 
-    def _choose_slot(self, tokens: tuple[int, ...]) -> tuple[int, int]:
+    def _choose_slot(self, job: Job) -> tuple[int, int]:
         """A slot that is not running, and how many tokens of its kept cache are reused."""
         # A match shorter than a chunk saves less than one piece. Reusing it would also make the pieces in which a short
         # prompt is encoded, and with them the rounding of its result, depend on what ran before.
         matches = {
             slot: n
             for slot, kept in self._kept.items()
-            if (n := len(kept.tokens)) >= self._chunk and list(tokens[:n]) == kept.tokens
+            if kept.job.salt == job.salt
+            and (n := len(kept.tokens)) >= self._chunk
+            and list(job.tokens[:n]) == kept.tokens
         }
         if matches:
             slot = max(matches, key=matches.__getitem__)

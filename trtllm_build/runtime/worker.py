@@ -52,8 +52,9 @@ class Worker:
                 raise RuntimeError("the engine is closed")
             ticket = Ticket(self._submitted, sequence, cache_bytes, self._cancel)
             end = None if request.deadline is None else ticket.submitted + request.deadline
+            owner = request.client, request.cache_salt
             try:
-                self._scheduler.submit(Job(ticket.key, request.prompt_ids, room, request.priority, end, request.client))
+                self._scheduler.submit(Job(ticket.key, request.prompt_ids, room, request.priority, end, *owner))
             except QueueFull:
                 self._totals.refused += 1
                 raise

@@ -83,10 +83,7 @@
 {{- end -}}
 {{- if $v.ingress.enabled -}}
 {{- if and (eq $v.ingress.port "openai") (not $v.server.openai) -}}
-{{- include "diffgemma.refuse" (dict "field" "ingress.port" "value" "openai" "allowed" "http or grpc while server.openai is off" "fix" "--set server.openai=true") -}}
-{{- end -}}
-{{- if and (eq $v.ingress.port "http") $v.tls.enabled -}}
-{{- include "diffgemma.refuse" (dict "field" "ingress.port" "value" "http" "allowed" "openai or grpc with tls.enabled: Triton's own HTTP speaks no TLS and stays in the pod" "fix" "--set ingress.port=openai --set server.openai=true") -}}
+{{- include "diffgemma.refuse" (dict "field" "ingress.port" "value" "openai" "allowed" "grpc while server.openai is off" "fix" "--set server.openai=true") -}}
 {{- end -}}
 {{- if not $v.ingress.host -}}
 {{- include "diffgemma.refuse" (dict "field" "ingress.host" "value" "" "allowed" "a host name" "fix" "--set ingress.host=NAME") -}}
@@ -94,5 +91,15 @@
 {{- end -}}
 {{- if and $v.grpcRoute.enabled (not $v.grpcRoute.parentRefs) -}}
 {{- include "diffgemma.refuse" (dict "field" "grpcRoute.parentRefs" "value" $v.grpcRoute.parentRefs "allowed" "at least one Gateway" "fix" "--set 'grpcRoute.parentRefs[0].name=GATEWAY'") -}}
+{{- end -}}
+{{- if and $v.auth.existingSecret (not $v.server.openai) -}}
+{{- include "diffgemma.refuse" (dict "field" "auth.existingSecret" "value" $v.auth.existingSecret "allowed" "with server.openai: gRPC knows no keys" "fix" "--set server.openai=true") -}}
+{{- end -}}
+{{- if not (include "diffgemma.grpcOpen" .) -}}
+{{- range $field, $used := dict "grpcRoute.enabled" $v.grpcRoute.enabled "ingress.port" (and $v.ingress.enabled (eq $v.ingress.port "grpc")) -}}
+{{- if $used -}}
+{{- include "diffgemma.refuse" (dict "field" $field "value" (eq $field "ingress.port" | ternary "grpc" true) "allowed" "OpenAI's API with auth.existingSecret: gRPC knows no keys and stays in the pod" "fix" "--set tls.enabled=true --set tls.clientCa=true, or lead to openai") -}}
+{{- end -}}
+{{- end -}}
 {{- end -}}
 {{- end }}

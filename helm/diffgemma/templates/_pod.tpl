@@ -166,3 +166,13 @@ securityContext:
 {{- end }}
 {{- end }}
 {{- end }}
+
+{{/* Clients of gRPC and OpenAI's API show a certificate. */}}
+{{- define "diffgemma.asksCertificates" -}}
+{{- if and .Values.tls.enabled .Values.tls.clientCa }}true{{ end -}}
+{{- end }}
+
+{{/* gRPC knows no keys: with them alone it stays in the pod. */}}
+{{- define "diffgemma.grpcOpen" -}}
+{{- if or (not .Values.auth.existingSecret) (include "diffgemma.asksCertificates" .) }}true{{ end -}}
+{{- end }}

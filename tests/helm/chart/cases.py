@@ -35,8 +35,12 @@ SWITCHES = {
     "ingress-openai": Case(
         merged(_OPENAI, {"ingress": {"enabled": True, "host": "gemma.example.org", "tlsSecretName": "t"}})
     ),
-    "ingress-http": Case(
-        {"ingress": {"enabled": True, "host": "gemma.example.org", "port": "http", "className": "nginx"}}
+    "ingress-class": Case(
+        merged(_OPENAI, {"ingress": {"enabled": True, "host": "gemma.example.org", "className": "nginx"}})
+    ),
+    "keys": Case(merged(_OPENAI, {"auth": {"existingSecret": "keys"}})),
+    "keys-and-certificates": Case(
+        merged(_OPENAI, _TLS, {"auth": {"existingSecret": "keys", "key": "mine"}, "tls": {"clientCa": True}})
     ),
     "ingress-grpc": Case(
         {

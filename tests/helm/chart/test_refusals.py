@@ -50,7 +50,8 @@ WRONG: dict[str, Object] = {
     "/podSecurity/runAsUser": {"podSecurity": {"runAsUser": 0}},
     "/service/type": {"service": {"type": "Headless"}},
     "/tls/enabled": {"tls": {"enabled": "true"}},
-    "/ingress/port": {"ingress": {"port": "metrics"}},
+    "/ingress/port": {"ingress": {"port": "http"}},
+    "/auth/key": {"auth": {"key": "a/b"}},
     "/grpcRoute/parentRefs/0": {"grpcRoute": {"parentRefs": [{"namespace": "edge"}]}},
     "/autoscaling/kind": {"autoscaling": {"kind": "both"}},
     "/autoscaling/targetRatio": {"autoscaling": {"targetRatio": 0}},
@@ -137,13 +138,19 @@ TOGETHER: dict[str, tuple[Object, tuple[str, ...], str]] = {
     ),
     "an ingress to what stays in the pod": (
         {
-            "ingress": {"enabled": True, "host": "a.example.org", "port": "http"},
-            "tls": {"enabled": True, "secretName": "t"},
+            "ingress": {"enabled": True, "host": "a.example.org", "port": "grpc"},
+            "auth": {"existingSecret": "keys"},
+            "server": {"openai": True},
         },
-        ("ingress.port:", "speaks no TLS"),
+        ("ingress.port:", "gRPC knows no keys"),
         "1.33",
     ),
-    "an ingress without a host": ({"ingress": {"enabled": True, "port": "http"}}, ("ingress.host:",), "1.33"),
+    "keys that nothing asks for": (
+        {"auth": {"existingSecret": "keys"}},
+        ("auth.existingSecret:", "--set server.openai=true"),
+        "1.33",
+    ),
+    "an ingress without a host": ({"ingress": {"enabled": True, "port": "grpc"}}, ("ingress.host:",), "1.33"),
     "spans by gRPC": (
         {"otel": {"endpoint": "http://collector:4317"}},
         ("otel.endpoint:", "--set otel.endpoint=http://collector:4318"),

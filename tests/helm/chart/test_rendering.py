@@ -205,6 +205,29 @@ def test_with_tls_nothing_is_served_in_the_clear_but_metrics_and_health() -> Non
     assert {"name": "tls", "mountPath": "/tls", "readOnly": True} in test["volumeMounts"]
 
 
+def test_who_may_ask_is_said_to_the_server() -> None:
+    """Keys from the Secret, which a changed one replaces without a restart: no subPath. gRPC only where it asks too."""
+    for name, options, ports in (
+        ("defaults", {"--insecure"}, {"grpc"}),
+        ("keys", {"--api-key-file"}, {"openai"}),
+        ("keys-and-certificates", {"--api-key-file", "--tls-client-ca"}, {"grpc", "openai"}),
+        ("values-cpu", {"--insecure", "--allow-old-triton"}, {"grpc", "openai"}),
+    ):
+        objects = rendered(name)
+        args = serving(objects)["args"]
+        known = {"--insecure", "--api-key-file", "--tls-client-ca", "--allow-old-triton"}
+        assert known & set(args) == options, name
+        offered = {port["name"] for port in named(objects, "Service", FULLNAME)["spec"]["ports"]}
+        assert offered - {"metrics", "health"} == ports, name
+        tests = [o["metadata"]["name"] for o in of_kind(objects, "Pod")]
+        assert len(tests) == (2 if "grpc" in ports else 1), name
+        if "--api-key-file" in args:
+            path = args[args.index("--api-key-file") + 1]
+            (mount,) = [m for m in serving(objects)["volumeMounts"] if m["name"] == "keys"]
+            assert path.startswith(f"{mount['mountPath']}/")
+            assert "subPath" not in mount
+
+
 def test_what_leads_out_of_the_cluster_has_no_metrics() -> None:
     objects = rendered("load-balancer")
     inside = {"metrics", "health"}
