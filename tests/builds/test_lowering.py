@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import onnx
@@ -28,6 +29,7 @@ from trtllm_build.network.weights import weight_files
 from trtllm_build.quantization.nvfp4 import dequantize, quantize_nvfp4
 from trtllm_build.quantization.recipe import Recipe, named_recipe
 from trtllm_build.quantization.weight_files import count_shapes
+from trtllm_build.sampling import Sampling
 from trtllm_build.sizes import sizes
 
 ARCH = small_architecture(vocab_size=300)  # samples are drawn in two levels, the first of 128 tokens each
@@ -106,6 +108,17 @@ def test_pinned_allowed_and_excluded_positions(engine: TorchCpu, lowered: Lowere
     assert expected.soft_embeddings is not None
     assert torch.allclose(found.soft_embeddings, expected.soft_embeddings, atol=1e-4)
     assert found.entropy[1] == found.entropy[4] == 0
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0), Sampling(0.5), Sampling(1.7), Sampling(1.7, 0)], ids=str)
+def test_temperature_as_the_torch_engine_has_it(engine: TorchCpu, lowered: Lowered, sampling: Sampling) -> None:
+    plain = CanvasStep(0, torch.arange(8), None, 0.7, torch.linspace(0, 0.99, 8))
+    step = replace(plain, sampling=sampling)
+    expected, found, usual = denoised(engine, step), denoised(lowered, step), denoised(lowered, plain)
+    assert torch.equal(found.sampled_ids, expected.sampled_ids)
+    assert not torch.equal(found.sampled_ids, usual.sampled_ids)
+    assert torch.equal(found.argmax_ids, usual.argmax_ids)
+    assert torch.equal(found.entropy, usual.entropy)
 
 
 def denoised(backend: TorchCpu | Lowered, step: CanvasStep) -> ReadOut:

@@ -80,6 +80,8 @@ class _Common(Strict):
     stream_options: StreamOptions | None = None
     user: str | None = Field(default=None, description=ALL_INPUTS["client"].about)
 
+    temperature: Float32 | None = _input("temperature", ge=0, le=2)
+    top_p: Float32 | None = _input("top_p", ge=0, le=1)
     min_tokens: Int32 | None = _input("min_tokens", ge=0)
     stop_token_ids: list[Int32] | None = _input("stop_token_ids")
     ignore_eos: bool | None = _input("ignore_eos")
@@ -94,8 +96,6 @@ class _Common(Strict):
     confidence_threshold: Float32 | None = _input("confidence_threshold")
     stability_threshold: Int32 | None = _input("stability_threshold")
 
-    temperature: Any = _only(1, instead="set t_min and t_max, the two ends of the temperature schedule")
-    top_p: Any = _only(1, instead="tokens are accepted by entropy, set entropy_bound")
     presence_penalty: Any = _only(0, instead=_PENALTY)
     frequency_penalty: Any = _only(0, instead=_PENALTY)
     logit_bias: Any = _only({}, instead="leave it out, or send the tokens that are allowed from Python")
@@ -125,7 +125,7 @@ class _Common(Strict):
         return given
 
 
-_APART = ("seed", "stream", "temperature", "top_p", "presence_penalty", "frequency_penalty")
+_APART = ("seed", "stream", "presence_penalty", "frequency_penalty")
 
 
 class TextPart(Strict):
