@@ -13,6 +13,8 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import Tensor
 
+from trtllm_build.sampling import Sampling
+
 _DIGITS = ((21, 11), (10, 11), (0, 10))  # shift and bits
 _UNIT = 2.0**43  # weight of the likeliest token: 2**18 of them fit 63 bits, with room for its rounding
 
@@ -75,6 +77,21 @@ def draw(
     ties = torch.minimum(-((above - needed) // each), count)
     target = (draws.double() * (above + ties * each).double()).long()
     return _first_above(chunks, weighed, found, ties, target, likeliest)
+
+
+def undecided(entropy: Tensor, sampling: Sampling) -> Tensor:
+    """Rows ``[n]`` int64 whose nucleus may hold more than the likeliest token.
+
+    No probability is above the largest, so that this is at least ``exp(-entropy)``, and more at a lower temperature.
+
+    Args:
+        entropy: ``[rows]`` nats, at the temperature of the step.
+        sampling: how tokens are drawn.
+    """
+    if sampling.temperature > 1:
+        return torch.arange(len(entropy), device=entropy.device)
+    # the entropy is rounded
+    return (torch.exp(-entropy) < 1.0001 * sampling.top_p).nonzero()[:, 0]
 
 
 def _first_above(

@@ -68,7 +68,8 @@ class Vocabulary:
             draws: ``[canvas]`` uniforms in [0, 1).
             soft: whether soft embeddings are wanted.
             choices: every position in exactly one; None: all choose from the whole vocabulary.
-            sampling: how tokens are drawn; another temperature takes one more pass over the table, a nucleus four.
+            sampling: how tokens are drawn; another temperature takes one more pass over the table, a nucleus four
+                for rows that are not certain enough to need none.
         """
         if choices is None:
             return self._part(hidden, temperature, draws, soft, None, (), sampling)
@@ -112,17 +113,23 @@ class Vocabulary:
             sampled = self._pass(hidden, temperature, draws, False, allowed, excluded).sampled_ids
             return replace(found, sampled_ids=sampled)
 
+        rows = nucleus.undecided(found.entropy, sampling)
+        if not len(rows):
+            return replace(found, sampled_ids=found.argmax_ids)
+        hidden, likeliest = hidden[rows], found.argmax_ids[rows]
+
         def chunks() -> Iterator[tuple[int, Tensor]]:
             for start, table in self._chunks(allowed):
                 products = self._products(hidden, table, start, allowed, excluded)
                 yield start, products.flatten(1)[:, : len(table)].float()
 
-        likeliest = found.argmax_ids
         highest = (hidden.float() * self._embedding[likeliest].float()).sum(-1)
         if allowed is not None:
             likeliest = torch.searchsorted(allowed, likeliest)
-        sampled = nucleus.draw(chunks, 1.0 / temperature, self._cap, likeliest, highest, sampling.top_p, draws)
-        return replace(found, sampled_ids=sampled if allowed is None else allowed[sampled])
+        drawn = nucleus.draw(chunks, 1.0 / temperature, self._cap, likeliest, highest, sampling.top_p, draws[rows])
+        sampled = found.argmax_ids.clone()
+        sampled[rows] = drawn if allowed is None else allowed[drawn]
+        return replace(found, sampled_ids=sampled)
 
     def _pass(
         self,

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Self, TypeVar
 
 import torch
@@ -143,7 +144,14 @@ class Cuda:
             hidden = call.buffers.hidden[start : start + count]
             for choice in step.choices or (TokenChoice(torch.arange(count)),):
                 if choice.fixed is None:
-                    found.sampled_ids[choice.rows] = self._sample(found.argmax_ids, hidden, step, choice)
+                    rows = choice.rows
+                    if 0 < step.sampling.top_p < 1:
+                        rows = rows[nucleus.undecided(found.entropy[rows], step.sampling)]
+                    found.sampled_ids[choice.rows] = found.argmax_ids[choice.rows]
+                    if len(rows):
+                        found.sampled_ids[rows] = self._sample(
+                            found.argmax_ids, hidden, step, replace(choice, rows=rows)
+                        )
         return found
 
     def _sample(self, argmax_ids: Tensor, hidden: Tensor, step: CanvasStep, choice: TokenChoice) -> Tensor:
