@@ -118,6 +118,8 @@ INPUTS: tuple[Tensor, ...] = (
     Tensor("entropy_bound", "FP32", "nats of summed entropy accepted in one step; default: the checkpoint's"),
     Tensor("confidence_threshold", "FP32", "mean entropy in nats at which a stable canvas stops; default likewise"),
     Tensor("stability_threshold", "INT32", "earlier steps that the argmax canvas must equal; default likewise"),
+    Tensor("temperature", "FP32", "times the schedule's where tokens are drawn, 0 to 2; 0: the likeliest; default 1"),
+    Tensor("top_p", "FP32", "draw from the likeliest tokens that weigh as much, 0 to 1; default 1: from all"),
     Tensor("traceparent", "STRING", "W3C trace context that this request's spans belong to", most_bytes=55),
     Tensor("return_num_input_tokens", "BOOL", "send num_input_tokens; default true"),
     Tensor("return_num_output_tokens", "BOOL", "send num_output_tokens; default true"),
@@ -137,9 +139,7 @@ _CUT = "leave them out, or send the tokens that are allowed from Python"
 _NO_PENALTY = "leave it out: a canvas is denoised in parallel, without penalties"
 _ONE = "send one request a sample, each with its own seed"
 UNSUPPORTED: tuple[Unsupported, ...] = (
-    _unsupported("temperature", "FP32", (1.0,), "set t_min and t_max, the two ends of the temperature schedule"),
     _unsupported("top_k", "INT32", (0,), _ENTROPY),
-    _unsupported("top_p", "FP32", (1.0,), _ENTROPY),
     _unsupported("min_p", "FP32", (0.0,), _ENTROPY),
     _unsupported("beam_width", "INT32", (1,), _ONE),
     _unsupported("num_return_sequences", "INT32", (1,), _ONE),

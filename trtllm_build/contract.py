@@ -9,6 +9,8 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from trtllm_build.sampling import PLAIN, Sampling
+
 # Tokens of a sub-chunk of the vocabulary: probabilities are summed by it, a sample is drawn from one such sum first.
 SUB = 128
 
@@ -75,6 +77,7 @@ class CanvasStep:
         draws: ``[canvas]`` uniforms in [0, 1), float32.
         soft: whether the next soft embeddings are wanted; not after a canvas's last step.
         choices: what positions may choose from, every position in one; None: each from the whole vocabulary.
+        sampling: how tokens are drawn; nothing else of the step depends on it.
     """
 
     slot: int
@@ -84,6 +87,7 @@ class CanvasStep:
     draws: Tensor
     soft: bool = True
     choices: Sequence[TokenChoice] | None = None
+    sampling: Sampling = PLAIN
 
 
 class Backend(Protocol):
@@ -94,10 +98,12 @@ class Backend(Protocol):
     Attributes:
         dtype: of keys and values.
         prefill_chunk: most tokens of one :class:`EncodeStep`.
+        draws_nuclei: whether a step's ``top_p`` may be another than 0 and 1.
     """
 
     dtype: torch.dtype
     prefill_chunk: int
+    draws_nuclei: bool
 
     def admit(self, slot: int, room: int, reused: int) -> None:
         """Make room in a slot for ``room`` tokens, canvas included, and keep the ``reused`` tokens it holds, if any.

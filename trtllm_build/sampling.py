@@ -12,6 +12,44 @@ LEAST_TEMPERATURE = 1e-6  # the soft-cap divided by less is no float32 to comput
 
 
 @dataclass(frozen=True)
+class Sampling:
+    """How tokens are drawn, apart from everything that decides: entropies, acceptance, stopping, soft embeddings.
+
+    Args:
+        temperature: times the schedule's, 0 to 2; 1 is the checkpoint's own, 0 draws the likeliest token.
+        top_p: 0 to 1; only the smallest set of likeliest tokens that weighs as much, at the temperature that is
+            sampled at, is drawn from. The likeliest token always is; of those with equal logits lower ids go first.
+
+    Raises:
+        FieldError: on a value out of range.
+    """
+
+    temperature: float = 1.0
+    top_p: float = 1.0
+
+    def __post_init__(self) -> None:
+        for name, most in (("temperature", 2), ("top_p", 1)):
+            value = getattr(self, name)
+            good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value <= most
+            require(good, field=name, value=value, allowed=f"a number from 0 to {most}", fix=f"pass {name}=1")
+
+    @property
+    def plain(self) -> bool:
+        """Whether what the step's own distribution gives is what is wanted."""
+        return self.temperature == 1 and self.top_p == 1
+
+    def certain(self, step: float) -> bool:
+        """Whether the likeliest token is the only one, at the temperature of this step.
+
+        Float32 logits that differ at all differ by more than the least temperature.
+        """
+        return self.top_p == 0 or self.temperature * step < LEAST_TEMPERATURE
+
+
+PLAIN = Sampling()
+
+
+@dataclass(frozen=True)
 class SamplerConfig:
     """How a canvas is denoised; the defaults are the released ``generation_config.json``'s.
 

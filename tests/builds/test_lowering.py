@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+from dataclasses import asdict, replace
 from pathlib import Path
 
 import onnx
@@ -14,12 +16,14 @@ from onnx import helper
 from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.errors import FieldError
 from tests.support import random_architecture, random_checkpoint, small_architecture
+from trtllm_build import Engine
 from trtllm_build.backends.lowered import Lowered
 from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.compilers.tensorrt_rtx.check import OrtRunner, check_graph, check_weights, compare, simulated
 from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut, TokenChoice
 from trtllm_build.gates.reference import Reference
 from trtllm_build.gates.verify import compare as compare_logits
+from trtllm_build.limits import Limits
 from trtllm_build.lowering.initializers import Read, reader, widened_weights
 from trtllm_build.lowering.lower import inputs, lower, outputs, quantized_products
 from trtllm_build.lowering.simulate import rounded_to_nvfp4
@@ -28,7 +32,9 @@ from trtllm_build.network.weights import weight_files
 from trtllm_build.quantization.nvfp4 import dequantize, quantize_nvfp4
 from trtllm_build.quantization.recipe import Recipe, named_recipe
 from trtllm_build.quantization.weight_files import count_shapes
+from trtllm_build.sampling import SamplerConfig, Sampling
 from trtllm_build.sizes import sizes
+from trtllm_build.spec import EngineSpec
 
 ARCH = small_architecture(vocab_size=300)  # samples are drawn in two levels, the first of 128 tokens each
 CPU = torch.device("cpu")
@@ -106,6 +112,32 @@ def test_pinned_allowed_and_excluded_positions(engine: TorchCpu, lowered: Lowere
     assert expected.soft_embeddings is not None
     assert torch.allclose(found.soft_embeddings, expected.soft_embeddings, atol=1e-4)
     assert found.entropy[1] == found.entropy[4] == 0
+
+
+@pytest.mark.parametrize("sampling", [Sampling(0), Sampling(0.5), Sampling(1.7), Sampling(1.7, 0)], ids=str)
+def test_temperature_as_the_torch_engine_has_it(engine: TorchCpu, lowered: Lowered, sampling: Sampling) -> None:
+    plain = CanvasStep(0, torch.arange(8), None, 0.7, torch.linspace(0, 0.99, 8))
+    step = replace(plain, sampling=sampling)
+    expected, found, usual = denoised(engine, step), denoised(lowered, step), denoised(lowered, plain)
+    assert torch.equal(found.sampled_ids, expected.sampled_ids)
+    assert not torch.equal(found.sampled_ids, usual.sampled_ids)
+    assert torch.equal(found.argmax_ids, usual.argmax_ids)
+    assert torch.equal(found.entropy, usual.entropy)
+
+
+def test_top_p_is_refused_before_anything_runs(lowered: Lowered, tmp_path: Path) -> None:
+    (tmp_path / "architecture.json").write_text(json.dumps(ARCH.as_dict()))
+    (tmp_path / "sampler.json").write_text(json.dumps(asdict(SamplerConfig(max_denoising_steps=2))))
+    limits = Limits(context=64, slots=1, canvas=ARCH.canvas_length, vocab_size=300, queue=2, cache_tokens=None)
+    engine = Engine(EngineSpec(tmp_path, limits), lowered, threads=1)
+    try:
+        with pytest.raises(FieldError, match=r"^top_p: 0\.9 cannot be used; allowed: 1, or 0: "):
+            engine.generate([3, 1, 4], max_tokens=8, top_p=0.9)
+        assert engine.stats().finished == {}
+        (answer,) = engine.generate([3, 1, 4], max_tokens=8, top_p=0, temperature=1.5)
+        assert answer.denoising_steps
+    finally:
+        engine.close()
 
 
 def denoised(backend: TorchCpu | Lowered, step: CanvasStep) -> ReadOut:

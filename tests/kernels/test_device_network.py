@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -14,7 +16,10 @@ from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut, TokenChoice
 from trtllm_build.gates.reference import Reference
 from trtllm_build.gates.verify import compare
 from trtllm_build.limits import Limits
+from trtllm_build.network.pieces import eager_pieces
+from trtllm_build.network.vocabulary import Vocabulary
 from trtllm_build.quantization.recipe import Recipe, named_recipe
+from trtllm_build.sampling import Sampling
 
 ARCH = small_architecture(vocab_size=150, canvas_length=8, sliding_window=9, max_position_embeddings=128)
 LIMITS = Limits(context=96, slots=2, canvas=8, vocab_size=150, queue=4, cache_tokens=None)
@@ -126,3 +131,38 @@ def test_a_slot_that_is_not_where_the_caller_thinks_is_refused(checkpoint: Check
     assert str(error) == "slot 0 holds 0 tokens, cannot go on at 3"
     with pytest.raises(ValueError, match="slot 0 holds 0 tokens, cannot keep 4"):
         backend.admit(0, 40, 4)
+
+
+@pytest.mark.parametrize(
+    ("by_kernels", "sampling"),
+    [(False, Sampling(0)), (False, Sampling(1.6)), (False, Sampling(1, 0.5)), (True, Sampling(1.6, 0.8))],
+    ids=str,
+)
+def test_temperature_and_top_p_as_the_cpu_engine_has_them(
+    checkpoint: Checkpoint, by_kernels: bool, sampling: Sampling
+) -> None:
+    """And nothing but the drawn tokens depends on them, nor do those on what runs beside them."""
+    pinned = TokenChoice(torch.tensor([1]), fixed=torch.tensor([77]))
+    few = TokenChoice(torch.tensor([0, 2]), allowed=torch.arange(4, 150, 3))
+    without = TokenChoice(torch.tensor([3, 4, 5, 6, 7]), excluded=(3, 5, 140))
+    weights = from_checkpoint(checkpoint, PLAIN["fp32"], torch.device("cpu"))
+    vocabulary = Vocabulary(
+        weights.embedding, ARCH.final_logit_softcapping, ARCH.embed_scale, eager_pieces(ARCH).statistics
+    )
+    backend = backends(checkpoint, PLAIN["fp32"])[0 if by_kernels else 1]
+    for slot in (0, 1):
+        backend.admit(slot, 16, 0)
+    for choices in (None, [pinned, few, without]):
+        plain = step(0, 9, choices=choices)
+        usual = read_out(backend.denoise([plain])[0])
+        hidden = backend._denoise[0].buffers.hidden[:8].clone()
+        asked = replace(plain, sampling=sampling)
+        found = read_out(backend.denoise([asked])[0])
+        for name in ("argmax_ids", "entropy", "soft_embeddings"):
+            assert torch.equal(getattr(found, name), getattr(usual, name)), name
+        expected = vocabulary.read_out(hidden, 0.7, plain.draws, False, choices, sampling)
+        assert torch.equal(found.sampled_ids, expected.sampled_ids)
+        assert not torch.equal(found.sampled_ids, usual.sampled_ids)
+        if by_kernels:  # plain torch rounds by the number of rows
+            beside = [read_out(r) for r in backend.denoise([step(1, 4), asked])]
+            assert torch.equal(beside[1].sampled_ids, found.sampled_ids)

@@ -37,6 +37,11 @@ def served(connected: BlockingClient, /, **inputs: Any) -> Any:
         ({"canvas_length": 0, "max_tokens": 7, "ignore_eos": True}, {"canvas_length": "fit", "max_tokens": 7}),
         ({"priority": -1, "deadline": 60.0, "max_tokens": 9, "ignore_eos": True}, {"max_tokens": 9}),
         ({"client": "a", "pad_id": 7, "max_tokens": 9, "ignore_eos": True}, {"max_tokens": 9}),
+        ({"temperature": 0.0, "entropy_bound": 50.0}, {"temperature": 0, "entropy_bound": 50.0}),
+        (
+            {"temperature": 1.5, "top_p": 0.9, "entropy_bound": 50.0},
+            {"temperature": 1.5, "top_p": 0.9, "entropy_bound": 50.0},
+        ),
         ({"min_length": 20}, {"min_tokens": 20}),
         ({"end_id": -1}, {"ignore_eos": True}),
         ({"end_id": 30}, {"ignore_eos": True, "stop_token_ids": (30,)}),

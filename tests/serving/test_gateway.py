@@ -49,6 +49,18 @@ def test_a_chat_is_what_grpc_answers(api: openai.OpenAI, client: BlockingClient)
     assert newer.choices == found.choices
 
 
+def test_temperature_and_top_p_are_what_grpc_answers(api: openai.OpenAI, client: BlockingClient) -> None:
+    more = {**MORE, "entropy_bound": 50.0}
+    texts = set()
+    for temperature, top_p in ((0, 1), (0.5, 1), (1.5, 1), (1, 0.5)):
+        sampling = {"temperature": temperature, "top_p": top_p}
+        (expected,) = client.generate(messages=MESSAGES, max_tokens=24, seed=3, stream=False, **more, **sampling)
+        found = chat(api, max_tokens=24, seed=3, extra_body=more, temperature=temperature, top_p=top_p)
+        assert found.choices[0].message.content == expected.text
+        texts.add(expected.text)
+    assert len(texts) > 1
+
+
 def test_parts_developers_and_history(api: openai.OpenAI) -> None:
     said = chat(api, max_tokens=8, extra_body=MORE)
     parts = [{"type": "text", "text": "blue "}, {"type": "text", "text": "lamp"}]

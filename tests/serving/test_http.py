@@ -44,7 +44,10 @@ def test_generate_sends_everything_at_once(server: Server, client: BlockingClien
     ("changes", "text"),
     [
         ({"max_new_tokens": 5}, "max_new_tokens: 5 cannot be used; allowed: only these inputs: text_input, "),
-        ({"temperature": 0.7}, "temperature: 0.7 cannot be used; allowed: 1.0; fix: set t_min and t_max"),
+        (
+            {"temperature": 2.5},
+            "temperature: 2.5 cannot be used; allowed: a number from 0 to 2; fix: pass temperature=1",
+        ),
         ({"max_tokens": 0}, "max_tokens: 0 cannot be used; allowed: an integer >= 1; fix: pass max_tokens=1"),
     ],
 )

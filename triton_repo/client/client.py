@@ -140,6 +140,8 @@ class Client:
         stream: bool = True,
         drafts: bool = False,
         ignore_eos: bool = False,
+        temperature: float | None = None,
+        top_p: float | None = None,
         max_denoising_steps: int | None = None,
         t_min: float | None = None,
         t_max: float | None = None,
@@ -166,6 +168,7 @@ class Client:
             stream: a response for every block; else one with everything.
             drafts: also provisional canvases, one after every denoising step.
             ignore_eos: go on to ``max_tokens``.
+            temperature, top_p: how tokens are drawn, see :class:`~trtllm_build.sampling.Sampling`; default 1.
             max_denoising_steps, t_min, t_max, entropy_bound, confidence_threshold, stability_threshold: as in
                 :class:`~trtllm_build.sampling.SamplerConfig`; default: the checkpoint's.
             request_id: name of the request in the server's log; default: a new one.
@@ -191,6 +194,8 @@ class Client:
             "stream": stream,
             "drafts": drafts,
             "ignore_eos": ignore_eos,
+            "temperature": temperature,
+            "top_p": top_p,
             "max_denoising_steps": max_denoising_steps,
             "t_min": t_min,
             "t_max": t_max,

@@ -23,6 +23,8 @@ num_input_tokens, num_output_tokens; the output is the concatenated text of the 
 Ctrl-C cancels the generation on the server and exits with status 130."""
 SAMPLER: dict[str, tuple[type, str]] = {
     "max_denoising_steps": (int, "most denoising steps per canvas"),
+    "temperature": (float, "times the schedule's where tokens are drawn, 0 to 2"),
+    "top_p": (float, "draw from the likeliest tokens that weigh as much, 0 to 1"),
     "t_min": (float, "temperature at the end of the schedule"),
     "t_max": (float, "temperature at its start"),
     "entropy_bound": (float, "nats of summed entropy accepted in one step"),

@@ -55,6 +55,8 @@ class Common(Strict):
     user: Text | None = Field(default=None, description=ALL_INPUTS["client"].about)
     cache_salt: Text | None = passed_on("cache_salt", max_length=128)
 
+    temperature: Float32 | None = passed_on("temperature", ge=0, le=2)
+    top_p: Float32 | None = passed_on("top_p", ge=0, le=1)
     min_tokens: Int32 | None = passed_on("min_tokens", ge=0)
     stop_token_ids: list[Int32] | None = passed_on("stop_token_ids")
     ignore_eos: bool | None = passed_on("ignore_eos")
@@ -69,8 +71,6 @@ class Common(Strict):
     confidence_threshold: Float32 | None = passed_on("confidence_threshold")
     stability_threshold: Int32 | None = passed_on("stability_threshold")
 
-    temperature: Any = only(1, instead="set t_min and t_max, the two ends of the temperature schedule")
-    top_p: Any = only(1, instead="tokens are accepted by entropy, set entropy_bound")
     presence_penalty: Any = only(0, instead=_PENALTY)
     frequency_penalty: Any = only(0, instead=_PENALTY)
     logit_bias: Any = only({}, instead="leave it out, or send the tokens that are allowed from Python")
@@ -128,8 +128,6 @@ class Common(Strict):
 _APART = (
     "seed",
     "stream",
-    "temperature",
-    "top_p",
     "presence_penalty",
     "frequency_penalty",
     "top_k",

@@ -89,6 +89,8 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
         max_tokens=max_tokens + len(suffix),
         seed=_aliased(inputs, "seed", "random_seed"),
         sampler=replace(engine.sampler, **{name: inputs[name][0] for name in SAMPLER_INPUTS if name in inputs}),
+        temperature=_scalar(inputs, "temperature", 1.0),
+        top_p=_scalar(inputs, "top_p", 1.0),
         ignore_eos=bool(_scalar(inputs, "ignore_eos", False)) or end_id is not None,
         min_tokens=_aliased(inputs, "min_tokens", "min_length"),
         stop=tuple(word for word in inputs.get("stop_words", ()) if word),

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 
 import torch
 from torch import Tensor
@@ -28,6 +29,8 @@ class Lowered(SlotBackend):
         table: gives the embedding ``[vocab, hidden]``; only :meth:`logits` asks for it.
     """
 
+    draws_nuclei = False  # its vocabulary is the graph's own
+
     def __init__(
         self, arch: Architecture, dtype: torch.dtype, device: torch.device, run: Run, table: Callable[[], Tensor]
     ):
@@ -41,7 +44,7 @@ class Lowered(SlotBackend):
         results: list[ReadOut | Exception] = []
         for step in steps:
             try:
-                results.append(self._denoise(step, self._caches[step.slot])[1])
+                results.append(self._sampled(step, self._caches[step.slot]))
             except Exception as error:
                 results.append(error)
         return results
@@ -68,6 +71,16 @@ class Lowered(SlotBackend):
         for i, pair in enumerate(new):
             cache.extend(i, *pair)
         cache.advance(len(ids))
+
+    def _sampled(self, step: CanvasStep, cache: KVCache) -> ReadOut:
+        """One step, with tokens drawn at another temperature where that is wanted: the graph runs a second time."""
+        _, found = self._denoise(step, cache)
+        if step.sampling.plain:
+            return found
+        if step.sampling.certain(step.temperature):
+            return replace(found, sampled_ids=found.argmax_ids)
+        _, other = self._denoise(replace(step, temperature=step.temperature * step.sampling.temperature), cache)
+        return replace(found, sampled_ids=other.sampled_ids)
 
     def _denoise(self, step: CanvasStep, cache: KVCache) -> tuple[Tensor, ReadOut]:
         """Normed hidden states ``[canvas, hidden]``, and what the step yields."""

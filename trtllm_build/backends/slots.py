@@ -21,6 +21,8 @@ class SlotBackend:
         device: where they lie.
     """
 
+    draws_nuclei = True
+
     def __init__(self, arch: Architecture, dtype: torch.dtype, device: torch.device):
         self.arch = arch
         self.dtype = dtype

@@ -74,7 +74,10 @@ class TorchCpu(SlotBackend):
         for step in steps:
             try:
                 hidden = self.network.denoise(step.canvas_ids, step.soft_embeddings, self._caches[step.slot])
-                results.append(self.vocabulary.read_out(hidden, step.temperature, step.draws, step.soft, step.choices))
+                found = self.vocabulary.read_out(
+                    hidden, step.temperature, step.draws, step.soft, step.choices, step.sampling
+                )
+                results.append(found)
             except Exception as error:
                 results.append(error)
         return results

@@ -8,14 +8,17 @@ update running statistics and the running soft embedding, and are gone: nothing 
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from dataclasses import replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from trtllm_build.contract import SUB, ReadOut, TokenChoice
+from trtllm_build.network import nucleus
 from trtllm_build.network.linear import linear
 from trtllm_build.network.pieces import Piece
+from trtllm_build.sampling import PLAIN, Sampling
 
 # Tokens per chunk: its logits and the table's rows stay in the cache of one CPU core complex.
 CHUNK = 4096
@@ -55,6 +58,7 @@ class Vocabulary:
         draws: Tensor,
         soft: bool,
         choices: Sequence[TokenChoice] | None = None,
+        sampling: Sampling = PLAIN,
     ) -> ReadOut:
         """Argmax, sample, entropy and next soft embedding at every position of one canvas.
 
@@ -64,13 +68,15 @@ class Vocabulary:
             draws: ``[canvas]`` uniforms in [0, 1).
             soft: whether soft embeddings are wanted.
             choices: every position in exactly one; None: all choose from the whole vocabulary.
+            sampling: how tokens are drawn; another temperature takes one more pass over the table, a nucleus four
+                for rows that are not certain enough to need none.
         """
         if choices is None:
-            return self._pass(hidden, temperature, draws, soft, None, ())
+            return self._part(hidden, temperature, draws, soft, None, (), sampling)
         parts = [
             self._certain(c.fixed, soft)
             if c.fixed is not None
-            else self._pass(hidden[c.rows], temperature, draws[c.rows], soft, c.allowed, c.excluded)
+            else self._part(hidden[c.rows], temperature, draws[c.rows], soft, c.allowed, c.excluded, sampling)
             for c in choices
         ]
         order = torch.cat([c.rows for c in choices]).argsort()
@@ -85,6 +91,45 @@ class Vocabulary:
     def _certain(self, ids: Tensor, soft: bool) -> ReadOut:
         """A distribution with all its weight on one token."""
         return ReadOut(ids, ids, torch.zeros(len(ids)), self._embedding[ids] * self._scale if soft else None)
+
+    def _part(
+        self,
+        hidden: Tensor,
+        temperature: float,
+        draws: Tensor,
+        soft: bool,
+        allowed: Tensor | None,
+        excluded: Sequence[int],
+        sampling: Sampling,
+    ) -> ReadOut:
+        """Positions that choose from the same tokens."""
+        found = self._pass(hidden, temperature, draws, soft, allowed, excluded)
+        if sampling.plain:
+            return found
+        if sampling.certain(temperature):
+            return replace(found, sampled_ids=found.argmax_ids)
+        temperature *= sampling.temperature
+        if sampling.top_p == 1:
+            sampled = self._pass(hidden, temperature, draws, False, allowed, excluded).sampled_ids
+            return replace(found, sampled_ids=sampled)
+
+        rows = nucleus.undecided(found.entropy, sampling)
+        if not len(rows):
+            return replace(found, sampled_ids=found.argmax_ids)
+        hidden, likeliest = hidden[rows], found.argmax_ids[rows]
+
+        def chunks() -> Iterator[tuple[int, Tensor]]:
+            for start, table in self._chunks(allowed):
+                products = self._products(hidden, table, start, allowed, excluded)
+                yield start, products.flatten(1)[:, : len(table)].float()
+
+        highest = (hidden.float() * self._embedding[likeliest].float()).sum(-1)
+        if allowed is not None:
+            likeliest = torch.searchsorted(allowed, likeliest)
+        drawn = nucleus.draw(chunks, 1.0 / temperature, self._cap, likeliest, highest, sampling.top_p, draws[rows])
+        sampled = found.argmax_ids.clone()
+        sampled[rows] = drawn if allowed is None else allowed[drawn]
+        return replace(found, sampled_ids=sampled)
 
     def _pass(
         self,

@@ -294,6 +294,13 @@ class Engine:
             allowed=f"at most {limits.context - prompt} after a prompt of {prompt} tokens (context {limits.context})",
             fix="lower max_tokens, shorten the prompt, or build with a larger gpu.limits.context",
         )
+        require(
+            self._backend.draws_nuclei or request.top_p in (0, 1),
+            field="top_p",
+            value=request.top_p,
+            allowed="1, or 0: this engine's graph draws from whole distributions",
+            fix="leave it out, or lower temperature",
+        )
         canvas = request.canvas(limits.canvas)
         require(
             canvas <= limits.canvas,

@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from nemo_diffgemma.errors import require, require_integer
-from trtllm_build.sampling import SamplerConfig
+from trtllm_build.sampling import SamplerConfig, Sampling
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "unavailable", "error"]
 MAX_SEED = 2**64 - 1
@@ -23,6 +23,7 @@ class Request:
         max_tokens: most tokens to return; need not be a multiple of the canvas.
         seed: all randomness follows from it; 0 to 2**64 - 1.
         sampler: how canvases are denoised.
+        temperature, top_p: how tokens are drawn, see :class:`trtllm_build.sampling.Sampling`.
         ignore_eos: go on to ``max_tokens`` whatever the model writes; stop tokens and strings still end it.
         min_tokens: no end of sequence and no stop token before this position.
         stop: texts before the first of which the answer is cut.
@@ -48,6 +49,8 @@ class Request:
     max_tokens: int
     seed: int = 0
     sampler: SamplerConfig = field(default_factory=SamplerConfig)
+    temperature: float = 1.0
+    top_p: float = 1.0
     ignore_eos: bool = False
     min_tokens: int = 0
     stop: tuple[str, ...] = ()
@@ -73,6 +76,7 @@ class Request:
         )
         require_integer("max_tokens", self.max_tokens, 1)
         require_integer("seed", self.seed, 0, MAX_SEED)
+        _ = self.sampling
         require_integer("min_tokens", self.min_tokens, 0, self.max_tokens)
         require_integer("draft_every", self.draft_every, 0)
         require_integer("priority", self.priority, -(2**31), 2**31 - 1)
@@ -125,6 +129,11 @@ class Request:
                 allowed="at least one token id",
                 fix="leave it out to allow all",
             )
+
+    @property
+    def sampling(self) -> Sampling:
+        """How tokens are drawn."""
+        return Sampling(self.temperature, self.top_p)
 
     def _check_positions(self, name: str, positions: Mapping[int, object]) -> None:
         for position in positions:

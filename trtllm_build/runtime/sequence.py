@@ -72,6 +72,7 @@ class RunningSequence:
             self._draws(draws.SAMPLE, self._step + 1),
             soft=remaining > 1,
             choices=self._choices,
+            sampling=self.request.sampling,
         )
 
     def _start_canvas(self) -> None:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Self, TypeVar
 
 import torch
@@ -17,10 +18,12 @@ from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Ops
 from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut, TokenChoice
 from trtllm_build.limits import PAGE, Limits
+from trtllm_build.network import nucleus
 from trtllm_build.spec import EngineSpec
 
 BATCHES = (1, 2, 4, 8, 16, 32, 64)
 _T = TypeVar("_T")
+_CHUNK = 8192  # tokens of the vocabulary whose logits are in memory while a nucleus is looked for
 _PREFILL = 1024  # tokens of a prompt encoded at a time: enough rows for the products to be bound by arithmetic
 
 
@@ -34,6 +37,8 @@ class Cuda:
         limits: what the engine admits.
         graphs: capture CUDA graphs; without them every operation may look at what it is given.
     """
+
+    draws_nuclei = True
 
     def __init__(self, arch: Architecture, weights: DeviceWeights, ops: Ops, limits: Limits, graphs: bool = True):
         self.arch = arch
@@ -134,7 +139,55 @@ class Cuda:
         if step.choices is not None:
             start = index * self.arch.canvas_length
             self._choose(found, call.buffers.hidden[start : start + count], step, step.choices)
+        if not step.sampling.plain:
+            start = index * self.arch.canvas_length
+            hidden = call.buffers.hidden[start : start + count]
+            for choice in step.choices or (TokenChoice(torch.arange(count)),):
+                if choice.fixed is None:
+                    rows = choice.rows
+                    if 0 < step.sampling.top_p < 1:
+                        rows = rows[nucleus.undecided(found.entropy[rows], step.sampling)]
+                    found.sampled_ids[choice.rows] = found.argmax_ids[choice.rows]
+                    if len(rows):
+                        found.sampled_ids[rows] = self._sample(
+                            found.argmax_ids, hidden, step, replace(choice, rows=rows)
+                        )
         return found
+
+    def _sample(self, argmax_ids: Tensor, hidden: Tensor, step: CanvasStep, choice: TokenChoice) -> Tensor:
+        """Tokens ``[rows]`` of positions that choose from the same, drawn as the step's ``sampling`` has it."""
+        rows, sampling = choice.rows, step.sampling
+        if sampling.certain(step.temperature):
+            return argmax_ids[rows]
+        temperature = step.temperature * sampling.temperature
+        on_device = rows.to(self._device)
+        hidden, draws = hidden[on_device].contiguous(), step.draws[rows].to(self._device)
+        embedding, cap = self.network.weights.embedding, self.arch.final_logit_softcapping
+        allowed = None if choice.allowed is None else choice.allowed.to(self._device)
+        table = embedding if allowed is None else embedding[allowed]
+        banned = torch.tensor(choice.excluded, dtype=torch.int32, device=self._device)
+        if sampling.top_p == 1:
+            inverse = torch.full((len(rows),), 1.0 / temperature, device=self._device)
+            ruled_out = banned.expand(len(rows), -1).contiguous() if choice.excluded else None
+            found: ReadOut = self.network.ops.read_out(
+                hidden, table, inverse, draws, ruled_out, cap, self.arch.embed_scale, False
+            )
+            return (found.sampled_ids if allowed is None else allowed[found.sampled_ids]).cpu()
+
+        def chunks() -> Iterator[tuple[int, Tensor]]:
+            # in float32, as the kernels accumulate; rows are of this canvas only: sums do not depend on its company
+            wide = hidden.float()
+            for start in range(0, len(table), _CHUNK):
+                products = wide @ table[start : start + _CHUNK].float().T
+                inside = banned[(banned >= start) & (banned < start + _CHUNK)].long() - start
+                yield start, products.index_fill_(1, inside, float("-inf"))
+
+        likeliest = argmax_ids[rows].to(self._device)
+        highest = (hidden.float() * embedding[likeliest].float()).sum(-1)
+        if allowed is not None:
+            likeliest = torch.searchsorted(allowed, likeliest)
+        sampled = nucleus.draw(chunks, 1.0 / temperature, cap, likeliest, highest, sampling.top_p, draws)
+        return (sampled if allowed is None else allowed[sampled]).cpu()
 
     def _choose(self, found: ReadOut, hidden: Tensor, step: CanvasStep, choices: Sequence[TokenChoice]) -> None:
         """Write over the rows that may not choose from the whole vocabulary."""
