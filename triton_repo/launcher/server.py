@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -15,11 +16,13 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.processes import end_with_parent
 from triton_repo.config import REPOSITORY, for_engine, render
 from triton_repo.launcher.scrape import running_requests
 from triton_repo.launcher.scratch import Scratch
@@ -265,7 +268,12 @@ class Server:
         log = self.log_path
         with open(2 if log is None else log, "ab", closefd=log is not None) as output:
             self._gateway = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
             )
         os.sched_setaffinity(self._gateway.pid, beside_the_engine())
         self._wait(time.monotonic() + 30, self._gateway_listens, "the gateway")
