@@ -24,7 +24,7 @@ from typing import Self
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.processes import end_with_parent
 from triton_repo.config import REPOSITORY, for_engine, render
-from triton_repo.launcher.scrape import running_requests
+from triton_repo.launcher.scrape import DIRECT, running_requests
 from triton_repo.launcher.scratch import Scratch
 from triton_repo.launcher.tritonserver import LOOPBACK, Installation, Process, free_port
 from triton_repo.tensors import DRAIN_VARIABLE, ENGINE_CPUS_VARIABLE, ENGINE_VARIABLE, LOG_PROMPTS_VARIABLE, MODEL
@@ -232,7 +232,7 @@ class Server:
         url = f"{self.http_url}/v2/models/{MODEL}/generate"
         request = urllib.request.Request(url, json.dumps(body).encode())
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            with DIRECT.open(request, timeout=timeout_s) as answer:
                 answer.read()
         except urllib.error.HTTPError as error:
             raise ServerFailed(self._with_log(f"it does not generate: {error.read().decode()}")) from error
@@ -396,7 +396,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with DIRECT.open(url, timeout=2) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False
