@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ctypes
+import os
 import signal
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -10,6 +11,15 @@ _PR_SET_PDEATHSIG = 1  # prctl(2)
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
 
-def end_with_parent(number: signal.Signals) -> None:
-    """Have the kernel send this process a signal when its parent is gone, however that went."""
+def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
+    """Have the kernel send this process a signal when its parent is gone, however that went.
+
+    The kernel watches the thread that started this process: it has to live as long as its process.
+
+    Args:
+        number: of the signal.
+        parent: its process id; where it is gone already, this process ends at once. None: it is not looked at.
+    """
     _LIBC.prctl(_PR_SET_PDEATHSIG, number)
+    if parent is not None and os.getppid() != parent:
+        os._exit(1)

@@ -81,9 +81,15 @@ class Tokenizer:
         # In no vocabulary, so a tokenizer that can fall back to bytes spells it in them.
         return self.encode("\U0010ffff")[-1:]
 
+    @cached_property
+    def most_bytes_per_token(self) -> int | None:
+        """Most bytes of a text's UTF-8 that one token stands for; None where no number can be told from its file."""
+        return _most_bytes_per_token(json.loads(self._rust.to_str()))
+
     def encode(self, text: str) -> list[int]:
         """Token ids of raw text, as it stands: no template, no token added; control tokens that it spells are those."""
-        return list(self._rust.encode(text, add_special_tokens=False).ids)
+        # of a batch, since for a single text Python's lock is held all the while
+        return self._encode([[text]])[0]
 
     def literal(self, text: str) -> list[int]:
         """Token ids of a text that has no control tokens: what it spells stays text, and is decoded to the same."""
@@ -262,6 +268,34 @@ class Tokenizer:
             allowed=f"no control tokens but the chat template's: {control}",
             fix="spell it apart",
         )
+
+
+def _most_bytes_per_token(file: Mapping[str, Any]) -> int | None:
+    """Of a ``tokenizer.json``; None where a text may shrink before, or any run of it become one token."""
+    model = file["model"]
+    steps: list[Mapping[str, Any]] = []
+    for part in (file["normalizer"], file["pre_tokenizer"]):
+        found = part or {"type": "Sequence"}
+        steps += found.get("normalizers", found.get("pretokenizers", [])) if found["type"] == "Sequence" else [found]
+    if model["type"] != "BPE" or not all(_keeps_bytes(step) for step in steps):
+        return None
+    if any(token["lstrip"] or token["rstrip"] for token in file["added_tokens"]):
+        return None
+    byte_level = any(step["type"] == "ByteLevel" for step in steps)
+    bytes_ = pre_tokenizers.ByteLevel.alphabet() if byte_level else [f"<0x{i:02X}>" for i in range(256)]
+    if not (byte_level or model["byte_fallback"]) or not set(bytes_) <= model["vocab"].keys():
+        return None  # what the vocabulary does not have becomes unknown tokens, of any length
+    return max(len(text.encode()) for text in (*model["vocab"], *(token["content"] for token in file["added_tokens"])))
+
+
+def _keeps_bytes(step: Mapping[str, Any]) -> bool:
+    """Whether a step before the model never makes a text shorter."""
+    if step["type"] == "Split":
+        return bool(step["behavior"] != "Removed")
+    if step["type"] == "Replace":
+        old = step["pattern"].get("String")
+        return old is not None and len(old.encode()) <= len(step["content"].encode())
+    return bool(step["type"] == "ByteLevel")
 
 
 def _uses_tools(chat: Chat) -> bool:

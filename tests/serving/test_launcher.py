@@ -85,6 +85,22 @@ def test_it_serves_until_told_to_stop_and_leaves_nothing(demo_bundle: Path) -> N
     assert not shared_memory(process.pid)
 
 
+def descendants(pid: int) -> list[int]:
+    return [found for child in children(pid) for found in (child, *descendants(child))]
+
+
+@pytest.mark.server
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
+def test_what_it_started_ends_with_it(demo_bundle: Path, number: signal.Signals) -> None:
+    with launched(demo_bundle, "--openai-port=0") as (process, _):
+        below = descendants(process.pid)
+        assert len(below) == 6  # tritonserver, three models, the engine, the gateway
+        process.send_signal(number)
+        process.wait(timeout=60)
+        wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 30)
+
+
 @pytest.mark.server
 def test_piped_output_is_the_committed_text_alone(server: Server) -> None:
     command = [sys.executable, "-m", "triton_repo.cli", "--url", server.grpc_url, "red", "--max-tokens=20"]

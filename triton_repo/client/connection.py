@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import random
+import re
 import time
 from pathlib import Path
 
@@ -20,6 +21,8 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
+# of this machine, which no proxy can reach
+_LOOPBACK = re.compile(r"(?:localhost|127(?:\.\d+){3}|\[::1\])(?::\d+)?$")
 
 
 class Tries:
@@ -53,10 +56,11 @@ def credentials(tls: Tls) -> grpc.ChannelCredentials:
 
 def open_channel(url: str, creds: grpc.ChannelCredentials | None, name: str | None) -> grpc.aio.Channel:
     """A channel of the running event loop; it connects when it is first used."""
+    options = [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if _LOOPBACK.match(url) else _OPTIONS
     if creds is None:
-        return grpc.aio.insecure_channel(url, options=_OPTIONS)
+        return grpc.aio.insecure_channel(url, options=options)
     named = [] if name is None else [("grpc.ssl_target_name_override", name)]
-    return grpc.aio.secure_channel(url, creds, options=[*_OPTIONS, *named])
+    return grpc.aio.secure_channel(url, creds, options=[*options, *named])
 
 
 def _content(name: str, path: str | Path | None) -> bytes | None:

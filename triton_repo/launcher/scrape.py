@@ -5,6 +5,8 @@ from __future__ import annotations
 import re
 import urllib.request
 
+# its own server is never asked through a proxy, whatever the environment says
+DIRECT = urllib.request.build_opener(urllib.request.ProxyHandler({}))
 _RUNNING = re.compile(r'^nv_trt_llm_request_metrics\{.*request_type="(?:waiting|active)".*\} (\S+)$', re.MULTILINE)
 _STEPS = re.compile(r"^diffgemma_denoising_steps_total(?:\{.*\})? (\S+)$", re.MULTILINE)
 
@@ -21,7 +23,7 @@ def denoising_steps(url: str) -> int | None:
 
 def _total(url: str, pattern: re.Pattern[str]) -> int | None:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with DIRECT.open(url, timeout=2) as answer:
             text = answer.read().decode()
     except OSError:
         return None

@@ -6,6 +6,7 @@ import json
 import os
 import secrets
 import shutil
+import signal
 import socket
 import ssl
 import subprocess
@@ -15,15 +16,17 @@ import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from types import TracebackType
 from typing import Self
 
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.processes import end_with_parent
 from triton_repo.config import REPOSITORY, for_engine, render
 from triton_repo.keys import read as read_keys
 from triton_repo.launcher.exposure import addresses, check_version
-from triton_repo.launcher.scrape import running_requests
+from triton_repo.launcher.scrape import DIRECT, running_requests
 from triton_repo.launcher.scratch import Scratch
 from triton_repo.launcher.tritonserver import LOOPBACK, Installation, Process, free_port
 from triton_repo.tensors import DRAIN_VARIABLE, ENGINE_CPUS_VARIABLE, ENGINE_VARIABLE, LOG_PROMPTS_VARIABLE, MODEL
@@ -262,7 +265,7 @@ class Server:
         url = f"{self.http_url}/v2/models/{MODEL}/generate"
         request = urllib.request.Request(url, json.dumps(body).encode())
         try:
-            with urllib.request.urlopen(request, timeout=timeout_s) as answer:
+            with DIRECT.open(request, timeout=timeout_s) as answer:
                 answer.read()
         except urllib.error.HTTPError as error:
             raise ServerFailed(self._with_log(f"it does not generate: {error.read().decode()}")) from error
@@ -300,7 +303,12 @@ class Server:
         log = self.log_path
         with open(2 if log is None else log, "ab", closefd=log is not None) as output:
             self._gateway = subprocess.Popen(
-                command, stdin=subprocess.DEVNULL, stdout=output, stderr=subprocess.STDOUT, start_new_session=True
+                command,
+                stdin=subprocess.DEVNULL,
+                stdout=output,
+                stderr=subprocess.STDOUT,
+                start_new_session=True,
+                preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
             )
         os.sched_setaffinity(self._gateway.pid, beside_the_engine())
         self._wait(time.monotonic() + 30, self._gateway_listens, "the gateway")
@@ -423,7 +431,7 @@ def _end(process: subprocess.Popen[bytes]) -> None:
 
 def _answers(url: str) -> bool:
     try:
-        with urllib.request.urlopen(url, timeout=2) as answer:
+        with DIRECT.open(url, timeout=2) as answer:
             return bool(answer.status == 200)
     except OSError:
         return False

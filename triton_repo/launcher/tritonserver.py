@@ -155,7 +155,8 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                preexec_fn=partial(end_with_parent, signal.SIGTERM),
+                # a launcher that was killed gives it no time: with a stream open SIGTERM would not end it
+                preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
                 env={
                     **os.environ,
                     **environment,

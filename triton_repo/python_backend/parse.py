@@ -178,6 +178,7 @@ def _suffix(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess, str
         fix="pass max_tokens=32",
     )
     tokenizer = _tokenizer(engine, "suffix")
+    _require_room("suffix", text, tokenizer, engine)
     # as the prompt is read: control tokens are for those who write the whole text themselves
     return tokenizer.literal(text) if "messages" in inputs else tokenizer.encode(text)
 
@@ -224,7 +225,24 @@ def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess) -> 
         return inputs[name]
     tokenizer = _tokenizer(engine, name)
     value = inputs[name][0]
-    return tokenizer.encode(value) if name == "text_input" else tokenizer.chat(_messages(value))
+    if name == "messages":
+        return tokenizer.chat(_messages(value))
+    _require_room(name, value, tokenizer, engine)
+    return tokenizer.encode(value)
+
+
+def _require_room(name: str, text: str, tokenizer: Tokenizer, engine: Engine | EngineProcess) -> None:
+    """Refuse a text that can never fit, before it is tokenised, which takes seconds of a core for each megabyte."""
+    if (each := tokenizer.most_bytes_per_token) is None:
+        return
+    most, size = engine.limits.context * each, len(text.encode())
+    require(
+        size <= most,
+        field=name,
+        value=f"{size} bytes",
+        allowed=f"at most {most} bytes (context {engine.limits.context}, a token is at most {each} bytes)",
+        fix="shorten it, or build with a larger gpu.limits.context",
+    )
 
 
 def _messages(text: str) -> Sequence[Message]:
