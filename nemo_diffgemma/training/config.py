@@ -23,6 +23,8 @@ OPTIMIZERS, SCHEDULES = ("adamw", "muon"), ("cosine", "wsd")
 DECAY = 0.4  # of the schedule, under wsd
 # What happens to a conversation that does not fit data.max_tokens; see nemo_diffgemma.training.data.Encoder.
 TOO_LONG = ("refuse", "skip", "cut")
+_MOST = 2**31 - 1  # of what is counted
+_MOST_SEED = 2**42  # batches draw with it times 2**20, plus the epoch, in 64 bits
 
 
 @dataclass(frozen=True)
@@ -175,7 +177,7 @@ def parse_config(config: DictConfig) -> TrainConfig:
         init_from=init_from,
         resume=_one_of("resume", str(values["resume"]).lower(), ("false", "true", "auto")),
         log_git=_flag("log_git", values["log_git"]),
-        seed=_count("seed", values["seed"], 0),
+        seed=_count("seed", values["seed"], 0, _MOST_SEED),
         **{name: _count(name, values[name]) for name in ("log_every", "validate_every", "checkpoint_every")},
         threads=None if values["threads"] is None else _count("threads", values["threads"]),
     )
@@ -366,9 +368,11 @@ def _path(value: Any) -> Path | None:
     return None if value is None else Path(str(value))
 
 
-def _count(field: str, value: Any, least: int = 1) -> int:
-    good = isinstance(value, int) and not isinstance(value, bool) and value >= least
-    require(good, field=field, value=value, allowed=f"an integer >= {least}", fix=f"pass {field}={least}")
+def _count(field: str, value: Any, least: int = 1, most: int = _MOST) -> int:
+    good = isinstance(value, int) and not isinstance(value, bool) and least <= value <= most
+    meant = int(value) if isinstance(value, float) and value.is_integer() and least <= value <= most else least
+    allowed = f"an integer from {least} to {most}"
+    require(good, field=field, value=value, allowed=allowed, fix=f"pass {field}={meant}")
     return int(value)
 
 
