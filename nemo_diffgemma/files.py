@@ -7,6 +7,7 @@ import fcntl
 import hashlib
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
@@ -145,6 +146,12 @@ def put_in_place(partial: Path, directory: Path, marker: str, field: str) -> Non
     shutil.rmtree(old, ignore_errors=True)
 
 
+def is_moved_aside(path: Path, directory: Path) -> bool:
+    """Whether this is the name under which :func:`put_in_place` keeps what was at ``directory``."""
+    name = re.escape(directory.resolve().name)
+    return re.fullmatch(rf"\.{name}\.[0-9a-f]{{12}}\.old", path.name) is not None
+
+
 def short_hash(text: str) -> str:
     """Twelve hex digits of a text's SHA-256."""
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -190,7 +197,7 @@ def _put_back(place: Path, marker: str) -> None:
     if place.exists() or not place.parent.is_dir():
         return
     for old in sorted(place.parent.glob(f".{escape(place.name)}.*.old")):
-        if listed_files(old, marker) is not None:
+        if is_moved_aside(old, place) and listed_files(old, marker) is not None:
             old.rename(place)
             return
 

@@ -57,7 +57,7 @@ class Tokenizer:
             allowed="a directory with a tokenizer.json",
             fix="pass token ids instead of text, or add the tokenizer's files and build again",
         )
-        self._inner: PreTrainedTokenizerFast = _load(Path(directory))
+        self._inner: PreTrainedTokenizerFast = _loaded(Path(directory))
         self._rust: RustTokenizer = self._inner.backend_tokenizer
         # a tokenizer.json may ask for them
         self._rust.no_truncation()
@@ -313,6 +313,18 @@ def _control_tokens(inner: PreTrainedTokenizerFast, template: str) -> dict[str, 
         if text.strip() and (token.special or text in special or marker):
             found[text] = number
     return found
+
+
+def _loaded(directory: Path) -> PreTrainedTokenizerFast:
+    try:
+        return _load(directory)
+    except Exception as error:  # of whatever kind: several libraries read these files
+        raise FieldError(
+            field="tokenizer",
+            value=f"{directory}: {type(error).__name__}: {' '.join(str(error).split())}",
+            allowed="files that transformers can load (tokenizer.json, tokenizer_config.json, chat_template.jinja)",
+            fix="download or export the checkpoint again",
+        ) from error
 
 
 def _load(directory: Path) -> PreTrainedTokenizerFast:

@@ -16,6 +16,7 @@ from nemo_diffgemma.files import (
     as_listed,
     check_replaceable,
     follow_umask,
+    is_moved_aside,
     listed_files,
     locked,
     partial_directory,
@@ -189,7 +190,7 @@ def _left_behind(folder: Path) -> Iterator[Path]:
         stamp = _stamp_of(path)
         # its name is the hash of what it says of itself
         stopped = stamp is not None and path == partial_directory(folder, stamp)
-        moved = path.suffix == ".old" and place.exists() and listed_files(path, MANIFEST) is not None
+        moved = is_moved_aside(path, place) and place.exists() and listed_files(path, MANIFEST) is not None
         if stopped or moved:
             yield path
 

@@ -24,6 +24,7 @@ from nemo_diffgemma.checkpoint import Checkpoint, text_tensors
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_sha256, write_json, write_text
 from nemo_diffgemma.questions import read_questions
+from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, Bundle, write_manifest
 from trtllm_build.compilers import Outcome, compiler
 from trtllm_build.hardware import has_gpu
@@ -152,6 +153,8 @@ def needed_bytes(plan: Plan, checkpoint: Checkpoint | None) -> int:
 def import_checkpoint(directory: Path, note: Report) -> Checkpoint:
     """Open the checkpoint: every tensor it should have, no other, each of its shape."""
     checkpoint = Checkpoint(directory)
+    if checkpoint.tokenizer_files:
+        Tokenizer(directory)  # one that cannot be loaded would be found when the engine is
     count = sum(torch.Size(s).numel() for s in checkpoint.text_shapes.values())
     note(f"import   {directory}: {len(checkpoint.text_shapes)} text tensors, {count:,} parameters")
     if checkpoint.passed_over:

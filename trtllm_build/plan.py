@@ -115,7 +115,9 @@ def make_plan(overrides: Sequence[str]) -> Plan:
     )
     for limit in ("slots", "context", "queue", "cache_tokens"):
         value = getattr(limits, limit)
-        good = (isinstance(value, int) and value >= 1) or (limit == "cache_tokens" and value is None)
+        good = (isinstance(value, int) and not isinstance(value, bool) and value >= 1) or (
+            limit == "cache_tokens" and value is None
+        )
         require(
             good, field=f"gpu.limits.{limit}", value=value, allowed="an integer >= 1", fix=f"pass gpu.limits.{limit}=8"
         )
@@ -129,7 +131,7 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         )
     loss = config.largest_loss
     require(
-        isinstance(loss, int | float) and 0 <= loss <= 1,
+        isinstance(loss, int | float) and not isinstance(loss, bool) and 0 <= loss <= 1,
         field="largest_loss",
         value=loss,
         allowed="a number from 0 to 1",

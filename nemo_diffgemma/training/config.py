@@ -16,6 +16,7 @@ from nemo_diffgemma.conversations.records import find_files
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.hf_config import load_architecture
 from nemo_diffgemma.hydra_config import compose_config
+from nemo_diffgemma.training.run_folder import OWN_NAMES
 
 CONF = Path(__file__).parent.parent / "conf"
 DTYPES = ("float32", "bfloat16")
@@ -211,6 +212,14 @@ def _check_together(config: TrainConfig) -> None:
         field="output",
         value=str(config.output),
         allowed=allowed,
+        fix=f"pass output={config.run / 'checkpoint'}, or leave it out",
+    )
+    inside = output.relative_to(run).parts[0] if run in output.parents else ""
+    require(
+        not OWN_NAMES.fullmatch(inside),
+        field="output",
+        value=str(config.output),
+        allowed=f"a folder apart from {config.run / inside}, which the run itself writes",
         fix=f"pass output={config.run / 'checkpoint'}, or leave it out",
     )
     if config.init_from is not None:

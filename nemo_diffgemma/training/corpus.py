@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +18,7 @@ from nemo_diffgemma.training.config import Data, TrainConfig
 from nemo_diffgemma.training.data import Encoder, Loaded, load_examples
 
 CALIBRATION_LINES = 64
+_UNFINISHED = "unfinished"  # in the place of a hash
 
 
 @dataclass(frozen=True)
@@ -43,7 +45,7 @@ def load_corpus(config: TrainConfig, say: Callable[[str], None] | None) -> Corpu
     data, arch = config.data, config.arch
     assert data.tokenizer is not None
     if data.generate is not None:
-        _generate(data, arch, config.run)
+        _generate(data, arch)
     tokens = Tokenizer(data.tokenizer)
     check_tokenizer(tokens, arch)
 
@@ -82,30 +84,42 @@ def check_tokenizer(tokens: Tokenizer, arch: Architecture) -> None:
     )
 
 
-def _generate(data: Data, arch: Architecture, run: Path) -> None:
+def _generate(data: Data, arch: Architecture) -> None:
     """Write the demo task's files, unless they are there; nothing else is replaced."""
     assert data.generate is not None
     assert data.tokenizer is not None
     (train,), (held_out,) = data.train, data.validation
+    require(
+        train.resolve() != held_out.resolve(),
+        field="data.validation",
+        value=str(held_out),
+        allowed="another file than data.train",
+        fix="leave it out",
+    )
     note = train.with_name(f".{train.name}.json")  # what was written, and of what
     files = [*sorted(Path(str(demo_task.__file__)).parent.glob("*.py")), Path(str(tokenizer.__file__))]
     sources = "".join(path.read_text(encoding="utf-8") for path in files)
     made_of = {**vars(data.generate), "vocab_size": arch.vocab_size, "sources": short_hash(sources)}
     with locked(train.with_name(f".{train.name}.lock"), busy=lambda: None, unsupported=lambda: None):
-        written = listed_files(note.parent, note.name)
-        places = {"data.train": train, "data.validation": held_out, "data.tokenizer": data.tokenizer / "tokenizer.json"}
+        written = listed_files(note.parent, note.name) or {}
+        places = {"data.train": train, "data.validation": held_out, "data.tokenizer": data.tokenizer}
         for key, path in places.items():
-            ours = run.resolve() in path.resolve().parents if written is None else _hash(path) == written.get(key)
+            ours = key in written and written[key] in (_UNFINISHED, _hash(path))
             allowed = "nothing, or what the demo task wrote there"
             fix = "pass data.generate=null to train on your own files (data=chat), or another run=DIR"
-            require(ours or not path.exists(), field=key, value=str(path), allowed=allowed, fix=fix)
-        whole = written is not None and all(path.exists() for path in places.values())
+            require(ours or _hash(path) is None, field=key, value=str(path), allowed=allowed, fix=fix)
+        whole = all(_hash(path) is not None for path in places.values())
         if whole and json.loads(note.read_text(encoding="utf-8"))["made_of"] == made_of:
             return
-        note.unlink(missing_ok=True)
+        # first, so that a run which is killed over them knows them for its own
+        write_json(note, {"made_of": None, "files": dict.fromkeys(places, _UNFINISHED)})
         write_demo_data(train, held_out, data.tokenizer, arch.vocab_size, **vars(data.generate))
         write_json(note, {"made_of": made_of, "files": {key: _hash(path) for key, path in places.items()}})
 
 
 def _hash(path: Path) -> str | None:
-    return file_sha256(path) if path.is_file() else None
+    """Of a file, or of all that lies in a folder; None where nothing is, or an empty folder."""
+    if not path.is_dir():
+        return file_sha256(path) if os.path.lexists(path) else None
+    files = sorted(p for p in path.rglob("*") if not p.is_dir())
+    return short_hash("".join(f"{p.relative_to(path)} {file_sha256(p)}\n" for p in files)) if files else None

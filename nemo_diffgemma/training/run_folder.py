@@ -6,7 +6,7 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import Any
@@ -19,6 +19,10 @@ CURVE = "training.json"
 CHECKPOINTS = "checkpoints"
 LOGS = "nemo"
 _LOCK = ".lock"
+# where no model may lie: the run writes or moves them; data: the demo task's
+OWN_NAMES = re.compile(rf"{CHECKPOINTS}|{LOGS}|data|{re.escape(CURVE)}|{re.escape(MARKER)}|run_\d+|{re.escape(_LOCK)}")
+_CLAIMED = {"begun": False}  # the marker of a run that has not begun
+_SAID = {"model", "seed", "data.train"}  # what the marker of one that has begun says, among other things
 
 
 @contextmanager
@@ -48,8 +52,9 @@ def held(run: Path) -> Iterator[None]:
     finally:
         if made and [p.name for p in run.iterdir()] == [_LOCK]:
             (run / _LOCK).unlink()
-            for folder in made:
-                folder.rmdir()
+            with suppress(OSError):  # another run lies in it by now
+                for folder in made:
+                    folder.rmdir()
 
 
 def _check_ours(run: Path) -> None:
@@ -59,7 +64,7 @@ def _check_ours(run: Path) -> None:
         run.is_dir(), field="run", value=str(run), allowed="a folder, or a path where nothing is", fix="pass run=DIR"
     )
     found = sorted(p.name for p in run.iterdir() if p.name != _LOCK)
-    ours = not found or (run / MARKER).is_file()
+    ours = not found or _is_ours(run / MARKER)
     allowed = "a new or empty folder, or one of an earlier run"
     require(
         ours,
@@ -70,27 +75,30 @@ def _check_ours(run: Path) -> None:
     )
 
 
+def _is_ours(marker: Path) -> bool:
+    """Whether a run wrote this file: others have one of this name, too."""
+    try:
+        found = json.loads(marker.read_text(encoding="utf-8"))
+    except (OSError, ValueError, RecursionError):
+        return False
+    return isinstance(found, dict) and (found == _CLAIMED or found.keys() >= _SAID)
+
+
 def read(run: Path) -> dict[str, Any]:
     """What an earlier run wrote of itself; nothing when there was none, or it was killed before it began.
 
-    Raises:
-        FieldError: when it cannot be read.
+    Args:
+        run: a folder that is held.
     """
     path = run / MARKER
-    if not path.is_file():
-        return {}
-    try:
-        return dict(json.loads(path.read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise FieldError(
-            field=str(path), value=str(error), allowed="what a run wrote of itself", fix="pass run=DIR"
-        ) from None
+    found = dict(json.loads(path.read_text(encoding="utf-8"))) if path.is_file() else _CLAIMED
+    return {} if found == _CLAIMED else found
 
 
 def claim(run: Path) -> None:
     """Mark the folder as ours before anything else is written into it."""
     if not (run / MARKER).exists():
-        write_json(run / MARKER, {})
+        write_json(run / MARKER, _CLAIMED)
 
 
 def begin(run: Path, about: dict[str, Any]) -> None:

@@ -63,13 +63,45 @@ def test_a_file_that_was_changed_since_is_not_replaced(tmp_path: Path) -> None:
     assert contents(tmp_path) == before
 
 
-def test_what_a_killed_run_left_half_written_is_written_again(tmp_path: Path) -> None:
-    load_corpus(demo(tmp_path), None)
-    whole = contents(tmp_path)
-    (tmp_path / "data/.train.jsonl.json").unlink()
-    (tmp_path / "data/train.jsonl").write_text("half")
-    load_corpus(demo(tmp_path), None)
-    assert contents(tmp_path) == whole
+def test_what_a_killed_run_left_half_written_is_written_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    load_corpus(demo(tmp_path / "one"), None)
+
+    def killed(train: Path, _held_out: Path, tokens: Path, *_rest: object, **_sizes: object) -> None:
+        for half in (train, tokens / "tokenizer.json"):
+            half.parent.mkdir(parents=True, exist_ok=True)
+            half.write_text("half")
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patch:
+        patch.setattr(corpus, "write_demo_data", killed)
+        with pytest.raises(KeyboardInterrupt):
+            load_corpus(demo(tmp_path / "two"), None)
+    load_corpus(demo(tmp_path / "two"), None)
+    assert contents(tmp_path / "two") == contents(tmp_path / "one")
+
+
+@pytest.mark.parametrize(
+    ("name", "key"),
+    [
+        ("data/train.jsonl", "data.train"),
+        ("data/held_out.jsonl", "data.validation"),
+        ("data/tokenizer/tokenizer_config.json", "data.tokenizer"),
+        ("data/tokenizer/special_tokens_map.json", "data.tokenizer"),
+    ],
+)
+def test_what_lies_in_the_runs_folder_and_is_not_the_demo_tasks_stays(name: str, key: str, tmp_path: Path) -> None:
+    (tmp_path / name).parent.mkdir(parents=True)
+    (tmp_path / name).write_text("mine")
+    with pytest.raises(FieldError, match=rf"^{key}: .*nothing, or what the demo task wrote there"):
+        load_corpus(demo(tmp_path), None)
+    assert contents(tmp_path) == {Path(name).name: b"mine", ".train.jsonl.lock": b""}
+
+
+def test_one_file_is_not_trained_and_validated_on(tmp_path: Path) -> None:
+    same = [f"data.{key}={tmp_path / 'same.jsonl'}" for key in ("train", "validation")]
+    with pytest.raises(FieldError, match=r"^data.validation: .*another file than data.train"):
+        load_corpus(demo(tmp_path, *same), None)
+    assert not (tmp_path / "same.jsonl").exists()
 
 
 def test_own_files_are_read_once_and_said_in_a_line_each(tmp_path: Path, text_checkpoint: Path) -> None:

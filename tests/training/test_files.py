@@ -114,6 +114,14 @@ def test_what_a_killed_process_had_moved_aside_comes_back(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+def test_a_copy_of_mine_beside_it_stays(tmp_path: Path) -> None:
+    target = tmp_path / "model"
+    make(target, "first")
+    target.rename(tmp_path / ".model.mine.old")
+    check_replaceable(target, MARKER, "output")
+    assert [path.name for path in tmp_path.iterdir()] == [".model.mine.old"]
+
+
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
 def test_modes_follow_the_umask(mask: int, tmp_path: Path) -> None:
     before = os.umask(mask)

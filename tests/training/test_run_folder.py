@@ -56,6 +56,28 @@ def test_a_folder_with_anything_else_is_refused_and_stays_as_it_was(
     assert [path.name for path in tmp_path.iterdir()] == [name]
 
 
+@pytest.mark.parametrize("text", ["{}", '{"name": "my experiment"}', "[1]", "mine"])
+def test_a_folder_whose_run_json_is_not_ours_is_refused(text: str, tmp_path: Path, options: list[str]) -> None:
+    (tmp_path / "run.json").write_text(text)
+    (tmp_path / "checkpoints").mkdir()
+    with pytest.raises(FieldError, match=rf"^run: '{tmp_path} holds checkpoints, run.json'"):
+        begin(tmp_path, *options)
+    assert (tmp_path / "run.json").read_text() == text
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["checkpoints", "run.json"]
+
+
+def test_a_folder_that_others_use_by_now_stays(tmp_path: Path) -> None:
+    with held(tmp_path / "sweep" / "1"):
+        (tmp_path / "sweep" / "2").mkdir()
+    assert [path.name for path in (tmp_path / "sweep").iterdir()] == ["2"]
+
+
+@pytest.mark.parametrize("inside", ["checkpoints", "nemo/x", "data/tokenizer", "training.json", "run.json", "run_0"])
+def test_an_output_among_the_runs_own_files_is_refused(inside: str, tmp_path: Path, options: list[str]) -> None:
+    with pytest.raises(FieldError, match=r"^output: .*a folder apart from .*which the run itself writes"):
+        load_config([f"run={tmp_path}", *options, f"output={tmp_path / inside}"])
+
+
 def test_a_file_in_its_place_is_refused(tmp_path: Path, options: list[str]) -> None:
     (tmp_path / "run").write_text("mine")
     with pytest.raises(FieldError, match=r"^run: .*a folder, or a path where nothing is"):
