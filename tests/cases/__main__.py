@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
 from rich.console import Console
@@ -16,6 +13,7 @@ from rich.table import Table
 from tests.cases.case import Case, Outcome, play
 from tests.cases.data import CASES as DATA
 from tests.cases.engine import CASES as ENGINE
+from tests.cases.table import finish
 from tests.cases.training import CASES as TRAINING
 from tests.support import text_checkpoint
 
@@ -38,12 +36,7 @@ def main() -> None:
             folder = Path(root) / f"case{number}"
             folder.mkdir()
             outcomes[case.name] = play(case, folder, base)
-    Console(width=200).print(_table(outcomes))
-    if options.json:
-        options.json.write_text(json.dumps({name: asdict(o) for name, o in outcomes.items()}, indent=2) + "\n")
-    wrong = sum(bool(outcome.wrong) for outcome in outcomes.values())
-    print(f"{len(outcomes)} cases, {len(outcomes) - wrong} right, {wrong} wrong")
-    sys.exit(1 if wrong else 0)
+    finish(_table(outcomes), outcomes, options.json, 200)
 
 
 def _table(outcomes: dict[str, Outcome]) -> Table:

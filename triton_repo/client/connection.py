@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import random
-import re
 import time
 from pathlib import Path
 
@@ -12,6 +11,7 @@ import grpc
 
 from nemo_diffgemma.errors import FieldError
 from triton_repo.client.settings import Retry, Tls
+from triton_repo.loopback import is_loopback
 
 _OPTIONS = [
     # gRPC's own limit of 4 MB would cut a long prompt's messages.
@@ -21,8 +21,6 @@ _OPTIONS = [
     ("grpc.initial_reconnect_backoff_ms", 100),
     ("grpc.max_reconnect_backoff_ms", 2000),
 ]
-# of this machine, which no proxy can reach
-_LOOPBACK = re.compile(r"(?:localhost|127(?:\.\d+){3}|\[::1\])(?::\d+)?$")
 
 
 class Tries:
@@ -56,7 +54,8 @@ def credentials(tls: Tls) -> grpc.ChannelCredentials:
 
 def open_channel(url: str, creds: grpc.ChannelCredentials | None, name: str | None) -> grpc.aio.Channel:
     """A channel of the running event loop; it connects when it is first used."""
-    options = [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if _LOOPBACK.match(url) else _OPTIONS
+    # no proxy can reach this machine's own addresses
+    options = [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if is_loopback(url.rpartition(":")[0]) else _OPTIONS
     if creds is None:
         return grpc.aio.insecure_channel(url, options=options)
     named = [] if name is None else [("grpc.ssl_target_name_override", name)]

@@ -3,18 +3,15 @@
 from __future__ import annotations
 
 import argparse
-import json
-import sys
 import tempfile
-from dataclasses import asdict
 from pathlib import Path
 
-from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
 from tests.cases.serving.play import BODIES, Outcome, play
 from tests.cases.serving.right import BASELINE, RIGHT
+from tests.cases.table import finish
 from tests.support import quick_engine, text_checkpoint
 from triton_repo.launcher.server import Server
 
@@ -38,12 +35,7 @@ def main() -> None:
             url = server.openai_url.removesuffix("/v1")
             baseline = play((BODIES / f"{BASELINE}.json").read_bytes(), url, RIGHT[BASELINE]).text
             outcomes = {f.stem: play(f.read_bytes(), url, RIGHT.get(f.stem), baseline) for f in files}
-    Console(width=220).print(_table(outcomes))
-    if options.json:
-        options.json.write_text(json.dumps({name: asdict(o) for name, o in outcomes.items()}, indent=2) + "\n")
-    wrong = sum(bool(outcome.wrong) for outcome in outcomes.values())
-    print(f"{len(outcomes)} cases, {len(outcomes) - wrong} right, {wrong} wrong")
-    sys.exit(1 if wrong else 0)
+    finish(_table(outcomes), outcomes, options.json, 220)
 
 
 def _table(outcomes: dict[str, Outcome]) -> Table:
