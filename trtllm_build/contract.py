@@ -9,6 +9,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from trtllm_build.grammar.transitions import Transitions
 from trtllm_build.sampling import PLAIN, Sampling
 
 # Tokens of a sub-chunk of the vocabulary: probabilities are summed by it, a sample is drawn from one such sum first.
@@ -25,12 +26,31 @@ class ReadOut:
         entropy: ``[canvas]`` float32, nats, of the tempered distribution.
         soft_embeddings: ``[canvas, hidden]``: expected embedding under the tempered distribution; None when the step
             was a canvas's last.
+        log_z: with a grammar, nats: log-probability that what positions choose by themselves is of its form.
     """
 
     argmax_ids: Tensor
     sampled_ids: Tensor
     entropy: Tensor
     soft_embeddings: Tensor | None
+    log_z: float | None = None
+
+
+@dataclass(frozen=True)
+class Constraint:
+    """A grammar that binds the first positions of a canvas, all of them together.
+
+    Args:
+        transitions: the grammar.
+        state: before the first position.
+        rows: positions bound; those behind choose by themselves, and are not returned.
+        remaining: tokens that may follow this canvas: the answer can be completed with as many.
+    """
+
+    transitions: Transitions
+    state: int
+    rows: int
+    remaining: int
 
 
 @dataclass(frozen=True)
@@ -78,6 +98,7 @@ class CanvasStep:
         soft: whether the next soft embeddings are wanted; not after a canvas's last step.
         choices: what positions may choose from, every position in one; None: each from the whole vocabulary.
         sampling: how tokens are drawn; nothing else of the step depends on it.
+        constraint: a grammar that binds positions together; without ``choices`` then, and without a nucleus.
     """
 
     slot: int
@@ -88,6 +109,7 @@ class CanvasStep:
     soft: bool = True
     choices: Sequence[TokenChoice] | None = None
     sampling: Sampling = PLAIN
+    constraint: Constraint | None = None
 
 
 class Backend(Protocol):
@@ -99,11 +121,13 @@ class Backend(Protocol):
         dtype: of keys and values.
         prefill_chunk: most tokens of one :class:`EncodeStep`.
         draws_nuclei: whether a step's ``top_p`` may be another than 0 and 1.
+        keeps_forms: whether a step may have a ``constraint``.
     """
 
     dtype: torch.dtype
     prefill_chunk: int
     draws_nuclei: bool
+    keeps_forms: bool
 
     def admit(self, slot: int, room: int, reused: int) -> None:
         """Make room in a slot for ``room`` tokens, canvas included, and keep the ``reused`` tokens it holds, if any.

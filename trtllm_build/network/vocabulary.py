@@ -14,8 +14,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trtllm_build.contract import SUB, ReadOut, TokenChoice
-from trtllm_build.network import nucleus
+from trtllm_build.contract import SUB, Constraint, ReadOut, TokenChoice
+from trtllm_build.network import constrained, nucleus
 from trtllm_build.network.linear import linear
 from trtllm_build.network.pieces import Piece
 from trtllm_build.sampling import PLAIN, Sampling
@@ -44,7 +44,11 @@ class Vocabulary:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """For checking: soft-capped logits ``[..., vocab]`` float32 of normed hidden states ``[..., hidden]``."""
-        return torch.tanh(linear(hidden, self._embedding).float() / self._cap) * self._cap
+        return self._logits_of(hidden, self._embedding)
+
+    def _logits_of(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """Soft-capped logits ``[..., tokens]`` float32 of some rows of the table."""
+        return torch.tanh(linear(hidden, table).float() / self._cap) * self._cap
 
     def soft_embeddings(self, tempered: Tensor) -> Tensor:
         """For checking: ``softmax(tempered) @ embedding * scale``, ``[..., vocab] -> [..., hidden]``."""
@@ -59,6 +63,7 @@ class Vocabulary:
         soft: bool,
         choices: Sequence[TokenChoice] | None = None,
         sampling: Sampling = PLAIN,
+        constraint: Constraint | None = None,
     ) -> ReadOut:
         """Argmax, sample, entropy and next soft embedding at every position of one canvas.
 
@@ -70,7 +75,14 @@ class Vocabulary:
             choices: every position in exactly one; None: all choose from the whole vocabulary.
             sampling: how tokens are drawn; another temperature takes one more pass over the table, a nucleus four
                 for rows that are not certain enough to need none.
+            constraint: a grammar; without ``choices``.
         """
+        if constraint is not None:
+            bound = self._bound(hidden[: constraint.rows], temperature, draws[: constraint.rows], soft, constraint, sampling)
+            if constraint.rows == len(hidden):
+                return bound
+            free = self._part(hidden[constraint.rows :], temperature, draws[constraint.rows :], soft, None, (), sampling)
+            return replace(_joined([bound, free]), log_z=bound.log_z)
         if choices is None:
             return self._part(hidden, temperature, draws, soft, None, (), sampling)
         parts = [
@@ -79,14 +91,17 @@ class Vocabulary:
             else self._part(hidden[c.rows], temperature, draws[c.rows], soft, c.allowed, c.excluded, sampling)
             for c in choices
         ]
-        order = torch.cat([c.rows for c in choices]).argsort()
-        embeddings = [p.soft_embeddings for p in parts if p.soft_embeddings is not None]
-        return ReadOut(
-            argmax_ids=torch.cat([p.argmax_ids for p in parts])[order],
-            sampled_ids=torch.cat([p.sampled_ids for p in parts])[order],
-            entropy=torch.cat([p.entropy for p in parts])[order],
-            soft_embeddings=torch.cat(embeddings)[order] if soft else None,
-        )
+        return _joined(parts, torch.cat([c.rows for c in choices]).argsort())
+
+    def _bound(
+        self, hidden: Tensor, temperature: float, draws: Tensor, soft: bool, constraint: Constraint, sampling: Sampling
+    ) -> ReadOut:
+        """Positions that a grammar binds."""
+
+        table = constrained.Table(self._embedding, CHUNK, self._logits_of)
+        found = constrained.read_out(hidden, table, temperature, draws, soft, constraint, sampling)
+        embeddings = found.soft_embeddings
+        return found if embeddings is None else replace(found, soft_embeddings=embeddings * self._scale)
 
     def _certain(self, ids: Tensor, soft: bool) -> ReadOut:
         """A distribution with all its weight on one token."""
@@ -233,3 +248,15 @@ def _index(token: int, allowed: Tensor | None) -> int | None:
         return token
     found = int(torch.searchsorted(allowed, token))
     return found if found < len(allowed) and int(allowed[found]) == token else None
+
+
+def _joined(parts: Sequence[ReadOut], order: Tensor | None = None) -> ReadOut:
+    """Parts of a canvas as one, their rows in order."""
+    embeddings = [p.soft_embeddings for p in parts if p.soft_embeddings is not None]
+    every = slice(None) if order is None else order
+    return ReadOut(
+        argmax_ids=torch.cat([p.argmax_ids for p in parts])[every],
+        sampled_ids=torch.cat([p.sampled_ids for p in parts])[every],
+        entropy=torch.cat([p.entropy for p in parts])[every],
+        soft_embeddings=torch.cat(embeddings)[every] if embeddings else None,
+    )
