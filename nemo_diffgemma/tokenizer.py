@@ -84,7 +84,17 @@ class Tokenizer:
     @cached_property
     def most_bytes_per_token(self) -> int | None:
         """Most bytes of a text's UTF-8 that one token stands for; None where no number can be told from its file."""
-        return _most_bytes_per_token(json.loads(self._rust.to_str()))
+        return _most_bytes_per_token(self.file())
+
+    def file(self) -> dict[str, Any]:
+        """What its ``tokenizer.json`` says."""
+        found: dict[str, Any] = json.loads(self._rust.to_str())
+        return found
+
+    @property
+    def control_ids(self) -> frozenset[int]:
+        """Tokens that are no text."""
+        return frozenset(self._names)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of raw text, as it stands: no template, no token added; control tokens that it spells are those."""

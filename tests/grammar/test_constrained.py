@@ -65,7 +65,7 @@ def test_samples_follow_the_joint_distribution(monkeypatch, bulk, sampling):
     hidden = torch.from_numpy(random.normal(0, 1, (ROWS, HIDDEN))).float()
     true = Enumerated(automaton, vocab.logits(hidden).double().numpy() / (0.6 * sampling.temperature), 0, 5)
     index = {tuple(t): i for i, t in enumerate(true.texts.tolist())}
-    counts, draws = np.zeros(len(index)), 4000
+    counts, draws = np.zeros(len(index)), 1000
     uniforms = torch.from_numpy(random.random((draws, ROWS))).float()
     for u in uniforms:
         found = vocab.read_out(hidden, 0.6, u, False, sampling=sampling, constraint=bound)

@@ -22,6 +22,7 @@ class SlotBackend:
     """
 
     draws_nuclei = True
+    keeps_forms = False
 
     def __init__(self, arch: Architecture, dtype: torch.dtype, device: torch.device):
         self.arch = arch

@@ -25,6 +25,8 @@ from trtllm_build.spec import EngineSpec
 class TorchCpu(SlotBackend):
     """See :class:`trtllm_build.contract.Backend`."""
 
+    keeps_forms = True
+
     def __init__(self, arch: Architecture, weights: NetworkWeights, pieces: Pieces):
         super().__init__(arch, weights.embedding.dtype, torch.device("cpu"))
         self.network = Network(arch, weights, pieces)
@@ -75,7 +77,7 @@ class TorchCpu(SlotBackend):
             try:
                 hidden = self.network.denoise(step.canvas_ids, step.soft_embeddings, self._caches[step.slot])
                 found = self.vocabulary.read_out(
-                    hidden, step.temperature, step.draws, step.soft, step.choices, step.sampling
+                    hidden, step.temperature, step.draws, step.soft, step.choices, step.sampling, step.constraint
                 )
                 results.append(found)
             except Exception as error:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import cached_property
 
 import numpy as np
 
@@ -29,6 +28,10 @@ class Transitions:
         label: ``[pairs]`` int64, the set of classes that do.
         begin: ``[sets + 1]`` int64: the classes of set s are ``members[begin[s]:begin[s + 1]]``.
         members: int64, ascending in each set.
+        few: int64, tokens of small classes, by class and then ascending; those of class 0 are left out.
+        few_begin: ``[classes + 1]`` int64: tokens of class c in ``few`` are ``few_begin[c]`` up to ``few_begin[c + 1]``.
+        bulk: tokens, ascending int64, of every class that is read chunk by chunk of the vocabulary. Class 0 is, if it
+            has tokens: only the sum of all their weight is wanted.
     """
 
     automaton: TokenAutomaton
@@ -37,6 +40,9 @@ class Transitions:
     label: np.ndarray
     begin: np.ndarray
     members: np.ndarray
+    few: np.ndarray
+    few_begin: np.ndarray
+    bulk: dict[int, np.ndarray]
 
     @classmethod
     def of(cls, automaton: TokenAutomaton) -> Transitions:
@@ -57,6 +63,7 @@ class Transitions:
                 found.append(members)
             label[index] = sets[key]
         states = automaton.target.shape[1]
+        few, few_begin, bulk = _tokens(automaton)
         return cls(
             automaton,
             np.searchsorted(source[starts], np.arange(states + 1)).astype(np.int64),
@@ -64,6 +71,9 @@ class Transitions:
             label,
             np.cumsum([0, *(len(m) for m in found)]).astype(np.int64),
             np.concatenate(found).astype(np.int64),
+            few,
+            few_begin,
+            bulk,
         )
 
     @property
@@ -79,27 +89,16 @@ class Transitions:
             state = int(self.automaton.target[self.automaton.class_of[token], state])
         return state
 
-    @cached_property
-    def few(self) -> np.ndarray:
-        """Tokens of the classes that are not bulk, by class and then ascending; class 0 is left out."""
-        order = np.argsort(self.automaton.class_of, kind="stable")
-        classes = self.automaton.class_of[order]
-        return order[(classes > 0) & ~self.is_bulk[classes]]
 
-    @cached_property
-    def few_begin(self) -> np.ndarray:
-        """``[classes + 1]`` int64: tokens of class c in :attr:`few` are ``few_begin[c]`` up to ``few_begin[c + 1]``."""
-        return np.searchsorted(self.automaton.class_of[self.few], np.arange(self.classes + 1)).astype(np.int64)
-
-    @cached_property
-    def is_bulk(self) -> np.ndarray:
-        """``[classes]`` bool: read chunk by chunk. Class 0 always is: only the sum of all its weight is wanted."""
-        found = np.bincount(self.automaton.class_of, minlength=self.classes) >= BULK
-        found[0] = True
-        return found
-
-    @cached_property
-    def bulk(self) -> dict[int, np.ndarray]:
-        """Tokens, ascending, of every bulk class that has any."""
-        found = {int(c): np.flatnonzero(self.automaton.class_of == c) for c in np.flatnonzero(self.is_bulk)}
-        return {c: tokens for c, tokens in found.items() if len(tokens)}
+def _tokens(automaton: TokenAutomaton) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+    """Tokens of small classes, where each class of them begins, and tokens of large classes."""
+    classes = len(automaton.target)
+    order = np.argsort(automaton.class_of, kind="stable").astype(np.int64)
+    begin = np.searchsorted(automaton.class_of[order], np.arange(classes + 1))
+    large = np.diff(begin) >= BULK
+    large[0] = True
+    bulk = {int(c): order[begin[c] : begin[c + 1]] for c in np.flatnonzero(large) if begin[c] < begin[c + 1]}
+    few = order[~large[automaton.class_of[order]]]
+    few_begin = np.searchsorted(automaton.class_of[few], np.arange(classes + 1))
+    few_begin[0] = 0
+    return few, few_begin.astype(np.int64), bulk

@@ -15,7 +15,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from trtllm_build.contract import SUB, Constraint, ReadOut, TokenChoice
-from trtllm_build.network import constrained, nucleus
+from trtllm_build.network import nucleus
 from trtllm_build.network.linear import linear
 from trtllm_build.network.pieces import Piece
 from trtllm_build.sampling import PLAIN, Sampling
@@ -97,6 +97,7 @@ class Vocabulary:
         self, hidden: Tensor, temperature: float, draws: Tensor, soft: bool, constraint: Constraint, sampling: Sampling
     ) -> ReadOut:
         """Positions that a grammar binds."""
+        from trtllm_build.network import constrained  # numba, which takes 100 MB, is for those who need it
 
         table = constrained.Table(self._embedding, CHUNK, self._logits_of)
         found = constrained.read_out(hidden, table, temperature, draws, soft, constraint, sampling)

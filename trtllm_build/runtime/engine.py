@@ -20,6 +20,7 @@ from trtllm_build.contract import Backend
 from trtllm_build.hardware import available_cpus
 from trtllm_build.limits import PAGE
 from trtllm_build.network.cache import cache_bytes
+from trtllm_build.runtime.grammars import Grammars
 from trtllm_build.runtime.request import Block, Event, FinishReason, Request, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull, Scheduler
 from trtllm_build.runtime.sequence import RunningSequence
@@ -82,6 +83,7 @@ class Engine:
         self.limits = spec.limits
         self.sampler = spec.sampler
         self.tokenizer = None if spec.tokenizer_directory is None else Tokenizer(spec.tokenizer_directory)
+        self._grammars = Grammars(self.tokenizer, self.limits.vocab_size, spec.arch.eos_token_ids)
         self._backend = backend
         limits = self.limits
         room = limits.context + limits.canvas  # the last canvas may reach past the context
@@ -253,7 +255,13 @@ class Engine:
         self._check(request)
         limits = self.limits
         return RunningSequence(
-            request, on_event, self.tokenizer, limits.canvas, limits.vocab_size, self.spec.arch.eos_token_ids
+            request,
+            on_event,
+            self.tokenizer,
+            limits.canvas,
+            limits.vocab_size,
+            self.spec.arch.eos_token_ids,
+            None if request.grammar is None else self._grammars.transitions(request.grammar),
         )
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
@@ -300,6 +308,13 @@ class Engine:
             value=request.top_p,
             allowed="1, or 0: this engine's graph draws from whole distributions",
             fix="leave it out, or lower temperature",
+        )
+        require(
+            self._backend.keeps_forms or request.grammar is None,
+            field="grammar",
+            value="a grammar",
+            allowed="nothing: this engine's backend does not keep answers to a form",
+            fix="leave it out, or build with gpu=cpu",
         )
         canvas = request.canvas(limits.canvas)
         require(

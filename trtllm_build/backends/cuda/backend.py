@@ -39,6 +39,7 @@ class Cuda:
     """
 
     draws_nuclei = True
+    keeps_forms = False
 
     def __init__(self, arch: Architecture, weights: DeviceWeights, ops: Ops, limits: Limits, graphs: bool = True):
         self.arch = arch

@@ -1,0 +1,65 @@
+"""The grammars of an engine's requests."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping
+from typing import Any
+from weakref import WeakKeyDictionary
+
+from nemo_diffgemma.errors import require
+from nemo_diffgemma.tokenizer import Tokenizer
+from trtllm_build.grammar.compile import compile_grammar
+from trtllm_build.grammar.token_automaton import TokenAutomaton
+from trtllm_build.grammar.transitions import Transitions
+from trtllm_build.grammar.vocabulary import Vocabulary, read_vocabulary
+
+
+class Grammars:
+    """Compiles grammars for one tokenizer. Threads may share it.
+
+    Args:
+        tokenizer: of the engine; None for an engine without one.
+        vocab_size: token ids run from 0 to this, exclusive.
+        eos_ids: tokens that end an answer.
+    """
+
+    def __init__(self, tokenizer: Tokenizer | None, vocab_size: int, eos_ids: Collection[int]):
+        self._tokenizer = tokenizer
+        self._vocab_size = vocab_size
+        self._eos_ids = eos_ids
+        self._vocabulary: Vocabulary | None = None
+        self._laid_out: WeakKeyDictionary[TokenAutomaton, Transitions] = WeakKeyDictionary()
+
+    def automaton(self, grammar: Mapping[str, Any]) -> TokenAutomaton:
+        """Compile a grammar.
+
+        Raises:
+            FieldError: for a grammar that cannot be guaranteed, and without a tokenizer.
+        """
+        require(
+            self._tokenizer is not None,
+            field="grammar",
+            value=dict(grammar),
+            allowed="nothing: this engine has no tokenizer",
+            fix="add the tokenizer's files to the checkpoint and build again",
+        )
+        assert self._tokenizer is not None
+        if self._vocabulary is None:
+            file, controls = self._tokenizer.file(), self._tokenizer.control_ids
+            self._vocabulary = read_vocabulary(file, controls, self._vocab_size)
+        return compile_grammar(grammar, self._vocabulary, self._eos_ids)
+
+    def transitions(self, grammar: Mapping[str, Any] | TokenAutomaton) -> Transitions:
+        """Compile a grammar that is not yet, and lay it out for inference.
+
+        Raises:
+            FieldError: as :meth:`automaton` does.
+        """
+        # compiled when it is imported, the first time for seconds: not when a canvas waits for it
+        from trtllm_build.grammar import walks  # noqa: F401
+
+        automaton = grammar if isinstance(grammar, TokenAutomaton) else self.automaton(grammar)
+        found = self._laid_out.get(automaton)
+        if found is None:
+            found = self._laid_out[automaton] = Transitions.of(automaton)
+        return found
