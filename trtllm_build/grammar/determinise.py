@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import pairwise
+
 import numpy as np
 from numpy.typing import NDArray
 
@@ -77,7 +79,7 @@ def _atoms(source: Nondeterministic) -> tuple[NDArray[np.int32], dict[int, int]]
 def _merged(moves: Moves) -> list[tuple[int, int, tuple[int, ...]]]:
     """The same moves over ranges of atoms that do not overlap, each with all that it leads to, sorted."""
     moves.sort()
-    if all(a[1] <= b[0] for a, b in zip(moves, moves[1:], strict=False)):
+    if all(a[1] <= b[0] for a, b in pairwise(moves)):
         return [(low, high, (to,)) for low, high, to in moves]
     targets: dict[int, set[int]] = {}
     for low, high, to in moves:

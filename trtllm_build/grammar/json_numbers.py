@@ -24,7 +24,7 @@ from trtllm_build.grammar.expressions import (
     optional,
     sequence,
 )
-from trtllm_build.grammar.json_text import digits_bounded_number
+from trtllm_build.grammar.json_text import any_number
 from trtllm_build.grammar.products import intersection
 
 LARGEST_MULTIPLE = 100
@@ -63,8 +63,12 @@ def interval(
     that is no double by the nearest inside.
     """
     if whole:
-        lows = [math.ceil(x) for x in (minimum,) if x is not None] + [math.floor(x) + 1 for x in (above,) if x is not None]
-        highs = [math.floor(x) for x in (maximum,) if x is not None] + [math.ceil(x) - 1 for x in (below,) if x is not None]
+        lows = [math.ceil(x) for x in (minimum,) if x is not None] + [
+            math.floor(x) + 1 for x in (above,) if x is not None
+        ]
+        highs = [math.floor(x) for x in (maximum,) if x is not None] + [
+            math.ceil(x) - 1 for x in (below,) if x is not None
+        ]
         return Interval(Decimal(max(lows)) if lows else None, Decimal(min(highs)) if highs else None)
     least = [_inside(x, math.inf, False) for x in (minimum,) if x is not None]
     least += [_inside(x, math.inf, True) for x in (above,) if x is not None]
@@ -93,10 +97,10 @@ def bounded(whole: bool, within: Interval, budget: Budget, place: str) -> Machin
     if most is None or most >= 0:
         signs.append(_magnitudes(max(least, Decimal(0)) if least is not None else None, most, budget, place))
     if least is None or least <= 0:
-        high = None if least is None else -least
-        low = None if most is None else max(-most, Decimal(0))
+        high = None if least is None else least.copy_negate()
+        low = None if most is None else max(most.copy_negate(), Decimal(0))
         signs.append(sequence(literal("-"), _magnitudes(low, high, budget, place)))
-    shape = digits_bounded_number(whole).automaton
+    shape = any_number(whole).automaton
     return Machine(intersection(automaton(Alternation(tuple(signs)), budget), shape, budget, place))
 
 
@@ -127,11 +131,9 @@ def _at_least(whole: str, fraction: str) -> Expression:
         sequence(literal(whole[:i]), _digits(chr(ord(c) + 1), "9"), _same(whole[i + 1 :]), _FRACTION)
         for i, c in enumerate(whole)
     ]
-    behind = [
-        sequence(literal(fraction[:i]), _digits(chr(ord(c) + 1), "9"), _ANY) for i, c in enumerate(fraction)
-    ]
-    same: Expression = _FRACTION if not fraction else sequence(
-        literal("."), either(*behind, sequence(literal(fraction), _ANY))
+    behind = [sequence(literal(fraction[:i]), _digits(chr(ord(c) + 1), "9"), _ANY) for i, c in enumerate(fraction)]
+    same: Expression = (
+        _FRACTION if not fraction else sequence(literal("."), either(*behind, sequence(literal(fraction), _ANY)))
     )
     return either(longer, *larger, sequence(literal(whole), same))
 

@@ -56,9 +56,7 @@ def quoted(content: Expression) -> Expression:
     return sequence(literal('"'), content, literal('"'))
 
 
-@cache
-def any_string() -> Machine:
-    """Any string: characters as they are, short escapes, ``\\uXXXX`` but for surrogates."""
+def _any_way() -> Expression:
     not_surrogate = either(
         sequence(CodePoints(without(_HEX, characters("dD"))), CodePoints(_HEX)),
         sequence(CodePoints(characters("dD")), CodePoints(characters("01234567"))),
@@ -70,11 +68,20 @@ def any_string() -> Machine:
             sequence(literal("u"), not_surrogate, Repetition(CodePoints(_HEX), 2, 2)),
         ),
     )
-    return _machine(quoted(Repetition(either(CodePoints(complement(_ESCAPED)), escape))))
+    return either(CodePoints(complement(_ESCAPED)), escape)
+
+
+ANY_WAY = _any_way()  # any character: as it is, with a short escape, as \uXXXX but for surrogates
 
 
 @cache
-def digits_bounded_number(whole: bool) -> Machine:
+def any_string() -> Machine:
+    """Any string, each character spelled in any way."""
+    return _machine(quoted(Repetition(ANY_WAY)))
+
+
+@cache
+def any_number(whole: bool) -> Machine:
     """Any integer of at most 18 digits; unless ``whole``, with a fraction and an exponent that no double exceeds."""
     digit = CodePoints(characters("0123456789"))
     number: Expression = sequence(
@@ -83,7 +90,11 @@ def digits_bounded_number(whole: bool) -> Machine:
     )
     if not whole:
         few = Repetition(digit, 1, 2)
-        up = either(few, sequence(literal("1"), digit, digit), sequence(literal("2"), CodePoints(characters("012345678")), digit))
+        up = either(
+            few,
+            sequence(literal("1"), digit, digit),
+            sequence(literal("2"), CodePoints(characters("012345678")), digit),
+        )
         exponent = either(sequence(optional(literal("+")), up), sequence(literal("-"), Repetition(digit, 1, 3)))
         fraction = sequence(literal("."), Repetition(digit, 1))
         number = sequence(number, optional(fraction), optional(sequence(CodePoints(characters("eE")), exponent)))
@@ -123,7 +134,7 @@ class Spacing:
             found += [self.comma, item] if found else [item]
         return sequence(*found)
 
-    def any_number(self, item: Expression) -> Expression:
+    def repeated(self, item: Expression) -> Expression:
         """No item, or some."""
         return optional(Loop(item, self.comma))
 
@@ -147,6 +158,15 @@ def known(value: Any, spacing: Spacing, field: str) -> Expression:
     if isinstance(value, dict):
         pairs = [spacing.pair(known(key, spacing, field), known(item, spacing, field)) for key, item in value.items()]
         return spacing.wrapped("{}", spacing.listed(pairs))
+    return text(value, field)
+
+
+def text(value: Any, field: str) -> Expression:
+    """A string, a number, true, false or null that is known.
+
+    Raises:
+        FieldError: for what JSON cannot say (NaN, lone surrogates).
+    """
     finite = not isinstance(value, float) or math.isfinite(value)
     require(finite, field=field, value=value, allowed="a finite number", fix="leave it out")
     try:
@@ -163,7 +183,7 @@ def known(value: Any, spacing: Spacing, field: str) -> Expression:
 def anything(spacing: str, depth: int) -> Machine:
     """Any value, with arrays and objects at most ``depth`` deep in each other."""
     style = SPACINGS[spacing]
-    parts: list[Expression] = [any_string(), digits_bounded_number(False), *map(literal, ("true", "false", "null"))]
+    parts: list[Expression] = [any_string(), any_number(False), *map(literal, ("true", "false", "null"))]
     if depth > 0:
         parts += [any_array(style, anything(spacing, depth - 1)), any_object(style, anything(spacing, depth - 1))]
     return _machine(either(*parts))
@@ -171,10 +191,9 @@ def anything(spacing: str, depth: int) -> Machine:
 
 def any_array(style: Spacing, item: Expression) -> Expression:
     """An array of any number of items."""
-    return style.wrapped("[]", style.any_number(item))
+    return style.wrapped("[]", style.repeated(item))
 
 
 def any_object(style: Spacing, item: Expression, key: Expression | None = None) -> Expression:
     """An object of any number of values under any keys."""
-    return style.wrapped("{}", style.any_number(style.pair(any_string() if key is None else key, item)))
-
+    return style.wrapped("{}", style.repeated(style.pair(any_string() if key is None else key, item)))

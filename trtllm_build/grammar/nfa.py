@@ -38,7 +38,7 @@ class Nondeterministic:
         self.free: list[list[int]] = []
         self.edges: list[list[tuple[int, int, int]]] = []  # symbols from, to (both included), and where they lead
         self._budget = budget
-        self._places: list[str] = []
+        self._open: list[tuple[str, int]] = []  # parts that are being added, and how many states there were before
         self._sizes: Counter[str] = Counter()
         self.start = self._new()
         self.end = self._add(expression, self.start)
@@ -46,7 +46,8 @@ class Nondeterministic:
     @property
     def largest_place(self) -> str:
         """The narrowest named part that makes up more than half of all states; empty when there is none."""
-        big = [place for place, size in self._sizes.items() if size * 2 > len(self.free)]
+        sizes = self._sizes + Counter({place: len(self.free) - before for place, before in self._open})
+        big = [place for place, size in sizes.items() if size * 2 > len(self.free)]
         return max(big, key=len, default="")
 
     def _new(self) -> int:
@@ -97,9 +98,9 @@ class Nondeterministic:
                     self.free[base + state].append(end)
                 return end
             case Named(place, item):
-                before = len(self.free)
+                self._open.append((place, len(self.free)))
                 end = self._add(item, at)
-                self._sizes[place] += len(self.free) - before
+                self._sizes[place] += len(self.free) - self._open.pop()[1]
                 return end
         raise TypeError(f"no expression: {type(expression).__name__}")
 

@@ -42,7 +42,8 @@ def _product(
     a: Automaton, b: Automaton, budget: Budget, place: str, accept: Callable[[Bools, Bools], Bools]
 ) -> Automaton:
     """Pairs of states that the same text leads to. Both are over bytes only."""
-    assert not a.tokens and not b.tokens
+    assert not a.tokens
+    assert not b.tokens
     pairs, atom_of = np.unique(a.atom_of.astype(np.int64) * b.table.shape[1] + b.atom_of, return_inverse=True)
     left, right = a.table[:, pairs // b.table.shape[1]], b.table[:, pairs % b.table.shape[1]]
     number = {(a.start, b.start): 0}
