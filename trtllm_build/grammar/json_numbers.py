@@ -97,8 +97,8 @@ def bounded(whole: bool, within: Interval, budget: Budget, place: str) -> Machin
     if most is None or most >= 0:
         signs.append(_magnitudes(max(least, Decimal(0)) if least is not None else None, most, budget, place))
     if least is None or least <= 0:
-        high = None if least is None else least.copy_negate()
-        low = None if most is None else max(most.copy_negate(), Decimal(0))
+        high = None if least is None else least.copy_abs()
+        low = None if most is None else most.copy_abs() if most < 0 else Decimal(0)
         signs.append(sequence(literal("-"), _magnitudes(low, high, budget, place)))
     shape = any_number(whole).automaton
     return Machine(intersection(automaton(Alternation(tuple(signs)), budget), shape, budget, place))

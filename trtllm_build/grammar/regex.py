@@ -114,7 +114,8 @@ class _Reader:
             begins: nothing of the pattern stands before them.
             ends: nothing of the pattern stands behind them.
         """
-        before = behind = EMPTY
+        before: Expression = EMPTY
+        behind: Expression = EMPTY
         if begins:
             before, items = self._edge(items, _BEGIN, first=True)
         if ends:

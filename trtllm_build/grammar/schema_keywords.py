@@ -14,8 +14,22 @@ Schema = Mapping[str, Any]
 TYPES = ("string", "number", "integer", "boolean", "null", "array", "object")
 # what says nothing about the text
 ANNOTATIONS = frozenset(
-    "title description default examples deprecated readOnly writeOnly discriminator nullable".split()
-    + "$schema $id $comment $defs definitions".split()
+    [
+        "title",
+        "description",
+        "default",
+        "examples",
+        "deprecated",
+        "readOnly",
+        "writeOnly",
+        "discriminator",
+        "nullable",
+        "$schema",
+        "$id",
+        "$comment",
+        "$defs",
+        "definitions",
+    ]
 )
 # the types that a keyword says something of
 OF_TYPES = {

@@ -85,7 +85,7 @@ def _types(a: Any, b: Any) -> list[str]:
 
 
 def _properties(a: Schema, b: Schema) -> dict[str, Any]:
-    return {key: {"allOf": [a[key], b[key]]} if key in a and key in b else (a | b)[key] for key in (*a, *b)}
+    return {key: {"allOf": [a[key], b[key]]} if key in a and key in b else {**a, **b}[key] for key in (*a, *b)}
 
 
 def _all(a: Any, b: Any) -> Any:
