@@ -136,9 +136,11 @@ def _quotient(
 
 
 def _edges(table: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    source, atom = np.nonzero(table >= 0)
-    found = np.unique(source * len(table) + table[source, atom])
-    return found // len(table), found % len(table)
+    ordered = np.sort(table, axis=1)
+    new = ordered >= 0
+    new[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    source, column = np.nonzero(new)
+    return source, ordered[source, column].astype(np.int64)
 
 
 def _live(automaton: Automaton) -> NDArray[np.bool_]:

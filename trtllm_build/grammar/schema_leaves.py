@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from functools import cache
 
 from nemo_diffgemma.errors import FieldError
 from trtllm_build.grammar.automaton import Automaton
@@ -32,8 +33,10 @@ def string(schema: Schema, field: str, path: str, budget: Budget, refuse: Refuse
     for key in ("pattern", "format"):
         if key not in schema:
             continue
-        written = schema["pattern"] if key == "pattern" else FORMATS[schema["format"]]
-        content = in_string(regex(written, f"{field} at {below(path, key)}", anywhere=key == "pattern"))
+        if key == "format":
+            bounds.append(_of_format(schema["format"]))
+            continue
+        content = in_string(regex(schema["pattern"], f"{field} at {below(path, key)}", anywhere=True))
         bounds.append(automaton(Named(below(path, key), content), budget))
         if bounds[-1].empty:
             raise refuse(key, schema[key], "a pattern that some text matches", "correct it")
@@ -50,6 +53,11 @@ def string(schema: Schema, field: str, path: str, budget: Budget, refuse: Refuse
         key = "pattern" if "pattern" in schema else "format"
         raise refuse(key, schema[key], "pattern, format and lengths that some text fits", "correct one of them")
     return quoted(Machine(found))
+
+
+@cache
+def _of_format(name: str) -> Automaton:
+    return automaton(in_string(regex(FORMATS[name], "format")), Budget("format", name, seconds=60))
 
 
 def number(schema: Schema, whole: bool, path: str, budget: Budget, refuse: Refuse) -> Expression:

@@ -8,6 +8,7 @@ nodes and behaviours times states, not tokens times states.
 from __future__ import annotations
 
 from collections.abc import Collection
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -17,7 +18,7 @@ from trtllm_build.grammar.budget import Budget
 from trtllm_build.grammar.token_automaton import FAR, TokenAutomaton
 from trtllm_build.grammar.vocabulary import Vocabulary
 
-Rows = NDArray[np.int16]
+Rows = NDArray[Any]  # int16 or int32
 _MOST_CELLS = 20_000_000  # behaviours times states that are held at a time, of two bytes each
 
 
@@ -67,35 +68,35 @@ def _classes(source: Automaton, vocabulary: Vocabulary, budget: Budget) -> tuple
     table = np.vstack([source.table, np.full((1, atoms), -1)]).astype(np.int16)  # -1 stays -1
     refused = np.full((1, states), -1, np.int16)
     names = _Interned(states)
-    above = np.vstack([refused, np.arange(states, dtype=np.int16)[None]])  # behaviours of the level above
-    of_node = np.ones(1, np.int64)  # the root changes nothing
-    class_of = np.zeros(vocabulary.trie.size, np.int32)
-    classes = [refused]
     names.number(refused)
+    classes = [refused]
+    class_of = np.zeros(vocabulary.trie.size, np.int32)
+    above = np.vstack([refused, np.arange(states, dtype=np.int16)[None]])  # behaviours of the level above
+    of_node = np.ones(1, np.int32)  # the root changes nothing
     for level in vocabulary.trie.levels:
-        behaviour = of_node[level.parent]
-        live = np.flatnonzero(behaviour)
-        if not len(live):
-            break
         budget.check_time()
-        pairs = behaviour[live] * atoms + source.atom_of[level.byte[live]]
-        seen = np.zeros(len(above) * atoms, bool)
-        seen[pairs] = True
-        different = np.flatnonzero(seen)
-        if len(different) * states > _MOST_CELLS:
+        steps = of_node[level.parent]
+        steps *= 256
+        steps += level.byte
+        seen = np.zeros(len(above) * 256, bool)
+        seen[steps] = True
+        seen[:256] = False  # what is refused stays refused
+        taken = np.flatnonzero(seen)
+        pairs, pair_of = np.unique((taken >> 8) * atoms + source.atom_of[taken & 255], return_inverse=True)
+        if len(pairs) * states > _MOST_CELLS:
             raise budget.error("a grammar whose tokens act in fewer ways")
-        rows = table[above[different // atoms], (different % atoms)[:, None]]
-        kept, number = _distinct(np.vstack([refused, rows]))
-        where = np.zeros(len(seen), np.int64)
-        where[different] = number[1:]
-        of_node = np.zeros(len(level.parent), np.int64)
-        of_node[live] = where[pairs]
-        above = kept
+        rows = table[above[pairs // atoms], (pairs % atoms)[:, None]]
+        above, number = _distinct(np.vstack([refused, rows]))
+        if len(above) == 1:
+            break
+        where = np.zeros(len(seen), np.int32)
+        where[taken] = number[1:][pair_of]
+        of_node = where[steps]
         ends = of_node[level.ends]
-        used = np.unique(ends)
-        found, new = names.number(kept[used])
-        classes.append(kept[used][new])
-        renamed = np.zeros(len(kept), np.int32)
+        used = np.flatnonzero(np.bincount(ends, minlength=len(above)))
+        found, new = names.number(above[used])
+        classes.append(above[used][new])
+        renamed = np.zeros(len(above), np.int32)
         renamed[used] = found
         class_of[level.tokens] = renamed[ends]
     return class_of, np.vstack(classes)
@@ -156,14 +157,12 @@ def _assemble(
     number[:-1][kept] = np.arange(kept.sum())
     table = number[table[:, kept]]
     # without the other states more classes are the same
-    merged, found = np.unique(
-        np.vstack([np.full((1, table.shape[1]), -1, np.int32), table]), axis=0, return_inverse=True
-    )
+    merged, found = _distinct(np.vstack([np.full((1, table.shape[1]), -1, np.int32), table]))
     from_, to = _edges(table)
     budget.check_pairs(len(from_))
     budget.check_time()
     return TokenAutomaton(
-        class_of=found.reshape(-1)[1:][class_of].astype(np.int32),
+        class_of=found[1:][class_of].astype(np.int32),
         target=np.ascontiguousarray(merged, np.int32),
         start=int(number[source.start]),
         accepting=accepting[kept],
