@@ -1,1 +1,1 @@
-"""Answers of a guaranteed form: grammars as automata over tokens, and exact inference with them."""
+"""Grammars of answers: from regular expressions and JSON Schemas to automata over tokens. No model, no torch."""

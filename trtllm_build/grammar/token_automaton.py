@@ -1,28 +1,52 @@
-"""A grammar over tokens."""
+"""A grammar over tokens: what the inference over canvases works with."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
+
+FAR = 2**40  # a distance that no answer has
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, eq=False)
 class TokenAutomaton:
-    """A deterministic automaton whose symbols are classes of tokens that act alike.
+    """Which rows of tokens a grammar allows. The arrays are read-only.
+
+    Every state can be reached from the start, and from every state an accepting one.
 
     Args:
-        class_of: ``[vocab]`` int32, the class of each token; 0: leads nowhere from any state.
-        target: ``[classes, states]`` int32, the state that a class leads to; -1: refused there. Row 0 is all -1.
-        start: state before the first token.
-        accepting: ``[states]`` bool, the answer is complete here.
-        distance: ``[states]`` int64, fewest tokens from here to an accepting state.
-        end: state behind the end of the answer; end tokens lead to it, and from it to itself.
+        class_of: ``[vocabulary]`` int32: tokens that act alike on every state share a class; 0 leads nowhere.
+        target: ``[classes, states]`` int32: the state a class leads to; -1 where it is refused. Row 0 is all -1.
+        start: the state before the first token.
+        accepting: ``[states]`` bool: the answer is complete here.
+        distance: ``[states]`` int64: fewest tokens from here to an accepting state.
+        end: the state behind the end of the answer, accepting: end tokens lead from every accepting state to it, and
+            from it to itself; nothing else leaves it.
     """
 
-    class_of: np.ndarray
-    target: np.ndarray
+    class_of: NDArray[np.int32]
+    target: NDArray[np.int32]
     start: int
-    accepting: np.ndarray
-    distance: np.ndarray
+    accepting: NDArray[np.bool_]
+    distance: NDArray[np.int64]
     end: int
+
+    def __post_init__(self) -> None:
+        for array in (self.class_of, self.target, self.accepting, self.distance):
+            array.setflags(write=False)
+
+    @property
+    def states(self) -> int:
+        """How many states there are, the end among them."""
+        return self.target.shape[1]
+
+    @property
+    def bytes(self) -> int:
+        """Memory that the arrays take."""
+        return self.class_of.nbytes + self.target.nbytes + self.accepting.nbytes + self.distance.nbytes
+
+    def step(self, state: int, token: int) -> int:
+        """The state that a token leads to; -1 where it is refused."""
+        return int(self.target[self.class_of[token], state])

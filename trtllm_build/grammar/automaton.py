@@ -1,0 +1,187 @@
+"""A deterministic automaton over bytes and control tokens, with as few states as its language allows."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from functools import cached_property
+
+import numpy as np
+from numpy.typing import NDArray
+
+Segments = list[tuple[int, int, int]]  # bytes from, bytes to (both included), the state that they lead to
+
+
+@dataclass(frozen=True, eq=False)
+class Automaton:
+    """Which texts a grammar allows, byte by byte.
+
+    Every state can still reach an accepting one, except the start of a language without texts.
+
+    Args:
+        table: ``[states, atoms]`` int32: the state that an atom leads to, -1 where it is refused.
+        atom_of: ``[256]`` int32: the atom of each byte; bytes of one atom act alike on every state.
+        tokens: the atoms of tokens that have no text, by their ids.
+        start: the state before the first byte.
+        accepting: ``[states]`` bool: the text may end here.
+    """
+
+    table: NDArray[np.int32]
+    atom_of: NDArray[np.int32]
+    tokens: Mapping[int, int]
+    start: int
+    accepting: NDArray[np.bool_]
+
+    @property
+    def states(self) -> int:
+        """How many states there are."""
+        return len(self.table)
+
+    @property
+    def empty(self) -> bool:
+        """Whether no text at all is accepted."""
+        return not self.accepting.any()
+
+    def accepts(self, data: bytes) -> bool:
+        """Whether these bytes are accepted as a whole."""
+        state = self.start
+        for byte in data:
+            state = int(self.table[state, self.atom_of[byte]])
+            if state < 0:
+                return False
+        return bool(self.accepting[state])
+
+    @cached_property
+    def segments(self) -> list[Segments]:
+        """For each state the ranges of bytes that it accepts, and where they lead."""
+        dense = self.table[:, self.atom_of]
+        change = np.ones((len(dense), 257), bool)
+        change[:, 1:256] = dense[:, 1:] != dense[:, :-1]
+        found: list[Segments] = [[] for _ in range(len(dense))]
+        states, edges = np.nonzero(change)
+        for i in range(len(states) - 1):
+            state, low, high = int(states[i]), int(edges[i]), int(edges[i + 1]) - 1
+            if states[i + 1] == state and dense[state, low] >= 0:
+                found[state].append((low, high, int(dense[state, low])))
+        return found
+
+    @cached_property
+    def token_edges(self) -> list[Segments]:
+        """For each state the tokens without text that it accepts, and where they lead."""
+        return [
+            [(token, token, int(row[atom])) for token, atom in self.tokens.items() if row[atom] >= 0]
+            for row in self.table
+        ]
+
+
+def minimal(automaton: Automaton) -> Automaton:
+    """The automaton of the same language with the fewest states: Moore's partition refinement.
+
+    Rounds compare states by a random 64-bit hash of the classes that they lead to; the result is compared exactly.
+    """
+    live = _live(automaton)
+    if not live[automaton.start]:
+        nothing = np.full((1, automaton.table.shape[1]), -1, np.int32)
+        return Automaton(nothing, automaton.atom_of, automaton.tokens, 0, np.zeros(1, bool))
+    # one more state, the dead one, so that every edge leads somewhere
+    dead = automaton.states
+    padded = np.append(live, False)
+    table = np.where(padded[automaton.table], automaton.table, dead)
+    table = np.vstack([table, np.full((1, table.shape[1]), dead)])
+    accepting = np.append(automaton.accepting, False)
+    # states at different distances from acceptance are different: chains are told apart at once
+    first = np.unique(_distance(automaton, accepting[:-1]), return_inverse=True)[1].astype(np.int64) + 1
+    classes = np.append(np.where(live, first, 0), 0)
+    for seed in range(100):
+        found = _refined(table, classes, seed)
+        members = _representatives(found)
+        if (found[table] == found[table[members]][found]).all() and (classes == classes[members][found]).all():
+            return _quotient(automaton, table, accepting, found)
+    raise AssertionError("a hundred random hashes collided")  # pragma: no cover
+
+
+def _refined(table: NDArray[np.int64], classes: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
+    draw = np.random.default_rng(seed)
+    factors = draw.integers(1, 2**63, table.shape[1], dtype=np.uint64) | np.uint64(1)
+    count = 0
+    while True:
+        names = draw.integers(0, 2**64, int(classes.max()) + 1, dtype=np.uint64)[classes]
+        # each round keeps what the one before told apart
+        hashes = (names[table] * factors).sum(1, dtype=np.uint64) + names * np.uint64(0x9E3779B97F4A7C15)
+        classes = np.unique(hashes, return_inverse=True)[1]
+        most = int(classes.max()) + 1
+        if most == count:
+            return classes
+        count = most
+
+
+def _representatives(classes: NDArray[np.int64]) -> NDArray[np.int64]:
+    return np.unique(classes, return_index=True)[1]
+
+
+def _quotient(
+    automaton: Automaton, table: NDArray[np.int64], accepting: NDArray[np.bool_], classes: NDArray[np.int64]
+) -> Automaton:
+    members = _representatives(classes)
+    kept = np.arange(len(members)) != classes[-1]
+    number = np.full(len(members), -1, np.int32)
+    number[kept] = np.arange(kept.sum())
+    return Automaton(
+        table=np.ascontiguousarray(number[classes[table[members[kept]]]]),
+        atom_of=automaton.atom_of,
+        tokens=automaton.tokens,
+        start=int(number[classes[automaton.start]]),
+        accepting=accepting[members[kept]],
+    )
+
+
+def _edges(table: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    ordered = np.sort(table, axis=1)
+    new = ordered >= 0
+    new[:, 1:] &= ordered[:, 1:] != ordered[:, :-1]
+    source, column = np.nonzero(new)
+    return source, ordered[source, column].astype(np.int64)
+
+
+def _live(automaton: Automaton) -> NDArray[np.bool_]:
+    return _distance(automaton, automaton.accepting) < automaton.states
+
+
+def _distance(automaton: Automaton, accepting: NDArray[np.bool_]) -> NDArray[np.int64]:
+    """Fewest atoms from each state to an accepting one; the number of states where there is no way."""
+    source, target = _edges(automaton.table)
+    return distances(source, target, accepting, far=automaton.states)
+
+
+def distances(
+    source: NDArray[np.int64], target: NDArray[np.int64], accepting: NDArray[np.bool_], far: int
+) -> NDArray[np.int64]:
+    """Fewest edges from each state to an accepting one, breadth first from there.
+
+    Args:
+        source: ``[edges]`` int64 states.
+        target: ``[edges]`` int64: where the edges lead.
+        accepting: ``[states]`` bool.
+        far: what stands where there is no way.
+
+    Returns:
+        ``[states]`` int64.
+    """
+    states = len(accepting)
+    order = np.argsort(target, kind="stable")
+    into = source[order]
+    start = np.searchsorted(target[order], np.arange(states + 1)).tolist()
+    found = np.where(accepting, 0, far).astype(np.int64)
+    frontier, length = np.flatnonzero(accepting).tolist(), 0
+    reached = set(frontier)
+    while frontier:
+        length += 1
+        following = []
+        for state in frontier:
+            for before in into[start[state] : start[state + 1]].tolist():
+                if before not in reached:
+                    reached.add(before)
+                    found[before] = length
+                    following.append(before)
+        frontier = following
+    return found
