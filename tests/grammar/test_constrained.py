@@ -7,13 +7,13 @@ import pytest
 import torch
 from scipy.stats import chisquare
 
+from tests.grammar.brute import Enumerated, everything, random_automaton
 from trtllm_build.contract import Constraint
 from trtllm_build.grammar import transitions
 from trtllm_build.grammar.transitions import Transitions
 from trtllm_build.network.pieces import statistics
 from trtllm_build.network.vocabulary import Vocabulary
 from trtllm_build.sampling import Sampling
-from tests.grammar.brute import Enumerated, everything, random_automaton
 
 VOCAB, ROWS, HIDDEN, CAP = 6, 4, 8, 30.0
 
@@ -100,9 +100,7 @@ def test_positions_behind_the_answer_choose_by_themselves():
     draws = torch.rand(ROWS)
     found = vocab.read_out(hidden, 0.5, draws, True, constraint=Constraint(Transitions.of(automaton), 0, 3, 9))
     free = vocab.read_out(hidden, 0.5, draws, True)
-    alone = vocab.read_out(
-        hidden[:3], 0.5, draws[:3], True, constraint=Constraint(Transitions.of(automaton), 0, 3, 9)
-    )
+    alone = vocab.read_out(hidden[:3], 0.5, draws[:3], True, constraint=Constraint(Transitions.of(automaton), 0, 3, 9))
     assert found.argmax_ids[3] == free.argmax_ids[3]
     assert found.argmax_ids[:3].tolist() == alone.argmax_ids.tolist()
     assert found.log_z == alone.log_z

@@ -1,4 +1,4 @@
-"""Answers of a guaranteed form, through the running engine: its model has random weights, and keeps to no form itself."""
+"""Answers of a guaranteed form, through the running engine, whose random weights keep to none."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ def test_every_answer_is_of_its_form_and_whole(engine: Engine, name: str, temper
 
 @pytest.mark.parametrize("name", ["choice", "json_schema"])
 def test_an_answer_is_whole_within_as_few_tokens_as_there_can_be(engine: Engine, name: str) -> None:
-    with pytest.raises(FieldError, match=r"max_tokens: 1 cannot be used; allowed: at least \d+, the tokens of the shor"):
+    with pytest.raises(FieldError, match=r"max_tokens: 1 cannot be used; allowed: at least \d+, the"):
         events_of(engine, bound(name, 1))
     least = next(n for n in range(2, 60) if _fits(engine, bound(name, n)))
     # one canvas, one and a bit, and several: cut anywhere, and whole all the same

@@ -14,9 +14,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trtllm_build.grammar import walks
 from trtllm_build.grammar.transitions import Transitions
+
+Floats = NDArray[np.float64]
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -31,10 +35,10 @@ class ClassStatistics:
         entropy: ``[rows, classes]`` float64, nats, of the distribution within the class.
     """
 
-    log_sum: np.ndarray
-    highest: np.ndarray
-    argmax: np.ndarray
-    entropy: np.ndarray
+    log_sum: Floats
+    highest: Floats
+    argmax: Integers
+    entropy: Floats
 
 
 @dataclass(frozen=True)
@@ -50,17 +54,15 @@ class Inferred:
         log_z: nats, log-probability that the text is accepted when positions choose by themselves.
     """
 
-    argmax_ids: np.ndarray
-    classes: np.ndarray
-    shares: np.ndarray
-    marginals: np.ndarray
-    entropy: np.ndarray
+    argmax_ids: Integers
+    classes: Integers
+    shares: Floats
+    marginals: Floats
+    entropy: NDArray[np.float32]
     log_z: float
 
 
-def infer(
-    transitions: Transitions, state: int, remaining: int, statistics: ClassStatistics, draws: np.ndarray
-) -> Inferred:
+def infer(transitions: Transitions, state: int, remaining: int, statistics: ClassStatistics, draws: Floats) -> Inferred:
     """The likeliest text, a text drawn at random, and the marginal of every class at every position.
 
     Args:
@@ -86,8 +88,8 @@ def infer(
     return Inferred(argmax_ids, classes, shares, marginals, entropy.astype(np.float32), min(log_z - alone, 0.0))
 
 
-def _log_sum(values: np.ndarray) -> np.ndarray:
+def _log_sum(values: Floats) -> Floats:
     """Of the last dimension."""
     top = values.max(-1, keepdims=True)
-    result: np.ndarray = (top + np.log(np.exp(values - top).sum(-1, keepdims=True)))[..., 0]
+    result: Floats = (top + np.log(np.exp(values - top).sum(-1, keepdims=True)))[..., 0]
     return result

@@ -6,12 +6,14 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
+from numpy.typing import NDArray
 
 from trtllm_build.grammar.token_automaton import TokenAutomaton
 
 # Tokens from which on a class is read chunk by chunk of the vocabulary; the logits of smaller classes are kept.
 BULK = 1024
 REFUSED = -1
+Integers = NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -29,20 +31,20 @@ class Transitions:
         begin: ``[sets + 1]`` int64: the classes of set s are ``members[begin[s]:begin[s + 1]]``.
         members: int64, ascending in each set.
         few: int64, tokens of small classes, by class and then ascending; those of class 0 are left out.
-        few_begin: ``[classes + 1]`` int64: tokens of class c in ``few`` are ``few_begin[c]`` up to ``few_begin[c + 1]``.
+        few_begin: ``[classes + 1]`` int64: those of class c are ``few_begin[c]`` up to ``few_begin[c + 1]``.
         bulk: tokens, ascending int64, of every class that is read chunk by chunk of the vocabulary. Class 0 is, if it
             has tokens: only the sum of all their weight is wanted.
     """
 
     automaton: TokenAutomaton
-    first: np.ndarray
-    next: np.ndarray
-    label: np.ndarray
-    begin: np.ndarray
-    members: np.ndarray
-    few: np.ndarray
-    few_begin: np.ndarray
-    bulk: dict[int, np.ndarray]
+    first: Integers
+    next: Integers
+    label: Integers
+    begin: Integers
+    members: Integers
+    few: Integers
+    few_begin: Integers
+    bulk: dict[int, Integers]
 
     @classmethod
     def of(cls, automaton: TokenAutomaton) -> Transitions:
@@ -55,7 +57,7 @@ class Transitions:
         starts = np.flatnonzero(new)
         sets: dict[bytes, int] = {}
         label = np.empty(len(starts), np.int64)
-        found: list[np.ndarray] = []
+        found: list[Integers] = []
         for index, members in enumerate(np.split(classes, starts[1:])):
             key = members.tobytes()
             if key not in sets:
@@ -90,7 +92,7 @@ class Transitions:
         return state
 
 
-def _tokens(automaton: TokenAutomaton) -> tuple[np.ndarray, np.ndarray, dict[int, np.ndarray]]:
+def _tokens(automaton: TokenAutomaton) -> tuple[Integers, Integers, dict[int, Integers]]:
     """Tokens of small classes, where each class of them begins, and tokens of large classes."""
     classes = len(automaton.target)
     order = np.argsort(automaton.class_of, kind="stable").astype(np.int64)

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from trtllm_build.contract import Constraint, ReadOut
 from trtllm_build.grammar import walks
-from trtllm_build.grammar.inference import ClassStatistics, infer
+from trtllm_build.grammar.inference import ClassStatistics, Floats, Integers, infer
 from trtllm_build.grammar.transitions import Transitions
 from trtllm_build.network.linear import linear
 from trtllm_build.sampling import Sampling
@@ -119,11 +119,11 @@ class _Canvas:
                 whole[:, c] = part.numpy()
         return ClassStatistics(*found)
 
-    def choose(self, classes: np.ndarray, shares: np.ndarray) -> Tensor:
+    def choose(self, classes: Integers, shares: Floats) -> Tensor:
         """Tokens ``[rows]`` int64 of classes ``[rows]``, each by a share ``[rows]`` in [0, 1) of its class's weight."""
         t = self._transitions
         tokens = torch.empty(len(classes), dtype=torch.int64)
-        for c in np.unique(classes).tolist():
+        for c in sorted(set(classes.tolist())):
             rows = torch.from_numpy(np.flatnonzero(classes == c))
             share = torch.from_numpy(shares)[rows]
             if c not in self._bulk:
@@ -140,7 +140,7 @@ class _Canvas:
                 tokens[rows[here]] = ids[index]
         return tokens
 
-    def expected(self, marginals: np.ndarray) -> Tensor:
+    def expected(self, marginals: Floats) -> Tensor:
         """Expected rows of the embedding table ``[rows, hidden]``, in the dtype of the hidden states."""
         t = self._transitions
         weights = np.where(marginals > 0, marginals, 1.0)
@@ -209,7 +209,7 @@ class _Running:
         return torch.exp(tops - tops.max(-1, keepdim=True).values) * sums
 
 
-def _within(tokens: np.ndarray, start: int, stop: int) -> Tensor:
+def _within(tokens: Integers, start: int, stop: int) -> Tensor:
     """Those of ascending ids from ``start`` up to ``stop``."""
     low, high = np.searchsorted(tokens, (start, stop))
     return torch.from_numpy(tokens[low:high])

@@ -78,10 +78,11 @@ class Vocabulary:
             constraint: a grammar; without ``choices``.
         """
         if constraint is not None:
-            bound = self._bound(hidden[: constraint.rows], temperature, draws[: constraint.rows], soft, constraint, sampling)
-            if constraint.rows == len(hidden):
+            rows = constraint.rows
+            bound = self._bound(hidden[:rows], temperature, draws[:rows], soft, constraint, sampling)
+            if rows == len(hidden):
                 return bound
-            free = self._part(hidden[constraint.rows :], temperature, draws[constraint.rows :], soft, None, (), sampling)
+            free = self._part(hidden[rows:], temperature, draws[rows:], soft, None, (), sampling)
             return replace(_joined([bound, free]), log_z=bound.log_z)
         if choices is None:
             return self._part(hidden, temperature, draws, soft, None, (), sampling)
