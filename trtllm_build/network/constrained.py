@@ -132,7 +132,7 @@ class _Canvas:
                 tokens[rows] = torch.from_numpy(t.few[columns])[index]
                 continue
             part, share = _pick(self._bulk[c].weights(rows), share)
-            for number in part.unique().tolist():
+            for number in sorted(set(part.tolist())):
                 here = part == number
                 ids = self._bulk[c].tokens[number]
                 products = self._table.logits(self._hidden[rows[here]], self._table.rows[ids]) * self._inverse
