@@ -84,9 +84,11 @@ def any_string() -> Machine:
 def any_number(whole: bool) -> Machine:
     """Any integer of at most 18 digits; unless ``whole``, with a fraction and an exponent that no double exceeds."""
     digit = CodePoints(characters("0123456789"))
-    number: Expression = sequence(
-        optional(literal("-")),
-        either(literal("0"), sequence(CodePoints(characters("123456789")), Repetition(digit, 0, 17))),
+    from_one = sequence(CodePoints(characters("123456789")), Repetition(digit, 0, 17))
+    minus = optional(literal("-"))
+    # no integer is -0: readers of unsigned integers and those that make a float of it would not take it
+    number = (
+        either(literal("0"), sequence(minus, from_one)) if whole else sequence(minus, either(literal("0"), from_one))
     )
     if not whole:
         few = Repetition(digit, 1, 2)
