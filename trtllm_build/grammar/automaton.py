@@ -110,19 +110,17 @@ def _refined(table: NDArray[np.int32], classes: NDArray[np.int32]) -> NDArray[np
         renamed = []
         for name, parts in _parts(table, classes, looked).items():
             rest = len(members[name]) - sum(map(len, parts))  # those whose successors kept their names, all alike
-            if rest:
-                parts.append([])
-            if len(parts) == 1:
-                continue
-            if rest:
-                parts[-1] = list(members[name].difference(*parts))
             parts.sort(key=len)
-            for part in parts[:-1]:
+            if rest < len(parts[-1]):
+                largest = parts.pop()
+                if rest:
+                    parts.append(list(members[name].difference(largest, *parts)))
+            for part in parts:
                 new = len(members)
                 members[new] = set(part)
+                members[name].difference_update(part)
                 classes[part] = new
                 renamed += part
-            members[name] = set(parts[-1])
         looked = np.unique(np.concatenate([into[begin[x] : begin[x + 1]] for x in renamed])) if renamed else looked[:0]
     return classes
 
@@ -145,17 +143,15 @@ def _parts(
 def _quotient(
     automaton: Automaton, table: NDArray[np.int32], accepting: NDArray[np.bool_], classes: NDArray[np.int32]
 ) -> Automaton:
-    members, classes = (
-        found.astype(np.int64) for found in np.unique(classes, return_index=True, return_inverse=True)[1:]
-    )
-    kept = np.arange(len(members)) != classes[-1]
+    _, members, names = np.unique(classes, return_index=True, return_inverse=True)
+    kept = np.arange(len(members)) != names[-1]
     number = np.full(len(members), -1, np.int32)
     number[kept] = np.arange(kept.sum())
     return Automaton(
-        table=np.ascontiguousarray(number[classes[table[members[kept]]]]),
+        table=np.ascontiguousarray(number[names[table[members[kept]]]]),
         atom_of=automaton.atom_of,
         tokens=automaton.tokens,
-        start=int(number[classes[automaton.start]]),
+        start=int(number[names[automaton.start]]),
         accepting=accepting[members[kept]],
     )
 

@@ -150,7 +150,9 @@ def _assemble(
         class_of[token] = len(table)
         table = np.vstack([table, row])
     accepting = np.append(source.accepting, True)
-    kept = _useful(table, source.start, accepting)
+    from_, to = _edges(table)
+    budget.check_pairs(len(from_))
+    kept = _useful(from_, to, source.start, accepting)
     if not kept[source.start]:
         raise budget.error("a grammar with a text that the tokenizer's tokens can write")
     number = np.full(end + 2, -1, np.int32)  # the last one: where a class is refused
@@ -159,7 +161,6 @@ def _assemble(
     # without the other states more classes are the same
     merged, found = _distinct(np.vstack([np.full((1, table.shape[1]), -1, np.int32), table]))
     from_, to = _edges(table)
-    budget.check_pairs(len(from_))
     budget.check_time()
     return TokenAutomaton(
         class_of=found[1:][class_of].astype(np.int32),
@@ -178,9 +179,10 @@ def _edges(table: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int6
     return found // table.shape[1], found % table.shape[1]
 
 
-def _useful(table: NDArray[np.int32], start: int, accepting: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _useful(
+    from_: NDArray[np.int64], to: NDArray[np.int64], start: int, accepting: NDArray[np.bool_]
+) -> NDArray[np.bool_]:
     """The states that tokens lead to from the start, and from which they lead to an accepting one."""
-    from_, to = _edges(table)
     at_start = np.arange(len(accepting)) == start
     reached = distances(to, from_, at_start, FAR) < FAR
     found: NDArray[np.bool_] = reached & (distances(from_, to, accepting, FAR) < FAR)
