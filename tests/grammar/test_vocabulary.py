@@ -11,7 +11,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.tokenizer import Tokenizer
+from nemo_diffgemma.tokenizer import Tokenizer, train_tokenizer
 from trtllm_build.grammar.vocabulary import Vocabulary, read_vocabulary
 
 _GEMMA = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]
@@ -67,8 +67,9 @@ def check_decoding(tokenizer: Tokenizer, vocabulary: Vocabulary, whole_only: boo
     assert compared > 1000
 
 
-def test_of_the_demos_tokenizer(text_checkpoint: Path) -> None:
-    tokenizer = Tokenizer(text_checkpoint)
+def test_of_a_tokenizer_like_the_demos(tmp_path: Path) -> None:
+    train_tokenizer(["red green größe 日本 12 345 window"] * 3, 285, tmp_path)
+    tokenizer = Tokenizer(tmp_path)
     vocabulary = vocabulary_of(tokenizer, more=3)
     check_decoding(tokenizer, vocabulary, whole_only=False)
     assert [i for i, text in enumerate(vocabulary.texts) if text is None] == [

@@ -64,7 +64,7 @@ class Builder:
             FieldError: for what cannot be guaranteed.
         """
         try:
-            return self._node(self._root, "$", (), 0)
+            return self._node(self._root, "$", ("#",), 0)
         except Impossible as impossible:
             raise impossible.error from None
 
