@@ -47,12 +47,13 @@ def compile_grammar(grammar: Mapping[str, Any], vocabulary: Vocabulary, end_ids:
         raise ValueError(f"end tokens {ends} are not of a vocabulary of {len(vocabulary.texts)}")
     try:
         # in the order that is written: a schema's keys stand in that order in the answer
-        key = (vocabulary.key, ends, json.dumps(dict(grammar)))
+        text = json.dumps(dict(grammar))
+        plain = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise FieldError(
             field=f"grammar.{kind}", value=grammar[kind], allowed="a value of JSON", fix="write it as JSON"
         ) from error
-    return _COMPILED.get(key, lambda: _compiled(kind, grammar, vocabulary, ends))
+    return _COMPILED.get((vocabulary.key, ends, text), lambda: _compiled(kind, plain, vocabulary, ends))
 
 
 def _kind(grammar: Any) -> str:
