@@ -17,6 +17,7 @@ from trtllm_build.grammar.budget import Budget
 from trtllm_build.grammar.compile import compile_grammar
 from trtllm_build.grammar.determinise import automaton
 from trtllm_build.grammar.json_schema import LEVELS, schema_expression
+from trtllm_build.grammar.notation import JSON
 
 _FORMATS = FormatChecker(["date", "email", "ipv4", "ipv6", "uuid"])
 _SEPARATORS = {"spaced": (", ", ": "), "compact": (",", ":"), "flexible": ("\n , ", " :  ")}
@@ -62,7 +63,7 @@ def test_both_directions(number: int) -> None:
     g = random.Random(number)
     for whitespace in _SEPARATORS:
         check(schema, whitespace, values, g, 12)
-    texts = automaton(schema_expression(schema, "json_schema", "spaced", _budget()), _budget())
+    texts = automaton(schema_expression(schema, "json_schema", JSON["spaced"], _budget()), _budget())
     for value in others:
         assert not texts.accepts(written(value, "spaced")), value
 
@@ -96,7 +97,7 @@ def test_bounds_of_numbers_at_their_edges() -> None:
         judge = Draft202012Validator(schema)
         if not any(judge.is_valid(json.loads(text)) for text in texts):
             continue
-        found = automaton(schema_expression(schema, "json_schema", "spaced", _budget()), _budget())
+        found = automaton(schema_expression(schema, "json_schema", JSON["spaced"], _budget()), _budget())
         for text in texts:
             expected = judge.is_valid(json.loads(text)) and not (kind == "integer" and ("." in text or text == "-0"))
             assert found.accepts(text.encode()) == expected, (schema, text)
@@ -105,7 +106,7 @@ def test_bounds_of_numbers_at_their_edges() -> None:
 def test_an_exclusive_bound_holds_for_doubles_too() -> None:
     """0.30000000000000001 is a text above 0.3, and 0.3 as a double."""
     schema = {"type": "number", "exclusiveMinimum": 0.3, "maximum": 2**53 + 1}
-    found = automaton(schema_expression(schema, "json_schema", "spaced", _budget()), _budget())
+    found = automaton(schema_expression(schema, "json_schema", JSON["spaced"], _budget()), _budget())
     assert not found.accepts(b"0.30000000000000001")
     assert found.accepts(b"0.3000000000000001")
     assert found.accepts(b"9007199254740992")
@@ -116,7 +117,7 @@ def test_keys_stand_in_the_order_of_the_schema() -> None:
     properties = {"b": {"const": 1}, "a": {"const": 2}}
     for names in (["b", "a"], ["a", "b"]):
         schema = {"type": "object", "properties": {n: properties[n] for n in names}, "required": ["a", "b"]}
-        found = automaton(schema_expression(schema, "json_schema", "spaced", _budget()), _budget())
+        found = automaton(schema_expression(schema, "json_schema", JSON["spaced"], _budget()), _budget())
         assert found.accepts(written({n: properties[n]["const"] for n in names}, "spaced"))
         assert not found.accepts(written({n: properties[n]["const"] for n in reversed(names)}, "spaced"))
 
@@ -127,7 +128,7 @@ def test_recursion_and_free_json_end_at_a_stated_depth() -> None:
         (tree, lambda x: {"kids": [x]}, {"kids": []}),
         ({"type": "object"}, lambda x: {"k": x}, {}),
     ):
-        found = automaton(schema_expression(schema, "json_schema", "spaced", _budget()), _budget())
+        found = automaton(schema_expression(schema, "json_schema", JSON["spaced"], _budget()), _budget())
         value: Any = inner
         for depth in range(1, LEVELS + 2):
             assert found.accepts(written(value, "spaced")) == (depth <= LEVELS), depth
@@ -136,7 +137,7 @@ def test_recursion_and_free_json_end_at_a_stated_depth() -> None:
 
 def test_the_key_of_an_other_property_is_none_of_the_named_ones() -> None:
     schema = {"properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}}
-    found = automaton(schema_expression(schema, "json_schema", "spaced", _budget()), _budget())
+    found = automaton(schema_expression(schema, "json_schema", JSON["spaced"], _budget()), _budget())
     assert found.accepts(b'{"a": 1, "aa": "x"}')
     assert found.accepts(b'{"": "x"}')
     for hidden in (b'{"a": "x"}', b'{"\\u0061": "x"}', b'{"b": "x", "a": 1}'):
@@ -144,7 +145,7 @@ def test_the_key_of_an_other_property_is_none_of_the_named_ones() -> None:
 
 
 def test_a_free_string_takes_every_escape() -> None:
-    found = automaton(schema_expression({"type": "string"}, "json_schema", "spaced", _budget()), _budget())
+    found = automaton(schema_expression({"type": "string"}, "json_schema", JSON["spaced"], _budget()), _budget())
     for text in (b'"\\u00e9\\u20AC\\/\\b"', b'"\\ud7ff\\ue000"', json.dumps("é\x01\u2028").encode()):
         assert found.accepts(text)
         json.loads(text)
@@ -153,7 +154,7 @@ def test_a_free_string_takes_every_escape() -> None:
 
 
 def test_numbers_stay_finite() -> None:
-    found = automaton(schema_expression({"type": "number"}, "json_schema", "spaced", _budget()), _budget())
+    found = automaton(schema_expression({"type": "number"}, "json_schema", JSON["spaced"], _budget()), _budget())
     assert found.accepts(b"9" * 18 + b"e289")
     assert json.loads(b"9" * 18 + b"e289") < float("inf")
     for text in (b"1e290", b"1e999", b"1" * 19, b"01", b"1.", b".5", b"+1", b"1e", b"NaN"):

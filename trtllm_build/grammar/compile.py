@@ -14,6 +14,7 @@ from trtllm_build.grammar.determinise import automaton
 from trtllm_build.grammar.expressions import Alternation, Expression, literal
 from trtllm_build.grammar.json_schema import json_object, schema_expression
 from trtllm_build.grammar.json_text import SPACINGS
+from trtllm_build.grammar.notation import JSON
 from trtllm_build.grammar.regex import regex
 from trtllm_build.grammar.token_automaton import TokenAutomaton
 from trtllm_build.grammar.token_classes import token_automaton
@@ -112,7 +113,7 @@ def _expression(kind: str, value: Any, field: str, spacing: str, budget: Budget)
         case "choice":
             return _choice(value, field)
         case "json_schema":
-            return schema_expression(value, field, spacing, budget)
+            return schema_expression(value, field, JSON[spacing], budget)
     require(value is True, field=field, value=value, allowed="true", fix="pass true, or leave grammar out")
     return json_object(spacing)
 
