@@ -77,20 +77,24 @@ def tokens_of_classes(automaton: TokenAutomaton) -> list[list[int]]:
 
 
 def draw(automaton: TokenAutomaton, vocabulary: Vocabulary, g: random.Random, most: int) -> bytes:
-    """The text of a random row of at most ``most`` tokens that the automaton accepts, without the end token."""
+    """The text of :func:`draw_tokens`."""
+    return b"".join(vocabulary.texts[token] or b"" for token in draw_tokens(automaton, g, most))
+
+
+def draw_tokens(automaton: TokenAutomaton, g: random.Random, most: int) -> list[int]:
+    """A random row of at most ``most`` tokens (or of the fewest that there are) that is accepted, without its end."""
     tokens = tokens_of_classes(automaton)
-    state, text = automaton.start, b""
+    state, row = automaton.start, []
     most = max(most, int(automaton.distance[state]))
     while True:
         if automaton.accepting[state] and (most == 0 or g.random() < 0.1):
-            return text
+            return row
         targets = automaton.target[:, state]
         good = np.flatnonzero((targets >= 0) & (targets != automaton.end))
-        good = good[automaton.distance[targets[good]] < most] if len(good) else good
+        good = good[automaton.distance[targets[good]] < most]
         if not len(good):
             assert automaton.accepting[state]
-            return text
+            return row
         chosen = int(g.choice(good.tolist()))
-        token = g.choice(tokens[chosen])
-        text += vocabulary.texts[token] or b""
+        row.append(g.choice(tokens[chosen]))
         state, most = int(targets[chosen]), most - 1

@@ -18,14 +18,20 @@ from trtllm_build.grammar.notation import JSON
 from trtllm_build.grammar.regex import regex
 from trtllm_build.grammar.token_automaton import TokenAutomaton
 from trtllm_build.grammar.token_classes import token_automaton
+from trtllm_build.grammar.tools import ToolTokens, tools_expression
 from trtllm_build.grammar.vocabulary import Vocabulary
 
-_KINDS = ("regex", "choice", "json_schema", "json_object")
+_KINDS = ("regex", "choice", "json_schema", "json_object", "tools")
 _MOST_KEPT = 256
 _MOST_BYTES = 256 * 2**20
 
 
-def compile_grammar(grammar: Mapping[str, Any], vocabulary: Vocabulary, end_ids: Collection[int]) -> TokenAutomaton:
+def compile_grammar(
+    grammar: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    end_ids: Collection[int],
+    tool_tokens: ToolTokens | None = None,
+) -> TokenAutomaton:
     """The rows of tokens that a grammar allows.
 
     The vocabulary's trie is made before the clock starts, at the first grammar of all.
@@ -34,9 +40,10 @@ def compile_grammar(grammar: Mapping[str, Any], vocabulary: Vocabulary, end_ids:
         grammar: exactly one of ``{"regex": str}``, which the whole answer matches, ``{"choice": [str, ...]}``,
             ``{"json_schema": {...}}`` and ``{"json_object": True}``, any object five deep. Beside the last two
             ``whitespace``: ``spaced`` (``", "`` and ``": "``, as ``json.dumps`` does, the default), ``compact`` (none)
-            or ``flexible`` (any).
+            or ``flexible`` (any). Or ``{"tools": {...}}``: :func:`trtllm_build.grammar.tools.tools_expression`.
         vocabulary: of the tokenizer.
         end_ids: the tokens that end an answer, one at least.
+        tool_tokens: what the model writes calls with; None for a model that calls no tools.
 
     Raises:
         FieldError: for a grammar that is not one of these, cannot be guaranteed, allows nothing or is too large.
@@ -54,7 +61,11 @@ def compile_grammar(grammar: Mapping[str, Any], vocabulary: Vocabulary, end_ids:
         raise FieldError(
             field=f"grammar.{kind}", value=grammar[kind], allowed="a value of JSON", fix="write it as JSON"
         ) from error
-    return _COMPILED.get((vocabulary.key, ends, text), lambda: _compiled(kind, plain, vocabulary, ends))
+    if kind == "tools":
+        allowed = "no tools: this model's tokenizer has no tokens for calls"
+        require(tool_tokens is not None, "grammar.tools", grammar[kind], allowed, "leave tools out")
+    key = (vocabulary.key, ends, tool_tokens, text)
+    return _COMPILED.get(key, lambda: _compiled(kind, plain, vocabulary, ends, tool_tokens))
 
 
 def _kind(grammar: Any) -> str:
@@ -89,13 +100,21 @@ def _kind(grammar: Any) -> str:
 
 
 def _compiled(
-    kind: str, grammar: Mapping[str, Any], vocabulary: Vocabulary, end_ids: Collection[int]
+    kind: str,
+    grammar: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    end_ids: Collection[int],
+    tool_tokens: ToolTokens | None = None,
 ) -> TokenAutomaton:
     field, value = f"grammar.{kind}", grammar[kind]
     _ = vocabulary.trie
     budget = Budget(field, value)
     try:
-        texts = automaton(_expression(kind, value, field, grammar.get("whitespace", "spaced"), budget), budget)
+        if tool_tokens is not None and kind == "tools":
+            expression = tools_expression(value, tool_tokens, field, budget)
+        else:
+            expression = _expression(kind, value, field, grammar.get("whitespace", "spaced"), budget)
+        texts = automaton(expression, budget)
     except RecursionError as error:
         raise budget.error("a grammar that is not nested so deep") from error
     require(
