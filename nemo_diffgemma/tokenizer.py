@@ -70,6 +70,7 @@ class Tokenizer:
         if self._template:
             check_run(lambda: self._apply([[{"role": "user", "content": "a"}]], None, True)[0])
         ids = _control_tokens(self._inner, self._template)
+        self.control_ids = frozenset((*ids.values(), *self._inner.all_special_ids))  # tokens that are no text
         self._controls = ControlTokens(ids, self._template)
         # the unknown token also stands for characters that the vocabulary does not have
         self._names = {i: token for token, i in ids.items() if i != self._inner.unk_token_id}
@@ -81,20 +82,15 @@ class Tokenizer:
         # In no vocabulary, so a tokenizer that can fall back to bytes spells it in them.
         return self.encode("\U0010ffff")[-1:]
 
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What a ``tokenizer.json`` of it says; read anew each time, since it is large."""
+        return dict(json.loads(self._rust.to_str()))
+
     @cached_property
     def most_bytes_per_token(self) -> int | None:
         """Most bytes of a text's UTF-8 that one token stands for; None where no number can be told from its file."""
-        return _most_bytes_per_token(self.file())
-
-    def file(self) -> dict[str, Any]:
-        """What its ``tokenizer.json`` says."""
-        found: dict[str, Any] = json.loads(self._rust.to_str())
-        return found
-
-    @property
-    def control_ids(self) -> frozenset[int]:
-        """Tokens that are no text."""
-        return frozenset(self._names)
+        return _most_bytes_per_token(self.definition)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of raw text, as it stands: no template, no token added; control tokens that it spells are those."""

@@ -75,10 +75,7 @@ class Automaton:
 
 
 def minimal(automaton: Automaton) -> Automaton:
-    """The automaton of the same language with the fewest states: Moore's partition refinement.
-
-    Rounds compare states by a random 64-bit hash of the classes that they lead to; the result is compared exactly.
-    """
+    """The automaton of the same language with the fewest states, by partition refinement."""
     live = _live(automaton)
     if not live[automaton.start]:
         nothing = np.full((1, automaton.table.shape[1]), -1, np.int32)
@@ -87,50 +84,74 @@ def minimal(automaton: Automaton) -> Automaton:
     dead = automaton.states
     padded = np.append(live, False)
     table = np.where(padded[automaton.table], automaton.table, dead)
-    table = np.vstack([table, np.full((1, table.shape[1]), dead)])
+    table = np.vstack([table, np.full((1, table.shape[1]), dead)]).astype(np.int32)
     accepting = np.append(automaton.accepting, False)
     # states at different distances from acceptance are different: chains are told apart at once
-    first = np.unique(_distance(automaton, accepting[:-1]), return_inverse=True)[1].astype(np.int64) + 1
-    classes = np.append(np.where(live, first, 0), 0)
-    for seed in range(100):
-        found = _refined(table, classes, seed)
-        members = _representatives(found)
-        if (found[table] == found[table[members]][found]).all() and (classes == classes[members][found]).all():
-            return _quotient(automaton, table, accepting, found)
-    raise AssertionError("a hundred random hashes collided")  # pragma: no cover
+    first = np.unique(_distance(automaton, accepting[:-1]), return_inverse=True)[1] + 1
+    classes = np.append(np.where(live, first, 0), 0).astype(np.int32)
+    return _quotient(automaton, table, accepting, _refined(table, classes))
 
 
-def _refined(table: NDArray[np.int64], classes: NDArray[np.int64], seed: int) -> NDArray[np.int64]:
-    draw = np.random.default_rng(seed)
-    factors = draw.integers(1, 2**63, table.shape[1], dtype=np.uint64) | np.uint64(1)
-    count = 0
-    while True:
-        names = draw.integers(0, 2**64, int(classes.max()) + 1, dtype=np.uint64)[classes]
-        # each round keeps what the one before told apart
-        hashes = (names[table] * factors).sum(1, dtype=np.uint64) + names * np.uint64(0x9E3779B97F4A7C15)
-        classes = np.unique(hashes, return_inverse=True)[1]
-        most = int(classes.max()) + 1
-        if most == count:
-            return classes
-        count = most
+def _refined(table: NDArray[np.int32], classes: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Classes of states that no text tells apart, from classes that only they may share.
+
+    States are looked at again only when a state that they lead to has a new name, and the largest part of a class
+    keeps its name: a state changes its name at most as often as its class can be halved.
+    """
+    source, target = _edges(table)
+    order = np.argsort(target, kind="stable")
+    into = source[order]
+    begin = np.searchsorted(target[order], np.arange(len(table) + 1))
+    members: dict[int, set[int]] = {}
+    for state, name in enumerate(classes.tolist()):
+        members.setdefault(name, set()).add(state)
+    looked = np.arange(len(table))
+    while len(looked):
+        renamed = []
+        for name, parts in _parts(table, classes, looked).items():
+            rest = len(members[name]) - sum(map(len, parts))  # those whose successors kept their names, all alike
+            parts.sort(key=len)
+            if rest < len(parts[-1]):
+                largest = parts.pop()
+                if rest:
+                    parts.append(list(members[name].difference(largest, *parts)))
+            for part in parts:
+                new = len(members)
+                members[new] = set(part)
+                members[name].difference_update(part)
+                classes[part] = new
+                renamed += part
+        looked = np.unique(np.concatenate([into[begin[x] : begin[x + 1]] for x in renamed])) if renamed else looked[:0]
+    return classes
 
 
-def _representatives(classes: NDArray[np.int64]) -> NDArray[np.int64]:
-    return np.unique(classes, return_index=True)[1]
+def _parts(
+    table: NDArray[np.int32], classes: NDArray[np.int32], states: NDArray[np.int64]
+) -> dict[int, list[list[int]]]:
+    """Of each class those of its states that are among ``states``, by the classes that they lead to."""
+    rows = np.ascontiguousarray(classes[table[states]])
+    whole, step = rows.tobytes(), rows.shape[1] * rows.itemsize
+    found: dict[tuple[int, bytes], list[int]] = {}
+    for i, (state, name) in enumerate(zip(states.tolist(), classes[states].tolist(), strict=True)):
+        found.setdefault((name, whole[i * step : (i + 1) * step]), []).append(state)
+    parts: dict[int, list[list[int]]] = {}
+    for (name, _), part in found.items():
+        parts.setdefault(name, []).append(part)
+    return parts
 
 
 def _quotient(
-    automaton: Automaton, table: NDArray[np.int64], accepting: NDArray[np.bool_], classes: NDArray[np.int64]
+    automaton: Automaton, table: NDArray[np.int32], accepting: NDArray[np.bool_], classes: NDArray[np.int32]
 ) -> Automaton:
-    members = _representatives(classes)
-    kept = np.arange(len(members)) != classes[-1]
+    _, members, names = np.unique(classes, return_index=True, return_inverse=True)
+    kept = np.arange(len(members)) != names[-1]
     number = np.full(len(members), -1, np.int32)
     number[kept] = np.arange(kept.sum())
     return Automaton(
-        table=np.ascontiguousarray(number[classes[table[members[kept]]]]),
+        table=np.ascontiguousarray(number[names[table[members[kept]]]]),
         atom_of=automaton.atom_of,
         tokens=automaton.tokens,
-        start=int(number[classes[automaton.start]]),
+        start=int(number[names[automaton.start]]),
         accepting=accepting[members[kept]],
     )
 

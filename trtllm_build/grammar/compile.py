@@ -14,17 +14,24 @@ from trtllm_build.grammar.determinise import automaton
 from trtllm_build.grammar.expressions import Alternation, Expression, literal
 from trtllm_build.grammar.json_schema import json_object, schema_expression
 from trtllm_build.grammar.json_text import SPACINGS
+from trtllm_build.grammar.notation import JSON
 from trtllm_build.grammar.regex import regex
 from trtllm_build.grammar.token_automaton import TokenAutomaton
 from trtllm_build.grammar.token_classes import token_automaton
+from trtllm_build.grammar.tools import ToolTokens, tools_expression
 from trtllm_build.grammar.vocabulary import Vocabulary
 
-_KINDS = ("regex", "choice", "json_schema", "json_object")
+_KINDS = ("regex", "choice", "json_schema", "json_object", "tools")
 _MOST_KEPT = 256
 _MOST_BYTES = 256 * 2**20
 
 
-def compile_grammar(grammar: Mapping[str, Any], vocabulary: Vocabulary, end_ids: Collection[int]) -> TokenAutomaton:
+def compile_grammar(
+    grammar: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    end_ids: Collection[int],
+    tool_tokens: ToolTokens | None = None,
+) -> TokenAutomaton:
     """The rows of tokens that a grammar allows.
 
     The vocabulary's trie is made before the clock starts, at the first grammar of all.
@@ -33,9 +40,10 @@ def compile_grammar(grammar: Mapping[str, Any], vocabulary: Vocabulary, end_ids:
         grammar: exactly one of ``{"regex": str}``, which the whole answer matches, ``{"choice": [str, ...]}``,
             ``{"json_schema": {...}}`` and ``{"json_object": True}``, any object five deep. Beside the last two
             ``whitespace``: ``spaced`` (``", "`` and ``": "``, as ``json.dumps`` does, the default), ``compact`` (none)
-            or ``flexible`` (any).
+            or ``flexible`` (any). Or ``{"tools": {...}}``: :func:`trtllm_build.grammar.tools.tools_expression`.
         vocabulary: of the tokenizer.
         end_ids: the tokens that end an answer, one at least.
+        tool_tokens: what the model writes calls with; None for a model that calls no tools.
 
     Raises:
         FieldError: for a grammar that is not one of these, cannot be guaranteed, allows nothing or is too large.
@@ -47,12 +55,17 @@ def compile_grammar(grammar: Mapping[str, Any], vocabulary: Vocabulary, end_ids:
         raise ValueError(f"end tokens {ends} are not of a vocabulary of {len(vocabulary.texts)}")
     try:
         # in the order that is written: a schema's keys stand in that order in the answer
-        key = (vocabulary.key, ends, json.dumps(dict(grammar)))
+        text = json.dumps(dict(grammar))
+        plain = json.loads(text)
     except (TypeError, ValueError, RecursionError) as error:
         raise FieldError(
             field=f"grammar.{kind}", value=grammar[kind], allowed="a value of JSON", fix="write it as JSON"
         ) from error
-    return _COMPILED.get(key, lambda: _compiled(kind, grammar, vocabulary, ends))
+    if kind == "tools":
+        allowed = "no tools: this model's tokenizer has no tokens for calls"
+        require(tool_tokens is not None, "grammar.tools", grammar[kind], allowed, "leave tools out")
+    key = (vocabulary.key, ends, tool_tokens, text)
+    return _COMPILED.get(key, lambda: _compiled(kind, plain, vocabulary, ends, tool_tokens))
 
 
 def _kind(grammar: Any) -> str:
@@ -87,13 +100,21 @@ def _kind(grammar: Any) -> str:
 
 
 def _compiled(
-    kind: str, grammar: Mapping[str, Any], vocabulary: Vocabulary, end_ids: Collection[int]
+    kind: str,
+    grammar: Mapping[str, Any],
+    vocabulary: Vocabulary,
+    end_ids: Collection[int],
+    tool_tokens: ToolTokens | None = None,
 ) -> TokenAutomaton:
     field, value = f"grammar.{kind}", grammar[kind]
     _ = vocabulary.trie
     budget = Budget(field, value)
     try:
-        texts = automaton(_expression(kind, value, field, grammar.get("whitespace", "spaced"), budget), budget)
+        if tool_tokens is not None and kind == "tools":
+            expression = tools_expression(value, tool_tokens, field, budget)
+        else:
+            expression = _expression(kind, value, field, grammar.get("whitespace", "spaced"), budget)
+        texts = automaton(expression, budget)
     except RecursionError as error:
         raise budget.error("a grammar that is not nested so deep") from error
     require(
@@ -111,7 +132,7 @@ def _expression(kind: str, value: Any, field: str, spacing: str, budget: Budget)
         case "choice":
             return _choice(value, field)
         case "json_schema":
-            return schema_expression(value, field, spacing, budget)
+            return schema_expression(value, field, JSON[spacing], budget)
     require(value is True, field=field, value=value, allowed="true", fix="pass true, or leave grammar out")
     return json_object(spacing)
 

@@ -32,7 +32,7 @@ def automaton(expression: Expression, budget: Budget) -> Automaton:
         ]
         for edges in source.edges
     ]
-    closures = _Closures(source, moves)
+    closures = _Closures(source, moves, budget)
     first = closures.of(source.start)
     number, order = {first: 0}, [first]
     known: dict[tuple[int, ...], int] = {}  # by what a symbol leads to, sorted
@@ -49,8 +49,7 @@ def automaton(expression: Expression, budget: Budget) -> Automaton:
                 known[targets] = to
             row.append((low, high, to))
         rows.append(row)
-        if len(rows) % 64 == 0:
-            budget.check_states(len(order), source.largest_place)
+        budget.check_states(len(order), source.largest_place)
     budget.check_states(len(order), source.largest_place)
     table = np.full((len(rows), int(atom_of.max()) + 1 + len(tokens)), -1, np.int32)
     for i, row in enumerate(rows):
@@ -91,13 +90,14 @@ def _merged(moves: Moves) -> list[tuple[int, int, tuple[int, ...]]]:
 class _Closures:
     """What is reached for free from a state: only states that read something, and the end."""
 
-    def __init__(self, source: Nondeterministic, moves: list[Moves]):
-        self._source, self._moves = source, moves
+    def __init__(self, source: Nondeterministic, moves: list[Moves], budget: Budget):
+        self._source, self._moves, self._budget = source, moves, budget
         self._known: dict[int, frozenset[int]] = {}
 
     def of(self, state: int) -> frozenset[int]:
         found = self._known.get(state)
         if found is None:
+            self._budget.check_time(self._source.largest_place)
             seen, stack = {state}, [state]
             while stack:
                 for following in self._source.free[stack.pop()]:

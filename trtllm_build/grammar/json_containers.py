@@ -4,20 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from trtllm_build.grammar.budget import Budget
-from trtllm_build.grammar.determinise import automaton
 from trtllm_build.grammar.expressions import (
     EMPTY,
-    Alternation,
     Expression,
     Loop,
-    Machine,
     Repetition,
     optional,
     sequence,
 )
-from trtllm_build.grammar.json_text import ONE_WAY, Spacing, any_string, quoted, text
-from trtllm_build.grammar.products import difference
+from trtllm_build.grammar.json_text import Spacing
 
 
 def array(
@@ -51,13 +46,3 @@ def _alike(item: Expression, least: int, most: int | None, comma: Expression) ->
     else:
         some = sequence(item, Repetition(sequence(comma, item), max(least - 1, 0), most - 1))
     return some if least else optional(some)
-
-
-def other_keys(names: Sequence[str], budget: Budget, place: str) -> Expression:
-    """Any key but these."""
-    if not names:
-        return any_string()
-    # each spelled one way, so that no escape hides one of the names
-    every = automaton(quoted(Repetition(ONE_WAY)), budget)
-    taken = automaton(Alternation(tuple(text(name, place) for name in names)), budget)
-    return Machine(difference(every, taken, budget, place))

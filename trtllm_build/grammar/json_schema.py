@@ -15,8 +15,8 @@ from nemo_diffgemma.errors import FieldError
 from trtllm_build.grammar.budget import Budget
 from trtllm_build.grammar.determinise import automaton
 from trtllm_build.grammar.expressions import Alternation, Expression, Loop, Named, Series, either, literal
-from trtllm_build.grammar.json_containers import array, other_keys
-from trtllm_build.grammar.json_text import SPACINGS, any_array, any_object, anything, known
+from trtllm_build.grammar.json_containers import array
+from trtllm_build.grammar.notation import JSON, Notation
 from trtllm_build.grammar.schema_apart import apart
 from trtllm_build.grammar.schema_keywords import TYPES, Schema, below, check, refusal, type_of, types_of
 from trtllm_build.grammar.schema_leaves import number, string
@@ -29,32 +29,32 @@ _MOST_NESTED = 60  # schemas in each other
 Active = tuple[str, ...]  # the references that lead to a schema
 
 
-def schema_expression(schema: Any, field: str, spacing: str, budget: Budget) -> Expression:
+def schema_expression(schema: Any, field: str, notation: Notation, budget: Budget) -> Expression:
     """The texts of a JSON Schema.
 
     Args:
         schema: as parsed from JSON.
         field: what an error names before the schema's path.
-        spacing: one of :data:`trtllm_build.grammar.json_text.SPACINGS`.
+        notation: how its values are written.
         budget: what it may cost.
 
     Raises:
         FieldError: for what cannot be guaranteed, with its path (``$.properties.a.minimum``).
     """
-    return Builder(schema, field, spacing, budget).expression()
+    return Builder(schema, field, notation, budget).expression()
 
 
 def json_object(spacing: str) -> Expression:
     """Any object, five deep."""
-    return any_object(SPACINGS[spacing], anything(spacing, LEVELS - 1))
+    return JSON[spacing].any_object(JSON[spacing].anything(LEVELS - 1))
 
 
 class Builder:
     """Of one schema; the arguments are those of :func:`schema_expression`."""
 
-    def __init__(self, schema: Any, field: str, spacing: str, budget: Budget):
+    def __init__(self, schema: Any, field: str, notation: Notation, budget: Budget):
         self._root, self._field, self._budget = schema, field, budget
-        self._spacing, self._style = spacing, SPACINGS[spacing]
+        self._notation, self._style = notation, notation.style
         self._count = 0
 
     def expression(self) -> Expression:
@@ -64,7 +64,7 @@ class Builder:
             FieldError: for what cannot be guaranteed.
         """
         try:
-            return self._node(self._root, "$", (), 0)
+            return self._node(self._root, "$", ("#",), 0)
         except Impossible as impossible:
             raise impossible.error from None
 
@@ -133,7 +133,7 @@ class Builder:
                 return self._branches(flat, key, path, active, level)
         types = types_of(flat)
         if not types:
-            return anything(self._spacing, self._free(level))
+            return self._notation.anything(self._free(level))
         if len(types) == 1:
             return self._typed(types[0], flat, path, active, level)
         return self._some([lambda kind=kind: self._typed(kind, flat, path, active, level) for kind in types])
@@ -192,17 +192,14 @@ class Builder:
             values = [v for v in values if type_of(v) in types or (type_of(v) == "integer" and "number" in types)]
             rest.pop("type") if rest.keys() == {"type"} else None
         if rest and values:
-            allowed = automaton(self._build(rest, path, active, level), self._budget)
-            separators = (",", ":") if self._spacing == "compact" else (", ", ": ")
-            values = [
-                value
-                for value in values
-                if allowed.accepts(json.dumps(value, ensure_ascii=False, separators=separators).encode())
-            ]
+            # as JSON, whatever the notation: its texts are known
+            judge = Builder(self._root, self._field, JSON["spaced"], self._budget)
+            allowed = automaton(judge._build(rest, path, active, level), self._budget)
+            values = [value for value in values if allowed.accepts(json.dumps(value, ensure_ascii=False).encode())]
         if not values:
             place = below(path, "enum")
             raise Impossible(self._refuse(place, flat["enum"], "values that the rest of it allows", "correct one"))
-        return Alternation(tuple(known(v, self._style, f"{self._field} at {path}") for v in values))
+        return Alternation(tuple(self._notation.known(v, f"{self._field} at {path}") for v in values))
 
     # -- types -----------------------------------------------------------------------------------------------------
 
@@ -212,7 +209,7 @@ class Builder:
 
         match kind:
             case "string":
-                return string(flat, self._field, path, self._budget, refuse)
+                return string(flat, self._notation, self._field, path, self._budget, refuse)
             case "integer" | "number":
                 return number(flat, kind == "integer", path, self._budget, refuse)
             case "boolean":
@@ -228,7 +225,7 @@ class Builder:
     def _array(self, flat: Schema, path: str, active: Active, level: int) -> Expression:
         least, most = flat.get("minItems", 0), flat.get("maxItems")
         if not {"items", "prefixItems", "minItems", "maxItems"} & flat.keys():
-            return any_array(self._style, anything(self._spacing, self._free(level) - 1))
+            return self._notation.any_array(self._notation.anything(self._free(level) - 1))
         if most is not None and least > most:
             allowed = f"at most maxItems, {most}"
             raise self._refuse(below(path, "minItems"), least, allowed, "correct one of the two")
@@ -257,7 +254,7 @@ class Builder:
                 raise self._refuse(below(path, "required", i), key, allowed, "add the property")
         style = self._style
         items: list[tuple[Expression, bool]] = []
-        for key in (*properties, *(key for key in needed if key not in properties)):
+        for key in self._notation.ordered(dict.fromkeys((*properties, *needed))):
             where = below(path, "properties", key) if key in properties else below(path, "additionalProperties")
             try:
                 value = self._node(properties.get(key, extra), where, active, level + 1)
@@ -265,12 +262,12 @@ class Builder:
                 if key in needed:
                     raise
                 continue
-            items.append((style.pair(known(key, style, f"{self._field} at {where}"), value), key in needed))
+            items.append((style.pair(self._notation.key(key, f"{self._field} at {where}"), value), key in needed))
         if extra is not False:
             names = tuple(dict.fromkeys((*properties, *needed)))
             try:
                 value = self._extra(extra, below(path, "additionalProperties"), active, level)
-                pair = style.pair(other_keys(names, self._budget, path), value)
+                pair = style.pair(self._notation.other_keys(names, self._budget, path), value)
                 items.append((Loop(pair, style.comma), False))
             except Impossible:
                 pass
@@ -278,7 +275,7 @@ class Builder:
 
     def _extra(self, extra: Any, path: str, active: Active, level: int) -> Expression:
         if extra is True:
-            return anything(self._spacing, self._free(level) - 1)
+            return self._notation.anything(self._free(level) - 1)
         return self._node(extra, path, active, level + 1)
 
     def _free(self, level: int) -> int:

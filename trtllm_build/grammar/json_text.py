@@ -26,7 +26,6 @@ from trtllm_build.grammar.expressions import (
     literal,
     optional,
     sequence,
-    translate,
 )
 
 _SHORT = {ord(c): json.dumps(c)[1:-1].encode() for c in '"\\\b\f\n\r\t'}
@@ -43,12 +42,7 @@ def character(ranges: Ranges) -> Expression:
     return either(CodePoints(without(ranges, _ESCAPED)), *short)
 
 
-ONE_WAY = character(((0, 0x10FFFF),))  # any character, spelled one way
-
-
-def in_string(expression: Expression) -> Expression:
-    """What an expression over characters is inside the quotes of a JSON string, each character spelled one way."""
-    return translate(expression, character)
+EVERY_CHARACTER: Ranges = ((0, 0x10FFFF),)
 
 
 def quoted(content: Expression) -> Expression:
@@ -84,9 +78,11 @@ def any_string() -> Machine:
 def any_number(whole: bool) -> Machine:
     """Any integer of at most 18 digits; unless ``whole``, with a fraction and an exponent that no double exceeds."""
     digit = CodePoints(characters("0123456789"))
-    number: Expression = sequence(
-        optional(literal("-")),
-        either(literal("0"), sequence(CodePoints(characters("123456789")), Repetition(digit, 0, 17))),
+    from_one = sequence(CodePoints(characters("123456789")), Repetition(digit, 0, 17))
+    minus = optional(literal("-"))
+    # no integer is -0: readers of unsigned integers and those that make a float of it would not take it
+    number = (
+        either(literal("0"), sequence(minus, from_one)) if whole else sequence(minus, either(literal("0"), from_one))
     )
     if not whole:
         few = Repetition(digit, 1, 2)
@@ -147,21 +143,7 @@ SPACINGS = {
 }
 
 
-def known(value: Any, spacing: Spacing, field: str) -> Expression:
-    """A value of JSON that is known, as ``json.dumps`` writes it, characters as they are.
-
-    Raises:
-        FieldError: for what JSON cannot say (NaN, lone surrogates).
-    """
-    if isinstance(value, list):
-        return spacing.wrapped("[]", spacing.listed([known(item, spacing, field) for item in value]))
-    if isinstance(value, dict):
-        pairs = [spacing.pair(known(key, spacing, field), known(item, spacing, field)) for key, item in value.items()]
-        return spacing.wrapped("{}", spacing.listed(pairs))
-    return text(value, field)
-
-
-def text(value: Any, field: str) -> Expression:
+def scalar(value: Any, field: str) -> Expression:
     """A string, a number, true, false or null that is known.
 
     Raises:
@@ -177,23 +159,3 @@ def text(value: Any, field: str) -> Expression:
         ) from error
     except TypeError as error:
         raise FieldError(field=field, value=value, allowed="a value of JSON", fix="write it as JSON") from error
-
-
-@cache
-def anything(spacing: str, depth: int) -> Machine:
-    """Any value, with arrays and objects at most ``depth`` deep in each other."""
-    style = SPACINGS[spacing]
-    parts: list[Expression] = [any_string(), any_number(False), *map(literal, ("true", "false", "null"))]
-    if depth > 0:
-        parts += [any_array(style, anything(spacing, depth - 1)), any_object(style, anything(spacing, depth - 1))]
-    return _machine(either(*parts))
-
-
-def any_array(style: Spacing, item: Expression) -> Expression:
-    """An array of any number of items."""
-    return style.wrapped("[]", style.repeated(item))
-
-
-def any_object(style: Spacing, item: Expression, key: Expression | None = None) -> Expression:
-    """An object of any number of values under any keys."""
-    return style.wrapped("{}", style.repeated(style.pair(any_string() if key is None else key, item)))

@@ -43,7 +43,6 @@ class Nondeterministic:
         self.start = self._new()
         self.end = self._add(expression, self.start)
 
-    @property
     def largest_place(self) -> str:
         """The narrowest named part that makes up more than half of all states; empty when there is none."""
         sizes = self._sizes + Counter({place: len(self.free) - before for place, before in self._open})

@@ -12,7 +12,8 @@ from trtllm_build.grammar.determinise import automaton
 from trtllm_build.grammar.expressions import Expression, Machine, Named, Repetition
 from trtllm_build.grammar.json_formats import FORMATS
 from trtllm_build.grammar.json_numbers import LARGEST_MULTIPLE, bounded, interval, multiples
-from trtllm_build.grammar.json_text import ANY_WAY, ONE_WAY, any_number, any_string, in_string, quoted
+from trtllm_build.grammar.json_text import EVERY_CHARACTER, any_number
+from trtllm_build.grammar.notation import Notation
 from trtllm_build.grammar.products import intersection
 from trtllm_build.grammar.regex import regex
 from trtllm_build.grammar.schema_keywords import Schema, below
@@ -22,42 +23,43 @@ Refuse = Callable[[str, object, str, str], FieldError]
 _BOUNDS = ("minimum", "maximum", "exclusiveMinimum", "exclusiveMaximum")
 
 
-def string(schema: Schema, field: str, path: str, budget: Budget, refuse: Refuse) -> Expression:
+def string(schema: Schema, notation: Notation, field: str, path: str, budget: Budget, refuse: Refuse) -> Expression:
     """A string, bound by pattern, format and lengths in characters, all at once.
 
     Raises:
         FieldError: when no string fits, or for a pattern that is not regular.
     """
     least, most = schema.get("minLength", 0), schema.get("maxLength")
+    character = notation.character(EVERY_CHARACTER)
     bounds: list[Automaton] = []
     for key in ("pattern", "format"):
         if key not in schema:
             continue
         if key == "format":
-            bounds.append(_of_format(schema["format"]))
+            bounds.append(_of_format(schema["format"], notation))
             continue
-        content = in_string(regex(schema["pattern"], f"{field} at {below(path, key)}", anywhere=True))
+        content = notation.inside(regex(schema["pattern"], f"{field} at {below(path, key)}", anywhere=True))
         bounds.append(automaton(Named(below(path, key), content), budget))
         if bounds[-1].empty:
             raise refuse(key, schema[key], "a pattern that some text matches", "correct it")
     if not bounds:
         if most is None:
-            return quoted(Repetition(ANY_WAY, least)) if least else any_string()
-        return quoted(Repetition(ONE_WAY, least, most))
+            return notation.any_string(least)
+        return notation.quoted(Repetition(character, least, most))
     if least or most is not None:
-        bounds.append(automaton(Named(path, Repetition(ONE_WAY, least, most)), budget))
+        bounds.append(automaton(Named(path, Repetition(character, least, most)), budget))
     found = bounds[0]
     for other in bounds[1:]:
         found = intersection(found, other, budget, path)
     if found.empty:
         key = "pattern" if "pattern" in schema else "format"
         raise refuse(key, schema[key], "pattern, format and lengths that some text fits", "correct one of them")
-    return quoted(Machine(found))
+    return notation.quoted(Machine(found))
 
 
 @cache
-def _of_format(name: str) -> Automaton:
-    return automaton(in_string(regex(FORMATS[name], "format")), Budget("format", name, seconds=60))
+def _of_format(name: str, notation: Notation) -> Automaton:
+    return automaton(notation.inside(regex(FORMATS[name], "format")), Budget("format", name, seconds=60))
 
 
 def number(schema: Schema, whole: bool, path: str, budget: Budget, refuse: Refuse) -> Expression:

@@ -8,18 +8,18 @@ nodes and behaviours times states, not tokens times states.
 from __future__ import annotations
 
 from collections.abc import Collection
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from trtllm_build.grammar.automaton import Automaton, distances
+from trtllm_build.grammar.behaviours import Behaviours, Integers, Interned, joined, of_rows
 from trtllm_build.grammar.budget import Budget
 from trtllm_build.grammar.token_automaton import FAR, TokenAutomaton
 from trtllm_build.grammar.vocabulary import Vocabulary
 
-Rows = NDArray[Any]  # int16 or int32
-_MOST_CELLS = 20_000_000  # behaviours times states that are held at a time, of two bytes each
+_MOST_MOVES = 20_000_000  # of the behaviours of one level of the trie, four bytes each
+_MOST_CELLS = 40_000_000  # classes times states, four bytes each
 
 
 def token_automaton(
@@ -38,8 +38,8 @@ def token_automaton(
     """
     if vocabulary.drops_space:
         source = _with_dropped_space(source)
-    class_of, rows = _classes(source, vocabulary, budget)
-    return _assemble(source, class_of, rows, end_ids, budget)
+    class_of, classes = _classes(source, vocabulary, budget)
+    return _assemble(source, class_of, classes, end_ids, budget)
 
 
 def _with_dropped_space(source: Automaton) -> Automaton:
@@ -62,16 +62,14 @@ def _with_dropped_space(source: Automaton) -> Automaton:
     return Automaton(np.vstack([table, first]).astype(np.int32), atom_of, tokens, before, accepting)
 
 
-def _classes(source: Automaton, vocabulary: Vocabulary, budget: Budget) -> tuple[NDArray[np.int32], Rows]:
-    """The class of each token that has a text, and where each class leads; the first refuses everywhere."""
+def _classes(source: Automaton, vocabulary: Vocabulary, budget: Budget) -> tuple[NDArray[np.int32], Behaviours]:
+    """The class of each token that has a text, and what each class does; the first refuses everything."""
     states, atoms = source.table.shape
-    table = np.vstack([source.table, np.full((1, atoms), -1)]).astype(np.int16)  # -1 stays -1
-    refused = np.full((1, states), -1, np.int16)
-    names = _Interned(states)
-    names.number(refused)
-    classes = [refused]
+    names = Interned()
     class_of = np.zeros(vocabulary.trie.size, np.int32)
-    above = np.vstack([refused, np.arange(states, dtype=np.int16)[None]])  # behaviours of the level above
+    refused = of_rows([np.full(states, -1, np.int32)])
+    classes = [refused]
+    above = of_rows([np.full(states, -1, np.int32), np.arange(states, dtype=np.int32)])  # of the level above
     of_node = np.ones(1, np.int32)  # the root changes nothing
     for level in vocabulary.trie.levels:
         budget.check_time()
@@ -82,63 +80,44 @@ def _classes(source: Automaton, vocabulary: Vocabulary, budget: Budget) -> tuple
         seen[steps] = True
         seen[:256] = False  # what is refused stays refused
         taken = np.flatnonzero(seen)
+        # bytes of one atom act alike
         pairs, pair_of = np.unique((taken >> 8) * atoms + source.atom_of[taken & 255], return_inverse=True)
-        if len(pairs) * states > _MOST_CELLS:
-            raise budget.error("a grammar whose tokens act in fewer ways")
-        rows = table[above[pairs // atoms], (pairs % atoms)[:, None]]
-        above, number = _distinct(np.vstack([refused, rows]))
+        numbers, above = _stepped(source, above, pairs // atoms, pairs % atoms, budget)
         if len(above) == 1:
             break
         where = np.zeros(len(seen), np.int32)
-        where[taken] = number[1:][pair_of]
+        where[taken] = numbers[pair_of]
         of_node = where[steps]
         ends = of_node[level.ends]
         used = np.flatnonzero(np.bincount(ends, minlength=len(above)))
-        found, new = names.number(above[used])
-        classes.append(above[used][new])
+        ending = above.chosen(used)
+        found, new = names.number(ending)
+        classes.append(ending.chosen(new))
         renamed = np.zeros(len(above), np.int32)
         renamed[used] = found
         class_of[level.tokens] = renamed[ends]
-    return class_of, np.vstack(classes)
+    return class_of, joined(classes)
 
 
-def _distinct(rows: Rows) -> tuple[Rows, NDArray[np.int64]]:
-    """Different rows, the first one first, and the number of each row among them."""
-    numbers, fresh = _Interned(rows.shape[1]).number(rows)
-    return rows[fresh], numbers
-
-
-class _Interned:
-    """Numbers of rows, in the order in which they come; the same for equal rows."""
-
-    def __init__(self, width: int):
-        self._known: dict[bytes, int] = {}
-        self._width = width
-
-    def number(self, rows: Rows) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-        """The number of each row, and the indices of those that are new."""
-        known, numbers, fresh = self._known, [], []
-        whole, step = np.ascontiguousarray(rows).tobytes(), self._width * rows.itemsize
-        for i in range(len(rows)):
-            key = whole[i * step : (i + 1) * step]
-            number = known.get(key)
-            if number is None:
-                number = known[key] = len(known)
-                fresh.append(i)
-            numbers.append(number)
-        return np.array(numbers, np.int64), np.array(fresh, np.int64)
+def _stepped(
+    source: Automaton, above: Behaviours, which: Integers, atoms: Integers, budget: Budget
+) -> tuple[Integers, Behaviours]:
+    """Behaviours with one atom more: their numbers, and the different ones by number."""
+    before = above.chosen(which)
+    if len(before.moves) > _MOST_MOVES:
+        raise budget.error("a grammar whose tokens act in fewer ways")
+    targets = source.table[before.targets, atoms[before.owners]].astype(np.int64)
+    after = before.kept(targets >= 0, before.states, targets)
+    numbers, new = Interned().number(after)
+    return numbers, joined([of_rows([np.full(source.states, -1, np.int32)]), after.chosen(new)])
 
 
 def _assemble(
-    source: Automaton,
-    class_of: NDArray[np.int32],
-    rows: Rows,
-    end_ids: Collection[int],
-    budget: Budget,
+    source: Automaton, class_of: NDArray[np.int32], classes: Behaviours, end_ids: Collection[int], budget: Budget
 ) -> TokenAutomaton:
     """Classes of texts, of tokens without text and of end tokens, over the states that an answer can go through."""
     end = source.states
-    table: NDArray[np.int32] = np.hstack([rows, np.full((len(rows), 1), -1)]).astype(np.int32)
+    rows: list[NDArray[np.int32]] = []
     for token in {*source.tokens, *end_ids}:
         row = np.full(end + 1, -1, np.int32)
         if token in source.tokens:
@@ -147,23 +126,31 @@ def _assemble(
             if (row[:end][source.accepting] >= 0).any():
                 raise ValueError(f"token {token} both ends an answer and goes on with it")
             row[:end][source.accepting] = row[end] = end
-        class_of[token] = len(table)
-        table = np.vstack([table, row])
+        class_of[token] = len(classes) + len(rows)
+        rows.append(row)
+    classes = joined([classes, of_rows(rows)])
     accepting = np.append(source.accepting, True)
-    kept = _useful(table, source.start, accepting)
+    from_, to = _edges(classes)
+    budget.check_pairs(len(from_))
+    kept = _useful(from_, to, source.start, accepting)
     if not kept[source.start]:
         raise budget.error("a grammar with a text that the tokenizer's tokens can write")
-    number = np.full(end + 2, -1, np.int32)  # the last one: where a class is refused
-    number[:-1][kept] = np.arange(kept.sum())
-    table = number[table[:, kept]]
+    number = np.where(kept, np.cumsum(kept) - 1, -1)
+    states, targets = number[classes.states], number[classes.targets]
+    classes = classes.kept((states >= 0) & (targets >= 0), states, targets)
     # without the other states more classes are the same
-    merged, found = _distinct(np.vstack([np.full((1, table.shape[1]), -1, np.int32), table]))
-    from_, to = _edges(table)
-    budget.check_pairs(len(from_))
+    renamed, new = Interned().number(classes)
+    count = int(kept.sum())
+    if (len(new) + 1) * count > _MOST_CELLS:
+        raise budget.error("a grammar whose tokens act in fewer ways")
+    target = np.full((len(new) + 1, count), -1, np.int32)
+    different = classes.chosen(new)
+    target[different.owners + 1, different.states] = different.targets
+    from_, to = _edges(different)
     budget.check_time()
     return TokenAutomaton(
-        class_of=found[1:][class_of].astype(np.int32),
-        target=np.ascontiguousarray(merged, np.int32),
+        class_of=renamed[class_of].astype(np.int32),
+        target=target,
         start=int(number[source.start]),
         accepting=accepting[kept],
         distance=distances(from_, to, accepting[kept], FAR),
@@ -171,16 +158,14 @@ def _assemble(
     )
 
 
-def _edges(table: NDArray[np.int32]) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+def _edges(classes: Behaviours) -> tuple[Integers, Integers]:
     """The pairs of states that a class joins, each once."""
-    classes, states = np.nonzero(table >= 0)
-    found = np.unique(states * table.shape[1] + table[classes, states])
-    return found // table.shape[1], found % table.shape[1]
+    found = np.unique(classes.moves)
+    return (found >> 16).astype(np.int64), (found & 0xFFFF).astype(np.int64)
 
 
-def _useful(table: NDArray[np.int32], start: int, accepting: NDArray[np.bool_]) -> NDArray[np.bool_]:
+def _useful(from_: Integers, to: Integers, start: int, accepting: NDArray[np.bool_]) -> NDArray[np.bool_]:
     """The states that tokens lead to from the start, and from which they lead to an accepting one."""
-    from_, to = _edges(table)
     at_start = np.arange(len(accepting)) == start
     reached = distances(to, from_, at_start, FAR) < FAR
     found: NDArray[np.bool_] = reached & (distances(from_, to, accepting, FAR) < FAR)

@@ -45,7 +45,7 @@ class Grammars:
         )
         assert self._tokenizer is not None
         if self._vocabulary is None:
-            file, controls = self._tokenizer.file(), self._tokenizer.control_ids
+            file, controls = self._tokenizer.definition, self._tokenizer.control_ids
             self._vocabulary = read_vocabulary(file, controls, self._vocab_size)
         return compile_grammar(grammar, self._vocabulary, self._eos_ids)
 
