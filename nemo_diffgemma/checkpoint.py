@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_sha256, some
 from nemo_diffgemma.hf_config import load_architecture, write_config
+from nemo_diffgemma.json_files import read_object
 from nemo_diffgemma.weight_files import INDEX as INDEX
 from nemo_diffgemma.weight_files import REFETCH, Shape, Stored, find_weights
 
@@ -145,7 +146,7 @@ class Checkpoint:
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
         self.arch = load_architecture(self.directory)
-        quantised = json.loads((self.directory / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+        quantised = read_object(self.directory / "config.json", "config.json", REFETCH).get("quantization_config")
         fix = "name the checkpoint that it was made from"
         require(
             quantised is None,
@@ -235,20 +236,7 @@ class Checkpoint:
             FieldError: when it is no JSON object.
         """
         path = self.directory / "generation_config.json"
-        if not path.is_file():
-            return {}
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise FieldError(field=path.name, value=f"{path}: {error}", allowed="a JSON object", fix=REFETCH) from None
-        require(
-            isinstance(found, dict),
-            field=path.name,
-            value=f"{path}: {type(found).__name__}",
-            allowed="a JSON object",
-            fix=REFETCH,
-        )
-        return dict(found)
+        return read_object(path, path.name, REFETCH) if os.path.lexists(path) else {}
 
     @property
     def tokenizer_files(self) -> list[Path]:

@@ -183,6 +183,11 @@ def parse_config(config: DictConfig) -> TrainConfig:
         threads=None if values["threads"] is None else _count("threads", values["threads"]),
     )
     _check_together(parsed)
+    if init_from is not None:
+        from nemo_diffgemma.training.base import check_base  # torch takes seconds to import
+
+        assert parsed.data.tokenizer is not None
+        check_base(init_from, parsed.data.tokenizer)
     return parsed
 
 

@@ -8,6 +8,7 @@ import subprocess
 from pathlib import Path
 
 from tests.cases.case import Case
+from tests.support import random_checkpoint, small_architecture
 from tests.training.runs import TINY
 
 _TRAIN = f"diffgemma-train {' '.join(TINY)} data.generate.examples=1200"
@@ -61,7 +62,31 @@ def _other(name: str, arguments: str, said: str) -> Case:
     return Case(name=name, command=f"{_SIX} {arguments}", first=(_SIX,), status=2, said=said)
 
 
+def _base(folder: Path, change: str) -> None:
+    """A checkpoint of the user's, with what no run could write again at its end."""
+    base = random_checkpoint(folder / "base", small_architecture())
+    if change == "folder":
+        (base / "training.json").unlink(missing_ok=True)
+        (base / "training.json").mkdir()
+    else:
+        config = (base / "config.json").read_text().rstrip()
+        (base / "config.json").write_text(f'{config.removesuffix("}")}, "x": {change}}}')
+
+
+def _from_base(name: str, change: str, said: str) -> Case:
+    arguments = "data=chat data.train=train.jsonl init_from=base data.tokenizer={base} data.max_tokens=128 run=run"
+    command = f"diffgemma-train {arguments} optim.steps=1 parallel.accelerator=cpu"
+    files = {"train.jsonl": "{}"}
+    return Case(name, command, files, said, 2, setup=lambda folder: _base(folder, change), check=_nothing_begun)
+
+
+def _nothing_begun(folder: Path) -> None:
+    assert not (folder / "run").exists(), "a run was begun"
+
+
 CASES = (
+    _from_base("NaN in the base's config.json", "NaN", "^error: config.json:x: nan .*finite numbers, or null"),
+    _from_base("training.json is a folder in the base", "folder", "^error: init_from:training.json: .*a folder"),
     _refused("output is a folder of mine", "output=notes", f"^error: output: 'notes holds ideas.txt' {_FOREIGN}"),
     _refused("output is where I am", "output=.", "^error: output: "),
     _refused("output is a file of mine", "output=README.md", "^error: output: 'README.md' .*allowed: a folder"),
