@@ -13,7 +13,7 @@ SLIDING = "sliding_attention"
 GLOBAL = "full_attention"
 
 MOST = 2**31 - 1  # of what is counted: more is no model's, and kernels count in 32 bits
-MOST_LAYERS = 1024
+MOST_LAYERS, MOST_TOKENS = 1024, 2**24  # of the vocabulary, which tables and tokenizers are made for
 
 CORRECT = "correct config.json, or use a checkpoint of model_type 'diffusion_gemma'"
 
@@ -59,7 +59,7 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            most = MOST_LAYERS if name == "num_hidden_layers" else MOST
+            most = {"num_hidden_layers": MOST_LAYERS, "vocab_size": MOST_TOKENS}.get(name, MOST)
             value = getattr(self, name)
             self._check(_is_integer(value, 1) and value <= most, name, f"an integer >= 1, at most {most}")
         for name in ("layer_types", "eos_token_ids"):

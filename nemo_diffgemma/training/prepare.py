@@ -14,6 +14,7 @@ from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.corpus import Corpus, load_corpus
 from nemo_diffgemma.training.experiment import changes, describe
 from nemo_diffgemma.training.space import check_space, checkpoint_bytes
+from nemo_diffgemma.training.vision import check_vision
 
 
 def prepare(config: TrainConfig) -> Corpus:
@@ -25,6 +26,8 @@ def prepare(config: TrainConfig) -> Corpus:
         FieldError: when a folder is somebody else's or too full, a file of data not what it should be, the run in the
             folder another experiment, or there is nothing to resume from.
     """
+    if config.init_from is None:
+        check_vision(config.arch)
     check_replaceable(config.output, MARKER, "output")
     step = _step_to_go_on_from(config)
     if config.data.generate is not None:

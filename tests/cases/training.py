@@ -97,6 +97,21 @@ CASES = (
     _refused("output would hold the run", "output=out run=out/run", "^error: output: 'out' .*does not lie in"),
     _refused("output cannot be written", "output=/proc/model", "^error: output: '/proc.*No such file or directory"),
     _refused("resume=true and nothing there", "resume=true", "^error: resume: True .*resume=auto"),
+    *(
+        _refused(f"{override} cannot be", f"run=run {override}", f"^error: {said}", check=_nothing_begun)
+        for override, said in (
+            ("data.generate=5", "data.generate: 5 .*an object of examples, held_out, seed"),
+            ("model.eos_token_ids=1", "model.eos_token_ids: 1 .*a list"),
+            ("model.layer_types=null", "model.layer_types: None .*a list"),
+            ("model.vision_config=5", "model.vision_config: 5 .*an object"),
+            ("model.vision_config.hidden_size=x", "model.vision_config: .*a tower that transformers builds"),
+            ("model.hidden_size=33", "model.hidden_size: 33 .*a multiple of 4"),
+            ("threads=100000", "threads: 100000 .*the CPUs of this machine"),
+            ("optim.lr=1e300", "optim.lr: 1e.300 .*at most 1e.30"),
+            (f"output={'x' * 300}", "output: .*names of at most 200 bytes"),
+        )
+    ),
+    Case("a beta of zero", f"{_TRAIN} optim.steps=2 run=run optim.betas=[0,0.9]", _NOTES, "^model    run/checkpoint"),
     Case(
         name="model.old and model.partial of mine beside output=model",
         command=f"{_TRAIN} optim.steps=2 run=run output=model",
