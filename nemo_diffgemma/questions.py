@@ -8,7 +8,7 @@ from pathlib import Path
 
 from nemo_diffgemma.chat import Message
 from nemo_diffgemma.conversations.reader import Reader
-from nemo_diffgemma.conversations.records import Record
+from nemo_diffgemma.conversations.record import Record
 from nemo_diffgemma.errors import require
 
 
