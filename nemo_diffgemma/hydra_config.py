@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -15,23 +16,31 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_diffgemma.errors import FieldError, require
-from nemo_diffgemma.hydra_paths import quote_paths
+from nemo_diffgemma.hydra_paths import PATHS, SEVERAL, quote_paths
+from nemo_diffgemma.names import check_name, check_path
 
 
 def compose_config(directory: Path, name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose ``directory/name.yaml`` with command-line overrides.
 
     Raises:
-        FieldError: when an override is not ``key=value``, or names an unknown group choice or key.
+        FieldError: when an override is not ``key=value``, or names an unknown group choice or key; when a path is not
+            UTF-8 or has control characters, itself, by a variable or by the folder it lies in.
     """
+    check_path("the folder you are in", ".")
     for override in overrides:
+        key, _, value = override.partition("=")
+        check_name("command line", key)
+        check_name(key, value)
         check_choice(directory, override)
     overrides = quote_paths(overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(directory.resolve()), version_base="1.3"):
         try:
             config = compose(name, overrides=list(overrides))
-            OmegaConf.to_container(config, resolve=True)
+            values = OmegaConf.to_container(config, resolve=True)
+            assert isinstance(values, dict)
+            _check_paths(values)
             return config
         except (HydraException, OmegaConfBaseException) as error:
             unknown = re.search(r"Could not override '([^']+)'", str(error))
@@ -85,6 +94,18 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
         if isinstance(value, DictConfig):
             keys += _keys(value, f"{key}.")
     return keys
+
+
+def _check_paths(values: dict[Any, Any], prefix: str = "") -> None:
+    """Check every path of a composed configuration: variables and the home folder are in it."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                (check_path if name in PATHS | SEVERAL else check_name)(name, text)
+    for key, value in values.items():  # later: paths of groups lie in folders that are named above
+        if isinstance(value, dict):
+            _check_paths(value, f"{prefix}{key}.")
 
 
 def _nearest(value: str, known: Sequence[str]) -> str:

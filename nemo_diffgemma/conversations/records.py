@@ -17,6 +17,7 @@ from nemo_diffgemma.conversations.faults import Faults
 from nemo_diffgemma.conversations.parquet import parquet_records
 from nemo_diffgemma.conversations.record import ONE_A_LINE, Record, Tick
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.names import check_name
 
 _BOM = b"\xef\xbb\xbf"
 _PARQUET = b"PAR1"
@@ -56,37 +57,41 @@ def find_files(field: str, patterns: Sequence[str]) -> tuple[Path, ...]:
         patterns: a path that exists is that file, whatever characters it has.
 
     Raises:
-        FieldError: for a path without a file, and a pattern that nothing matches.
+        FieldError: for a path without a file, a pattern that nothing matches or that matches what cannot be read twice
+            (a pipe, a link to nothing), and for names that :func:`~nemo_diffgemma.names.check_name` refuses.
     """
     found: list[Path] = []
     require(bool(patterns), field=field, value=list(patterns), allowed="one file or more", fix=f"pass {field}=FILE")
     for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            inside = path / ("*.parquet" if any(path.glob("*.parquet")) else "*.jsonl")
-            raise FieldError(
-                field=field,
-                value=pattern,
-                allowed="files, not a folder",
-                fix=f"pass {field}={shlex.quote(str(inside))}",
-            )
-        if path.is_file():
-            found.append(path)
-            continue
-        allowed = "a file that can be read twice" if path.exists() else "a JSONL file that exists"
-        require(
-            not path.exists() and has_magic(pattern),
-            field=field,
-            value=pattern,
-            allowed=allowed,
-            fix=f"pass {field}=FILE",
-        )
-        matches = [Path(name) for name in sorted(glob(pattern, recursive=True)) if os.path.isfile(name)]
-        require(
-            bool(matches), field=field, value=pattern, allowed="a pattern that matches a file", fix=f"pass {field}=FILE"
-        )
-        found += matches
+        try:
+            found += _named(field, pattern)
+        except OSError as error:
+            allowed, fix = f"a path that can be looked at ({error.strerror})", f"pass {field}=FILE"
+            raise FieldError(field=field, value=pattern, allowed=allowed, fix=fix) from None
     return tuple(found)
+
+
+def _named(field: str, pattern: str) -> list[Path]:
+    check_name(field, pattern)
+    path, fix = Path(pattern), f"pass {field}=FILE"
+    if path.is_dir():
+        inside = path / ("*.parquet" if any(path.glob("*.parquet")) else "*.jsonl")
+        fix = f"pass {field}={shlex.quote(str(inside))}"
+        raise FieldError(field=field, value=pattern, allowed="files, not a folder", fix=fix)
+    if path.is_file():
+        return [path]
+    remote = "://" in pattern and not path.exists()
+    fetch = f"fetch it first, then pass {field}=FILE"
+    require(not remote, field=field, value=pattern, allowed="a file on this machine", fix=fetch)
+    allowed = "a file that can be read twice" if path.exists() else "a JSONL file that exists"
+    require(not path.exists() and has_magic(pattern), field=field, value=pattern, allowed=allowed, fix=fix)
+    matches = [name for name in sorted(glob(pattern, recursive=True)) if not os.path.isdir(name)]
+    require(bool(matches), field=field, value=pattern, allowed="a pattern that matches a file", fix=fix)
+    for name in matches:
+        check_name(field, name)
+        fix = f"remove it, or pass a pattern that does not match it (of {pattern!r})"
+        require(os.path.isfile(name), field=field, value=name, allowed="a file that can be read twice", fix=fix)
+    return [Path(name) for name in matches]
 
 
 def records(

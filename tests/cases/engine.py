@@ -96,6 +96,10 @@ def _nothing_built(folder: Path) -> None:
 
 CASES = (
     _refused("out is a folder of mine", "out=notes", "^error: out: 'notes holds ideas.txt' .*a new or empty folder"),
+    *(
+        _refused(f"{key} is no UTF-8", f"{key}=x\udce9", rf"^error: {key}: 'x.udce9' .*a name in UTF-8")
+        for key in ("out", "checkpoint", "held_out", "calibration")
+    ),
     _refused("out is where I am", "out=.", "^error: out: .*the one you are in"),
     _refused("out is empty", "out=", "^error: out: '' cannot be used"),
     _refused("out is a file of mine", "out=README.md", "^error: out: 'README.md' .*a folder"),
