@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -15,17 +16,22 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_diffgemma.errors import FieldError, require
-from nemo_diffgemma.hydra_paths import check_paths, quote_paths
+from nemo_diffgemma.hydra_paths import PATHS, SEVERAL, check_paths, quote_paths
+from nemo_diffgemma.names import check_name, check_path
 
 
 def compose_config(directory: Path, name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose ``directory/name.yaml`` with command-line overrides.
 
     Raises:
-        FieldError: when an override is not ``key=value``, or names an unknown group choice or key, and for a path that
-            can be none.
+        FieldError: when an override is not ``key=value``, or names an unknown group choice or key; for a path that can
+            be none, that is not UTF-8 or that has control characters, itself, by a variable or by the folder it lies in.
     """
+    check_path("the folder you are in", ".")
     for override in overrides:
+        key, _, value = override.partition("=")
+        check_name("command line", key)
+        check_name(key, value)
         check_choice(directory, override)
     overrides = quote_paths(overrides)
     GlobalHydra.instance().clear()
@@ -42,6 +48,7 @@ def compose_config(directory: Path, name: str, overrides: Sequence[str]) -> Dict
             groups = [o for o in overrides if (directory / o.partition("=")[0]).is_dir()]
             raise unknown_key(key, value, _keys(compose(name, overrides=groups))) from None
     assert isinstance(values, dict)
+    _check_names(values)
     check_paths({str(key): value for key, value in values.items()})
     return config
 
@@ -95,6 +102,18 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
         if isinstance(value, DictConfig):
             keys += _keys(value, f"{key}.")
     return keys
+
+
+def _check_names(values: dict[Any, Any], prefix: str = "") -> None:
+    """Check every text of a composed configuration: variables and the home folder are in it."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                (check_path if name in PATHS | SEVERAL else check_name)(name, text)
+    for key, value in values.items():  # later: paths of groups lie in folders that are named above
+        if isinstance(value, dict):
+            _check_names(value, f"{prefix}{key}.")
 
 
 def _nearest(value: str, known: Sequence[str]) -> str:

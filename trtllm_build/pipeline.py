@@ -13,7 +13,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from nemo_diffgemma.questions import read_questions
 from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, Bundle, write_manifest
 from trtllm_build.compilers import Outcome, compiler
+from trtllm_build.gates.questions import CALIBRATION_QUESTIONS, check_questions
 from trtllm_build.hardware import has_gpu
 from trtllm_build.limits import Limits
 from trtllm_build.network.cache import cache_bytes
@@ -48,7 +49,6 @@ from trtllm_build.spec import INPUT_SCALES, EngineSpec, input_scales, on_cpu
 Report = Callable[[str], None]
 UNIFIED = "unified"  # folder below the build's
 Manifest = dict[str, Any]
-_CALIBRATION = 64  # conversations
 _LITTLE = 2**26  # bytes of compiled pieces, descriptions, logs
 _FEW = 2**30  # parameters of a model whose layers are all read back
 
@@ -81,16 +81,8 @@ def _build(plan: Plan, report: Report) -> Manifest:
         report(line)
 
     checkpoint = None if plan.checkpoint is None else import_checkpoint(plan.checkpoint, note)
-    for field, path in (("calibration", plan.calibration), ("held_out", plan.held_out)):
-        if path is not None:
-            read = len(read_questions(path))
-            require(
-                read > 0,
-                field=field,
-                value=str(path),
-                allowed="at least one conversation in it",
-                fix=f"pass {field}=FILE with some",
-            )
+    if checkpoint is not None:
+        plan = replace(plan, longest_question=check_questions(plan, checkpoint))
     generation(plan.arch, checkpoint)
     if not (plan.out / MANIFEST).is_file():  # before the checkpoint is hashed, unless there may be nothing to do
         check_space(plan.out, needed_bytes(plan, checkpoint))
@@ -120,7 +112,7 @@ def _build(plan: Plan, report: Report) -> Manifest:
         )
     describe_model(plan.arch, checkpoint, work)
     if plan.calibration is not None and checkpoint is not None and not (work / INPUT_SCALES).is_file():
-        spec = EngineSpec(work, on_cpu(plan.limits))
+        spec = EngineSpec(work, on_cpu(plan.limits, plan.longest_question))
         write_json(work / INPUT_SCALES, find_scales(checkpoint, spec, plan.calibration, note))
     unified = work / UNIFIED
     if plan.unified and checkpoint is not None and not unified.is_dir():
@@ -201,17 +193,9 @@ def find_scales(checkpoint: Checkpoint, spec: EngineSpec, calibration: Path, not
     """Scales of what every product reads, from conversations that the unquantised model answers.
 
     Raises:
-        FieldError: when the model does not fit into this machine's memory, or has no tokenizer.
+        FieldError: when the model does not fit into this machine's memory.
     """
-    questions = read_questions(calibration, _CALIBRATION)
-    fix = "add its tokenizer's files to the checkpoint"
-    require(
-        bool(checkpoint.tokenizer_files),
-        field="calibration",
-        value=str(checkpoint.directory),
-        allowed="a model with a tokenizer",
-        fix=fix,
-    )
+    questions = read_questions(calibration, CALIBRATION_QUESTIONS, "calibration")
     from trtllm_build.gates.calibrate import calibrate
 
     scales = calibrate(checkpoint, spec, questions)

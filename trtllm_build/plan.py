@@ -41,6 +41,7 @@ class Plan:
         largest_loss: of exact match on held-out questions, against float32; a build that loses more fails.
         unified: whether a quantised checkpoint is also written in the unified Hugging Face layout.
         arch: the checkpoint's architecture.
+        longest_question: tokens of the longest question that the build asks, with its answer; 0 before files are read.
     """
 
     checkpoint: Path | None
@@ -58,6 +59,7 @@ class Plan:
     largest_loss: float
     unified: bool
     arch: Architecture
+    longest_question: int = 0
 
     @property
     def unified_out(self) -> Path:

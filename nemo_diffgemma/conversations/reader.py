@@ -11,7 +11,8 @@ from pathlib import Path
 from nemo_diffgemma.chat import Message
 from nemo_diffgemma.conversations.faults import Faults
 from nemo_diffgemma.conversations.forms import convert, recognise
-from nemo_diffgemma.conversations.records import Record, records
+from nemo_diffgemma.conversations.record import Record
+from nemo_diffgemma.conversations.records import records
 from nemo_diffgemma.errors import FieldError
 
 
@@ -81,7 +82,7 @@ class Reader:
 
     def _of(self, path: Path, before: int) -> Iterator[Conversation]:
         form = self._form
-        for where, record in records(path, self.field, self.faults, lambda done: self._tick(before + done)):
+        for where, record in records(path, self.field, self.faults, form, lambda done: self._tick(before + done)):
             try:
                 form = form or recognise(record, where)
                 messages, tools = convert(record, form, where)

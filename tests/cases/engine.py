@@ -87,8 +87,19 @@ def _nothing_but_work(folder: Path) -> None:
 
 
 _ONCE = f"{_BUILD} checkpoint={{base}} out=engine"
+_LONG = _QUESTION.replace("red", "red " * 80)
+
+
+def _nothing_built(folder: Path) -> None:
+    assert not [*folder.glob("engine*"), *folder.glob(".*.partial")], "something was built"
+
+
 CASES = (
     _refused("out is a folder of mine", "out=notes", "^error: out: 'notes holds ideas.txt' .*a new or empty folder"),
+    *(
+        _refused(f"{key} is no UTF-8", f"{key}=x\udce9", rf"^error: {key}: 'x.udce9' .*a name in UTF-8")
+        for key in ("out", "checkpoint", "held_out", "calibration")
+    ),
     _refused("out is where I am", "out=.", "^error: out: .*the one you are in"),
     _refused("out is empty", "out=", "^error: out: '' cannot be used"),
     _refused("out is a file of mine", "out=README.md", "^error: out: 'README.md' .*a folder"),
@@ -141,6 +152,18 @@ CASES = (
     _builds("shards, and one of another saving", "checkpoint=model", setup=_shards_and_an_older_one),
     _builds("null where nothing was set", "checkpoint=model", setup=_nulls),
     _builds("per_layer_config {} as transformers writes it", "checkpoint=model", setup=_as_transformers_saves_it),
+    *(
+        Case(
+            f"engine: one of {key} is too long for the engine",
+            "diffgemma-engine build gpu=h100 precision=fp8_static checkpoint={base} out=engine gpu.limits.context=128 "
+            f"calibration=asked.jsonl held_out=asked.jsonl {key}=long.jsonl",
+            {"asked.jsonl": _QUESTION, "long.jsonl": f"{_QUESTION}\n{_LONG}\n"},
+            rf"^error: {key}: long.jsonl:2: messages: '\d+ tokens .*at most 128.*fix: pass gpu.limits.context=",
+            status=2,
+            check=_nothing_built,
+        )
+        for key in ("calibration", "held_out")
+    ),
     Case(
         "engine: held-out and calibration files with a mark, blank lines, U+2028",
         "diffgemma-engine build gpu=h100 precision=fp8_static checkpoint={base} out=engine calibration=asked.jsonl held_out=asked.jsonl",

@@ -11,7 +11,7 @@ import pytest
 from nemo_diffgemma.conversations.reader import Conversation
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.tokenizer import Tokenizer
-from nemo_diffgemma.training.data import Encoder, Example, load_examples
+from nemo_diffgemma.training.data import Encoded, Encoder, load_examples
 from tests.model.templates import ALTERNATING, GEMMA, tokenizer
 
 END, CANVAS = 1, 16
@@ -34,7 +34,7 @@ def tokens(text_checkpoint: Path) -> Tokenizer:
 def encode(tokens: Tokenizer, messages: list[dict[str, str]], max_tokens: int = 999, too_long: str = "refuse") -> Any:
     talk = Conversation(tuple(messages[:-1]), messages[-1]["content"], (), "file:7")
     (found,) = Encoder(tokens, CANVAS, END, max_tokens, too_long).encode([talk])
-    return found
+    return found.example if isinstance(found, Encoded) else found
 
 
 def test_response_is_the_answer_its_end_of_turn_and_filling_to_whole_canvases(tokens: Tokenizer) -> None:
@@ -77,8 +77,8 @@ def test_many_conversations_at_once_are_each_what_it_is_alone(tmp_path: Path) ->
     together = encoder.encode(talks)
     assert together == [encoder.encode([talk])[0] for talk in talks]
     tools = together[7]
-    assert isinstance(tools, Example)
-    assert "<|tool>declaration:f<tool|>" in tokens.decode(tools.prompt, skip_special_tokens=False)
+    assert isinstance(tools, Encoded)
+    assert "<|tool>declaration:f<tool|>" in tokens.decode(tools.example.prompt, skip_special_tokens=False)
 
 
 # -- too long --------------------------------------------------------------------------------------------------------
@@ -115,8 +115,12 @@ def test_what_was_cut_and_left_out_is_counted_and_named(tokens: Tokenizer, tmp_p
     records = [{"messages": long_talk(n)} for n in (1, 20, 1, 30)]
     records.insert(2, {"messages": [turn("user", "red " * 500), turn("assistant", "blue")]})
     path = jsonl(tmp_path / "x.jsonl", *records)
-    cut = load_examples([path], Encoder(tokens, CANVAS, END, 120, "cut"))
+    cut = load_examples([path], Encoder(tokens, CANVAS, END, 120, "cut"), keep=None)
     assert len(cut.examples) == 4
+    # what travels with the model is what was learnt: a build would refuse the rest as too long
+    (tmp_path / "again.jsonl").write_text("".join(f"{kept}\n" for kept in cut.lines), encoding="utf-8")
+    again = load_examples([tmp_path / "again.jsonl"], Encoder(tokens, CANVAS, END, 120))
+    assert again.examples == cut.examples
     assert cut.summary == (
         f"data.train: 5 conversations, messages form; 2 over 120 tokens lost older messages: {path}:2, {path}:5; "
         f"1 over 120 tokens with their last exchange alone left out: {path}:3"
