@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nemo_diffgemma.checkpoint import Checkpoint
-from nemo_diffgemma.training.run_folder import newest_step
+from nemo_diffgemma.training.checkpoint_files import newest_step
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 

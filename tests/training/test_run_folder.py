@@ -9,9 +9,10 @@ from pathlib import Path
 import pytest
 
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.training.checkpoint_files import checkpoint_path, newest_step, put_checkpoint
 from nemo_diffgemma.training.config import load_config
 from nemo_diffgemma.training.prepare import prepare
-from nemo_diffgemma.training.run_folder import held, newest_step
+from nemo_diffgemma.training.run_folder import held
 from tests.training.runs import MODEL
 
 TALK = {"messages": [{"role": "user", "content": "red chair"}, {"role": "assistant", "content": "green table"}]}
@@ -33,13 +34,20 @@ def begin(run: Path, *overrides: str) -> None:
         prepare(config)
 
 
+def keep(run: Path, step: int) -> None:
+    """A training checkpoint, as far as anything but Lightning can tell."""
+    written = run / "checkpoints" / "written"
+    written.write_text("weights")
+    put_checkpoint(written, checkpoint_path(run, step))
+
+
 @pytest.fixture
 def used(tmp_path: Path, options: list[str]) -> Path:
     """A run's folder with a training checkpoint of step 6, as far as anything but Lightning can tell."""
     run = tmp_path / "run"
     begin(run, *options, "optim.steps=12")
     (run / "checkpoints").mkdir()
-    (run / "checkpoints" / "step=6.ckpt").write_text("weights")
+    keep(run, 6)
     (run / "nemo").mkdir()
     return run
 
@@ -112,7 +120,7 @@ def test_a_new_run_moves_only_the_earlier_ones_files(used: Path, options: list[s
     (used / "notes.md").write_text("mine, put here after the run began")
     begin(used, *options)
     begin(used, *options)
-    assert sorted(path.name for path in used.iterdir()) == [".lock", "notes.md", "run.json", "run_0"]
+    assert sorted(path.name for path in used.iterdir()) == ["notes.md", "run.json", "run_0"]
     assert sorted(path.name for path in (used / "run_0").iterdir()) == ["checkpoints", "nemo", "run.json"]
     assert newest_step(used) is None
 
@@ -174,8 +182,10 @@ def test_resume_true_wants_a_checkpoint_and_auto_does_not(tmp_path: Path, option
 def test_what_a_killed_run_left_half_written_is_removed(used: Path, options: list[str]) -> None:
     (used / "checkpoints" / ".step=8.ckpt.0123456789ab.partial").write_text("half")
     (used / "checkpoints" / ".step=9.ckpt.shards.partial").mkdir()
+    keep(used, 9)
+    (used / "checkpoints" / "step=9.ckpt").unlink()
     begin(used, *options, "optim.steps=12", "resume=auto")
-    assert [path.name for path in (used / "checkpoints").iterdir()] == ["step=6.ckpt"]
+    assert sorted(path.name for path in (used / "checkpoints").iterdir()) == ["step=6.ckpt", "step=6.json"]
 
 
 @pytest.mark.parametrize("output", ["runs", ".", "runs/x", "base"])
