@@ -8,6 +8,7 @@ import sys
 from contextlib import nullcontext
 
 from nemo_diffgemma.conversations.forms import FORMS
+from nemo_diffgemma.entry import status_of_output
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.hydra_config import choices
 from nemo_diffgemma.quiet import quiet_start
@@ -97,11 +98,14 @@ def _main(arguments: list[str], ending: Ending) -> None:
         check_launcher(config.parallel)
         ending.run = config.run
         _run(config)
+        status_of_output(printed=False)
         return
     from nemo_diffgemma.training.dry_run import show, summary
 
     values = summary(config)
     print(json.dumps(values, indent=2)) if "--json" in flags else show(values)
+    if status := status_of_output(printed=True):
+        raise SystemExit(status)
 
 
 def _run(config: TrainConfig) -> None:
@@ -117,7 +121,3 @@ def _run(config: TrainConfig) -> None:
         from nemo_diffgemma.training.run import train
 
         train(config, corpus, signals)
-
-
-if __name__ == "__main__":
-    main()

@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 
+from nemo_diffgemma.entry import leave
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.machine import named, refusal
 from nemo_diffgemma.training.checkpoint_files import newest_step
@@ -43,7 +44,10 @@ class Ending:
             Exit status: 0; 2 after a user's mistake; 1 when the run cannot go on; 128 plus a signal's number.
         """
         try:
-            task()
+            try:
+                task()
+            finally:
+                leave()  # what is said from here on is not interrupted
         except FieldError as error:
             return _end(f"error: {error}", 2)
         except NotFinite as error:

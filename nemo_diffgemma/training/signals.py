@@ -7,21 +7,8 @@ import signal
 import subprocess
 from types import FrameType
 
-# Preemption, eviction, `docker stop` and scancel send SIGTERM; a terminal SIGINT and SIGHUP; Slurm, asked to warn
-# before its time limit, SIGUSR1.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-
-
-class Stopped(BaseException):
-    """A signal ended the run. Not an ``Exception``: what catches errors along the way must not catch this.
-
-    Args:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int):
-        self.number = number
-        super().__init__(signal.Signals(number).name)
+from nemo_diffgemma.entry import SIGNALS as SIGNALS
+from nemo_diffgemma.entry import Stopped as Stopped
 
 
 class StopSignals:

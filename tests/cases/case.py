@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-_MODULES = {"diffgemma-train": "nemo_diffgemma.training.cli", "diffgemma-engine": "trtllm_build.cli"}
+_MODULES = {"diffgemma-train": "nemo_diffgemma.training", "diffgemma-engine": "trtllm_build"}
 _ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "HF_HUB_OFFLINE": "1",
