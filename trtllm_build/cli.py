@@ -9,6 +9,7 @@ import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
 from typing import NoReturn
 
@@ -87,6 +88,9 @@ def main(arguments: Sequence[str] | None = None) -> None:
     again = "; run the same command again: it goes on where it stopped" if options.command == "build" else ""
     status = 0
     try:
+        if options.command == "build":
+            # transformers takes seconds to import, which --help should not; and imports may catch what a signal raises
+            import_module("trtllm_build.pipeline")
         with stoppable():
             _run(options)
         status = status_of_output(printed=options.command != "build" or options.json)
@@ -125,7 +129,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _build(overrides: Sequence[str], as_json: bool) -> None:
-    from trtllm_build.pipeline import build  # transformers takes seconds to import; --help should not
+    from trtllm_build.pipeline import build
     from trtllm_build.plan import make_plan
 
     console = Console(stderr=as_json, highlight=False)

@@ -115,9 +115,9 @@ def _run(config: TrainConfig) -> None:
         end_with_parent()
     with held(config.run) if is_first() else nullcontext():
         # NeMo takes seconds to import, and torch: only once everything that can be wrong has been looked at
-        from nemo_diffgemma.training.prepare import prepare
-
+        with signals.noted():
+            from nemo_diffgemma.training.prepare import prepare
         corpus = prepare(config) if is_first() else None
-        from nemo_diffgemma.training.run import train
-
+        with signals.noted():
+            from nemo_diffgemma.training.run import train
         train(config, corpus, signals)

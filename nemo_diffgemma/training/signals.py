@@ -5,6 +5,8 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
 from nemo_diffgemma.entry import SIGNALS as SIGNALS
@@ -27,6 +29,15 @@ class StopSignals:
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:
                 signal.signal(number, self._handle)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Only note a signal in this block, and raise at its end: imports may catch what is raised in them."""
+        self.deferred = True
+        yield
+        self.deferred = False
+        if self.received:
+            raise Stopped(self.received)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self.deferred or self.received == number:
