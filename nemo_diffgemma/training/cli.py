@@ -72,7 +72,7 @@ def main() -> None:
     if "--help" in arguments or "-h" in arguments:
         groups = [f"  {group + '=':<24}{', '.join(choices(CONF, group))}" for group in GROUPS]
         print(HELP.format(groups="\n".join(groups), forms=", ".join(FORMS)))
-        return
+        sys.exit(status_of_output(printed=True))
     # before torch is imported: threads that wait by spinning make a step ten times slower as soon as anything else runs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # AutoModel compiles a few functions; on a CPU that costs more than it gives

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.training.checkpoint_files import checkpoint_path, newest_step, put_checkpoint
@@ -105,6 +107,27 @@ def test_a_mistake_found_late_leaves_no_folder(tmp_path: Path, options: list[str
     with pytest.raises(FieldError, match="messages"):
         begin(tmp_path / "deep" / "down" / "run", *options, f"data.train={data}")
     assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
+
+
+@pytest.mark.parametrize("overrides", [["data.batch=9"], ["init_from={base}", "data.tokenizer={base}"]])
+def test_a_refusal_moves_nothing_and_leaves_nothing(
+    overrides: list[str], used: Path, options: list[str], tmp_path: Path, text_checkpoint: Path
+) -> None:
+    """Also one that is found in the last tensor of what a run is to begin with."""
+    base = shutil.copytree(text_checkpoint, tmp_path / "base")
+    (shard,) = base.glob("*.safetensors")
+    tensors = load_file(shard)
+    tensors[max(tensors)][0] = float("nan")
+    save_file(tensors, shard, metadata={"format": "pt"})
+    given = [o for o in options if not o.startswith(("model.", "data.tokenizer"))] if len(overrides) > 1 else options
+    given += [o.format(base=base) for o in overrides]
+    before = sorted(used.rglob("*"))
+    with pytest.raises(FieldError, match=r"^(data.batch|checkpoint:)"):
+        begin(used, *given, "resume=false")
+    assert sorted(used.rglob("*")) == before
+    with pytest.raises(FieldError, match=r"^(data.batch|checkpoint:)"):
+        begin(tmp_path / "deep" / "new", *given)
+    assert not (tmp_path / "deep").exists()
 
 
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
