@@ -25,7 +25,7 @@ def compose_config(directory: Path, name: str, overrides: Sequence[str]) -> Dict
 
     Raises:
         FieldError: when an override is not ``key=value``, or names an unknown group choice or key; for a path that can
-            be none, that is not UTF-8 or that has control characters, itself, by a variable or by the folder it lies in.
+            be none, is not UTF-8 or has control characters, itself, by a variable or by the folder it lies in.
     """
     check_path("the folder you are in", ".")
     for override in overrides:

@@ -28,9 +28,9 @@ _ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*?)\s*(?:,|$)
 def quote_paths(overrides: Sequence[str]) -> list[str]:
     """Overrides in which every path is quoted as Hydra wants it; the others as they are.
 
-    ``~`` at the start is the home folder. A value in quotes, ``null``, and a list in brackets for what takes several
-    files are read as Hydra reads them; each of a list's items may have any characters but a comma. What has been
-    quoted here stays as it is.
+    ``~`` at the start is the home folder; ``a/../b`` is followed once, here. A value in quotes, ``null``, and a list in
+    brackets for what takes several files are read as Hydra reads them; each of a list's items may have any characters
+    but a comma. What has been quoted here stays as it is.
 
     Raises:
         FieldError: for a path that is empty.
@@ -92,6 +92,8 @@ def _quoted(key: str, value: str) -> str:
         return value
     path = os.path.expanduser(value)
     path = path.rstrip("/") or "/"
+    if re.search(r"(^|/)(?!\.\.?/)[^/]+/+\.\.(/|$)", path):
+        path = os.path.realpath(path)  # while it does not exist, a/../b is no path to b
     return str(QuotedString(text=path, quote=Quote.single).with_quotes())
 
 

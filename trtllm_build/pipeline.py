@@ -31,7 +31,7 @@ from trtllm_build.gates.questions import CALIBRATION_QUESTIONS, check_questions
 from trtllm_build.hardware import has_gpu
 from trtllm_build.limits import Limits
 from trtllm_build.network.cache import cache_bytes
-from trtllm_build.out import check_place, check_space, folder_bytes, one_build_at_a_time, put, work_directory
+from trtllm_build.out import check_place, check_space, folder_bytes, one_build_at_a_time, put, working
 from trtllm_build.plan import Plan
 from trtllm_build.quantization.recipe import Recipe
 from trtllm_build.quantization.unified import unified_bytes, write_unified
@@ -93,43 +93,43 @@ def _build(plan: Plan, report: Report) -> Manifest:
         note(f"bundle   {plan.out} is up to date: nothing to do")
         return there
     check_space(plan.out, needed_bytes(plan, checkpoint))
-    work = work_directory(plan.out, json.dumps(inputs, sort_keys=True), note)
-    if there is not None and (plan.out / "weights").is_dir() and not (work / "weights").exists():
-        shutil.copytree(plan.out / "weights", work / "weights", copy_function=os.link)
-    # the others' files hold weights of their own making
-    own = plan.backend in ("torch_cpu", "cuda") and checkpoint is not None
-    weights = (
-        quantize(checkpoint, plan.recipe, work / "weights", note)
-        if own and checkpoint
-        else describe_shapes(plan.arch, plan.recipe, note)
-    )
-    if plan.memory_gb_per_second is not None:
-        total = sum(c["bytes"] for c in weights["classes"])
-        floor = 1000 * total / 1e9 / plan.memory_gb_per_second
-        note(
-            f"quantize a denoising step reads {_size(total)} of weights: "
-            f"{floor:.3g} ms at the {plan.memory_gb_per_second:,} GB/s of {plan.gpu}'s memory"
+    with working(plan.out, json.dumps(inputs, sort_keys=True), note) as work:
+        if there is not None and (plan.out / "weights").is_dir() and not (work / "weights").exists():
+            shutil.copytree(plan.out / "weights", work / "weights", copy_function=os.link)
+        # the others' files hold weights of their own making
+        own = plan.backend in ("torch_cpu", "cuda") and checkpoint is not None
+        weights = (
+            quantize(checkpoint, plan.recipe, work / "weights", note)
+            if own and checkpoint
+            else describe_shapes(plan.arch, plan.recipe, note)
         )
-    describe_model(plan.arch, checkpoint, work)
-    if plan.calibration is not None and checkpoint is not None and not (work / INPUT_SCALES).is_file():
-        spec = EngineSpec(work, on_cpu(plan.limits, plan.longest_question))
-        write_json(work / INPUT_SCALES, find_scales(checkpoint, spec, plan.calibration, note))
-    unified = work / UNIFIED
-    if plan.unified and checkpoint is not None and not unified.is_dir():
-        scales = input_scales(work) if plan.recipe.format == "nvfp4" else None
-        write_unified(checkpoint, unified, lambda line: note(f"unified  {line}"), plan.recipe.quantize, scales)
-    outcome = compiler(plan.backend)(plan, checkpoint, work, note)
-    if unified.is_dir():
-        put(unified, plan.unified_out, note)
-        size = _size(folder_bytes(plan.unified_out))
-        note(f"unified  {plan.unified_out}: Hugging Face layout with hf_quant_config.json, {size}")
-    write_text(work / LOG, "\n".join(log) + "\n")
-    seconds = round(time.perf_counter() - start, 1)
-    measured = {"weights": weights, "build_seconds": seconds}
-    manifest = write_manifest(work, describe_build(plan, inputs, outcome, measured))
-    put(work, plan.out, note)
-    note(f"bundle   {plan.out}: {_size(folder_bytes(plan.out))}, manifest {manifest['manifest_hash'][:12]}")
-    return manifest
+        if plan.memory_gb_per_second is not None:
+            total = sum(c["bytes"] for c in weights["classes"])
+            floor = 1000 * total / 1e9 / plan.memory_gb_per_second
+            note(
+                f"quantize a denoising step reads {_size(total)} of weights: "
+                f"{floor:.3g} ms at the {plan.memory_gb_per_second:,} GB/s of {plan.gpu}'s memory"
+            )
+        describe_model(plan.arch, checkpoint, work)
+        if plan.calibration is not None and checkpoint is not None and not (work / INPUT_SCALES).is_file():
+            spec = EngineSpec(work, on_cpu(plan.limits, plan.longest_question))
+            write_json(work / INPUT_SCALES, find_scales(checkpoint, spec, plan.calibration, note))
+        unified = work / UNIFIED
+        if plan.unified and checkpoint is not None and not unified.is_dir():
+            scales = input_scales(work) if plan.recipe.format == "nvfp4" else None
+            write_unified(checkpoint, unified, lambda line: note(f"unified  {line}"), plan.recipe.quantize, scales)
+        outcome = compiler(plan.backend)(plan, checkpoint, work, note)
+        if unified.is_dir():
+            put(unified, plan.unified_out, note)
+            size = _size(folder_bytes(plan.unified_out))
+            note(f"unified  {plan.unified_out}: Hugging Face layout with hf_quant_config.json, {size}")
+        write_text(work / LOG, "\n".join(log) + "\n")
+        seconds = round(time.perf_counter() - start, 1)
+        measured = {"weights": weights, "build_seconds": seconds}
+        manifest = write_manifest(work, describe_build(plan, inputs, outcome, measured))
+        put(work, plan.out, note)
+        note(f"bundle   {plan.out}: {_size(folder_bytes(plan.out))}, manifest {manifest['manifest_hash'][:12]}")
+        return manifest
 
 
 def needed_bytes(plan: Plan, checkpoint: Checkpoint | None) -> int:

@@ -16,6 +16,7 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.checkpoint import DECODER, Checkpoint, new_vision_tensors
 from nemo_diffgemma.checkpoint import ENCODER_SCALAR as HF_ENCODER_SCALAR
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
+from nemo_diffgemma.errors import require
 from nemo_diffgemma.training.base import files_that_travel
 from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.network import DECODER_SCALAR, ENCODER_SCALAR
@@ -42,7 +43,8 @@ def export(
         ``config.output``.
 
     Raises:
-        FieldError: when ``config.output`` has come to hold what this run did not write.
+        FieldError: when ``config.output`` has come to hold what this run did not write, or a weight has grown beyond
+            what the output's dtype reaches.
         OSError: when it cannot be written.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
@@ -55,7 +57,7 @@ def export(
         write_checkpoint(
             config.output,
             config.arch,
-            {name: tensor.to(_dtype(name, config, base)) for name, tensor in tensors.items()},
+            {name: _converted(name, tensor, _dtype(name, config, base)) for name, tensor in tensors.items()},
             (base.generation_config if base else {}) or generation_config(config.arch),
             files_that_travel(config.init_from, config.data.tokenizer),
             config=None if base is None else _config(base, config.output_dtype),
@@ -76,7 +78,21 @@ def _dtype(name: str, config: TrainConfig, base: Checkpoint | None) -> torch.dty
     """The dtype that was asked for, or else the base's own, tensor by tensor, or else float32."""
     if config.output_dtype is not None:
         return getattr(torch, config.output_dtype)  # type: ignore[no-any-return]
-    return torch.float32 if base is None else _STORED[base.stored_dtype(name)]
+    return torch.float32 if base is None else _STORED.get(base.stored_dtype(name), torch.float32)
+
+
+def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    converted = tensor.to(dtype)
+    require(
+        bool(converted.isfinite().all()),
+        field="output_dtype",
+        value=f"{dtype}, for {name} with {float(tensor.abs().max()):.3g} in it".removeprefix("torch."),
+        allowed=f"a dtype that reaches it; this one ends at {torch.finfo(dtype).max:.3g}",
+        fix="pass output_dtype=bfloat16 and resume=auto: the last step is in the training checkpoint",
+    )
+    return converted
 
 
 def _config(base: Checkpoint, dtype: str | None) -> dict[str, Any]:

@@ -135,7 +135,7 @@ def test_bad_plans(checkpoint: Path, overrides: list[str], text: str) -> None:
 
 
 def test_the_command_line_prints_one_line_and_exits_2(checkpoint: Path) -> None:
-    command = [sys.executable, "-m", "trtllm_build.cli", "build", "gpu=rtx6090", f"checkpoint={checkpoint}"]
+    command = [sys.executable, "-m", "trtllm_build", "build", "gpu=rtx6090", f"checkpoint={checkpoint}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""

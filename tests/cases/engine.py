@@ -81,6 +81,18 @@ def _modes(folder: Path) -> None:
         assert path.stat().st_mode & 0o777 == wanted, f"mode of {path.name}: {path.stat().st_mode & 0o777:o}"
 
 
+def _spoiled(folder: Path) -> None:
+    _untrained(folder)
+    (shard,) = (folder / "model").glob("*.safetensors")
+    tensors = load_file(shard)
+    tensors[max(tensors)].fill_(float("nan"))
+    save_file(tensors, shard, metadata={"format": "pt"})
+
+
+def _nothing_left(folder: Path) -> None:
+    assert [p.name for p in folder.iterdir()] == ["model"], "a refused build left something"
+
+
 def _nothing_but_work(folder: Path) -> None:
     assert not (folder / "engine").exists(), "there is half a bundle"
     assert len(list(folder.glob(".engine.*.partial"))) == 1, "what was done is not kept"
@@ -123,6 +135,20 @@ CASES = (
             check=_nothing_but_work,
         )
         for number in (signal.SIGTERM, signal.SIGINT)
+    ),
+    Case(
+        "engine: refused for its weights",
+        f"{_BUILD} checkpoint=model out=deep/engine",
+        said="^error: checkpoint:.*NaN or infinity",
+        status=2,
+        setup=_spoiled,
+        check=_nothing_left,
+    ),
+    Case(
+        "engine: a folder that is not there in out",
+        f"{_BUILD} checkpoint={{base}} out=a/../b/engine",
+        _NOTES,
+        "^bundle   /.*/b/engine: 0.[1-9]",
     ),
     Case(
         "engine: a full volume",

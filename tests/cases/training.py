@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import json
+import shutil
 import signal
 import subprocess
 from pathlib import Path
+
+from safetensors.torch import load_file, save_file
 
 from tests.cases.case import Case
 from tests.support import random_checkpoint, small_architecture
@@ -34,6 +37,41 @@ def _curve_is_json(folder: Path) -> None:
         raise AssertionError(f"{name} in training.json")
 
     json.loads((folder / "run" / "training.json").read_text(), parse_constant=refuse)
+
+
+def _newest(folder: Path) -> Path:
+    return folder / "run" / "checkpoints" / "step=6.ckpt"
+
+
+def _flip(folder: Path) -> None:
+    data = bytearray(_newest(folder).read_bytes())
+    data[len(data) // 2] ^= 1
+    _newest(folder).write_bytes(data)
+
+
+def _cut(folder: Path) -> None:
+    _newest(folder).write_bytes(_newest(folder).read_bytes()[:9])
+
+
+def _spoil(folder: Path) -> None:
+    shutil.copytree(folder / "run" / "checkpoint", folder / "model")
+    (shard,) = (folder / "model").glob("*.safetensors")
+    tensors = load_file(shard)
+    tensors[max(tensors)].fill_(float("nan"))
+    save_file(tensors, shard, metadata={"format": "pt"})
+
+
+def _six_steps(folder: Path) -> None:
+    losses = json.loads((folder / "run" / "training.json").read_text())["losses"]
+    assert [entry["step"] for entry in losses] == [1, 2, 3, 4, 5, 6], "steps are missing"
+
+
+def _nothing_partial(folder: Path) -> None:
+    assert not list(folder.rglob("*.partial")), "half of a file is left"
+
+
+def _nothing_moved(folder: Path) -> None:
+    assert not (folder / "run" / "run_0").exists(), "the earlier run was moved"
 
 
 def _repository(folder: Path) -> None:
@@ -130,6 +168,17 @@ CASES = (
     _other("resumed with another model", "model.num_experts=2 resume=true", "^error: model: .*as when run began"),
     _other("one process goes on as two", "parallel=fsdp2 parallel.devices=2 resume=true", "^error: parallel.name:"),
     _other("resumed beyond its end", "optim.steps=3 resume=auto", "^error: optim.steps: 3 .*6 or more"),
+    Case("a flipped bit in a training checkpoint", f"{_SIX} resume=true", first=(_SIX + " checkpoint_every=3",),
+         before=_flip, status=2, said="^error: resume: 'run/checkpoints/step=6.ckpt: .*damaged: other bytes.*resume=auto"),
+    Case("a training checkpoint cut short", f"{_SIX} resume=auto", first=(_SIX + " checkpoint_every=3",), before=_cut,
+         said="^resume   run/checkpoints/step=6.ckpt: .*is damaged: 9 bytes.*\\n^resume   step 3 of 6", check=_six_steps),
+    Case("a volume that fills up", f"{_TRAIN} optim.steps=4 run=run checkpoint_every=2", _NOTES, largest_file=100_000,
+         status=1, said="^error: run/checkpoints/step=2.ckpt: File too large; there is no training checkpoint yet; fix:",
+         check=_nothing_partial),
+    Case("new weights with a NaN in the last tensor", f"{_SIX} resume=false init_from=model", first=(_SIX,),
+         before=_spoil, status=2, said="^error: checkpoint:.*NaN or infinity", check=_nothing_moved),
+    Case("a folder that is not there in a path", f"{_TRAIN} optim.steps=2 run=a/../b/run", _NOTES,
+         said="^model    /.*/b/run/checkpoint"),
     Case("resumed with another rate", f"{_SIX} optim.steps=8 optim.lr=1e-3 resume=true", first=(_SIX,),
          said="^resume   optim.lr: 0.003 -> 0.001"),
     Case("two runs in one folder", f"{_SIX}", beside=f"{_TRAIN} optim.steps=3000 run=run", status=2,

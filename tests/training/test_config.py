@@ -18,7 +18,7 @@ from nemo_diffgemma.training.vision import check_vision
 
 
 def cli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nemo_diffgemma.training.cli", *arguments]
+    command = [sys.executable, "-m", "nemo_diffgemma.training", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
 
 

@@ -81,9 +81,9 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0 after Ctrl-C or SIGTERM, 1 when the server fails, 2 for a mistake."""
     given = _parse(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
-        signal.signal(signal.SIGHUP, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+            signal.signal(number, _interrupt)
     try:
         server = _server(given)
         health = Health(given.host, free_port("--health-port", given.health_port, given.host))
