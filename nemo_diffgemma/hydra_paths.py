@@ -33,7 +33,7 @@ def quote_paths(overrides: Sequence[str]) -> list[str]:
     but a comma. What has been quoted here stays as it is.
 
     Raises:
-        FieldError: for a path that is empty.
+        FieldError: for a path that is empty, or ``???``.
     """
     return [_quoted_override(override) for override in overrides]
 
@@ -90,6 +90,8 @@ def _quoted_override(override: str) -> str:
 def _quoted(key: str, value: str) -> str:
     if value == "null" or _is_quoted(key, value):
         return value
+    # Hydra's word for a value that is still missing: what was given would be passed over
+    require(value != "???", field=key, value=value, allowed="a path", fix=f"pass {key}=./??? if it is called so")
     path = os.path.expanduser(value)
     path = path.rstrip("/") or "/"
     if re.search(r"(^|/)(?!\.\.?/)[^/]+/+\.\.(/|$)", path):

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from nemo_diffgemma.chat import Chat, Message
-from nemo_diffgemma.control_tokens import ControlTokens
+from nemo_diffgemma.control_tokens import ControlTokens, Masked, Rendered
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.template_check import check_run, check_text
 
@@ -136,12 +136,15 @@ class Tokenizer:
             allowed="raw text: this checkpoint has no chat template",
             fix="send text_input, or add chat_template.jinja to the checkpoint and build again",
         )
-        masked = [self._controls.mask((chat.messages, chat.tools)) for chat in chats]
-        texts = self._render([Chat(*m.value) for m in masked], add_generation_prompt)
-        rendered = [
-            text if isinstance(text, FieldError) else self._controls.unmask(text, m.back)
-            for text, m in zip(texts, masked, strict=True)
-        ]
+        masked = [self._masked(chat) for chat in chats]
+        texts = iter(self._render([Chat(*m.value) for m in masked if isinstance(m, Masked)], add_generation_prompt))
+        rendered: list[Rendered | FieldError] = []
+        for m in masked:
+            text = m if isinstance(m, FieldError) else next(texts)
+            if isinstance(m, Masked) and isinstance(text, str):
+                rendered.append(self._controls.unmask(text, m.back))
+            elif isinstance(text, FieldError):
+                rendered.append(text)
         encoded = iter(self._encode([r.pieces for r in rendered if not isinstance(r, FieldError)]))
         return [r if isinstance(r, FieldError) else self._checked(next(encoded), r.control) for r in rendered]
 
@@ -180,6 +183,12 @@ class Tokenizer:
             fix="pass the model's own tokenizer",
         )
         return self.encode(f"{space}{token}")
+
+    def _masked(self, chat: Chat) -> Masked | FieldError:
+        try:
+            return self._controls.mask((chat.messages, chat.tools))
+        except FieldError as error:
+            return error
 
     def _render(self, chats: Sequence[Chat], add_generation_prompt: bool) -> list[str | FieldError]:
         plain = [chat for chat in chats if not _uses_tools(chat)]

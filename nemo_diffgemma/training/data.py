@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 from nemo_diffgemma.chat import Chat
-from nemo_diffgemma.conversations.reader import Conversation, Reader
+from nemo_diffgemma.conversations.reader import Conversation, Reader, size_of
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import some
 from nemo_diffgemma.tokenizer import Tokenizer
@@ -156,7 +156,8 @@ def load_examples(
     """
     examples: list[Example] = []
     lines: list[str] = []
-    with waiting(f"{key}: reading and tokenizing", sum(path.stat().st_size for path in files), shown) as tick:
+    require(bool(files), field=key, value=None, allowed="one file or more", fix=f"pass {key}=FILE")
+    with waiting(f"{key}: reading and tokenizing", sum(map(size_of, files)), shown) as tick:
         reader = Reader(files, key, form, tick)
         conversations = iter(reader)
         while batch := list(islice(conversations, _AT_ONCE)):

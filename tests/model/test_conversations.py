@@ -193,6 +193,23 @@ def test_files_of_several_forms_are_counted_by_form(tmp_path: Path) -> None:
     assert summary(one, two) == "3 conversations of 2 files, messages form (2), prompt_completion form (1)"
 
 
+def test_a_file_that_is_given_twice_is_said(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "1.jsonl", GOOD), write(tmp_path / "2.jsonl", GOOD)
+    (tmp_path / "3.jsonl").symlink_to(one)
+    assert summary(one, two, one) == f"3 conversations of 3 files ({one} more than once), messages form"
+    assert f"({one}, {tmp_path / '3.jsonl'} more than once)" in summary(one, tmp_path / "3.jsonl")
+
+
+def test_a_file_that_goes_while_others_are_read_is_one_line(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "1.jsonl", GOOD), write(tmp_path / "2.jsonl", GOOD)
+    reader = iter(Reader([one, two], "data.train"))
+    next(reader)
+    one.unlink()
+    two.unlink()
+    with pytest.raises(FieldError, match=r"^data.train: '\S*2.jsonl' .*a file that can be read \(No such file"):
+        next(reader)
+
+
 def test_declarations_of_tools_travel_along(tmp_path: Path) -> None:
     tool = {"type": "function", "function": {"name": "f"}}
     listed, spelled = read(write(tmp_path / "x.jsonl", GOOD | {"tools": [tool]}, GOOD | {"tools": json.dumps([tool])}))

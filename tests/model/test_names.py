@@ -67,6 +67,12 @@ def test_where_names_come_from(name: str, tmp_path: Path, monkeypatch: pytest.Mo
         compose_config(CONF, "train", [])
 
 
+@pytest.mark.parametrize("key", ["run", "output", "init_from", "data.train", "data.tokenizer"])
+def test_a_path_that_hydra_would_take_for_missing_is_refused(key: str) -> None:
+    with pytest.raises(FieldError, match=rf"^{key}: '\?\?\?' .*fix: pass {key}=./"):
+        compose_config(CONF, "train", [f"{key}=???"])
+
+
 @pytest.mark.parametrize("name", GOOD)
 def test_any_other_name_is_taken(name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / name).mkdir()

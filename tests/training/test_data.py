@@ -11,8 +11,11 @@ import pytest
 from nemo_diffgemma.conversations.reader import Conversation
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.tokenizer import Tokenizer
+from nemo_diffgemma.training.config import load_config
+from nemo_diffgemma.training.corpus import load_corpus
 from nemo_diffgemma.training.data import Encoded, Encoder, load_examples
 from tests.model.templates import ALTERNATING, GEMMA, tokenizer
+from tests.training.runs import MODEL
 
 END, CANVAS = 1, 16
 
@@ -165,3 +168,28 @@ def test_as_many_conversations_as_asked_are_kept_as_lines(tokens: Tokenizer, tmp
     again = load_examples([path, path], encoder)
     assert again.examples == loaded.examples * 2
     assert again.lines == []
+
+
+def test_a_conversation_that_cannot_be_masked_is_named(tokens: Tokenizer, tmp_path: Path) -> None:
+    """One that uses every private character leaves none to stand for control tokens."""
+    private = "".join(map(chr, (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))))
+    good = {"messages": [turn("user", "red"), turn("assistant", "blue")]}
+    bad = {"messages": [turn("user", f"<|turn>{private}"), turn("assistant", "blue")]}
+    path = jsonl(tmp_path / "x.jsonl", good, bad, good)
+    with pytest.raises(
+        FieldError, match=rf"^{path}:2: messages: '131068 private-use characters'.*leave some of them out$"
+    ):
+        load_examples([path], Encoder(tokens, CANVAS, END, 200))
+
+
+def test_no_file_is_no_conversation(tokens: Tokenizer) -> None:
+    with pytest.raises(FieldError, match=r"^data.train: None .*one file or more"):
+        load_examples([], Encoder(tokens, CANVAS, END, 200))
+
+
+def test_a_file_that_is_trained_and_validated_on_is_said(text_checkpoint: Path, tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "x.jsonl", {"messages": [turn("user", "red"), turn("assistant", "blue")]})
+    given = [*MODEL, "model.vocab_size=300", "data=chat", f"data.tokenizer={text_checkpoint}", "data.max_tokens=150"]
+    said: list[str] = []
+    load_corpus(load_config([*given, f"data.train={path}", f"data.validation=[{path}]"]), said.append)
+    assert said[-1] == f"data.validation: {path} is trained on too: its loss says nothing of other conversations"
