@@ -23,7 +23,8 @@ from nemo_diffgemma.files import (
     put_in_place,
     some,
 )
-from trtllm_build.bundle import INPUTS, MANIFEST, is_bundle_file
+from trtllm_build.bundle import INPUTS, is_bundle_file
+from trtllm_build.manifest import MANIFEST
 from trtllm_build.spec import PIECES
 
 Report = Callable[[str], None]

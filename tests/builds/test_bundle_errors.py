@@ -20,6 +20,7 @@ from trtllm_build import load_engine
 from trtllm_build.bundle import Bundle, manifest_hash
 from trtllm_build.pipeline import build, quantize
 from trtllm_build.plan import make_plan
+from trtllm_build.wait import wait_for_bundle
 
 SHARD = "model-00001-of-00001.safetensors"
 
@@ -221,11 +222,68 @@ def test_bundle_of_another_contract_and_changed_manifest(bundle: Path) -> None:
     with pytest.raises(FieldError, match="engine:contract: 0 cannot be used; allowed: contract version 3"):
         load_engine(bundle)
     edit_manifest(bundle, contract=3, rehash=True)
-    edit_manifest(bundle, rehash=False, limits={"context": 1, "slots": 1, "canvas": 1, "vocab_size": 1})
+    limits = json.loads((bundle / "manifest.json").read_text())["limits"]
+    edit_manifest(bundle, rehash=False, limits=limits | {"slots": 1})
     with pytest.raises(FieldError, match="engine:manifest_hash"):
         load_engine(bundle)
     (bundle / "manifest.json").write_text("{}")
     with pytest.raises(FieldError, match=r"engine:manifest.json: .*a whole manifest"):
+        load_engine(bundle)
+
+
+GONE = object()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("files", [], r"files: \[\] "),
+        ("files", {}, "files: 'without architecture.json, sampler.json"),
+        ("files", {"../../x": {"bytes": 1, "sha256": "0" * 64}}, "files"),
+        ("files", {"architecture.json": 5}, "files.architecture.json: 5 "),
+        ("files", {"architecture.json": {"bytes": "1", "sha256": "0" * 64}}, "files.architecture.json.bytes: '1' "),
+        *((key, GONE, f"{key}: None .*with this key") for key in ("remaining", "runtime", "verified", "files", "gpu")),
+        *((key, GONE, f"{key}: None .*with this key") for key in ("limits", "hardware", "precision", "checkpoint")),
+        *((key, GONE, f"{key}: None .*with this key") for key in ("backend", "manifest_hash")),
+        *((key, 5, f"{key}: 5 ") for key in ("remaining", "runtime", "verified", "gpu", "limits", "hardware")),
+        *((key, None, f"{key}: None ") for key in ("precision", "checkpoint", "backend", "manifest_hash")),
+        ("verified", "perhaps", "verified: 'perhaps' "),
+        ("remaining", [{"a": [[[]]]}], "remaining.0: "),
+        ("runtime", {"threads": 10**9}, "runtime.threads: 1000000000 "),
+        ("runtime", {"threads": "2"}, "runtime.threads: '2' "),
+        ("runtime", {"threads": 1, "pieces": "some"}, "runtime.pieces: 'some' "),
+        ("hardware", {}, "hardware: "),
+        ("hardware", {"kind": "tpu"}, "hardware: "),
+        ("hardware", {"kind": "cpu"}, "hardware.machine: None "),
+        ("limits", {"slots": 1}, "limits.context: None "),
+    ],
+)
+def test_an_edited_manifest_is_refused_by_its_key(key: str, value: object, said: str, bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest.pop(key) if value is GONE else manifest.update({key: value})
+    if isinstance(manifest.get("files"), dict):
+        manifest["manifest_hash"] = manifest_hash(manifest) if key != "manifest_hash" else value
+    if key == "manifest_hash" and value is GONE:
+        del manifest["manifest_hash"]
+    path.write_text(json.dumps(manifest))
+    for open_it in (load_engine, lambda folder: wait_for_bundle(folder, "cpu", 0, print)):
+        with pytest.raises(FieldError, match=rf"^engine:manifest.json:{said}.*build it again with `make") as caught:
+            open_it(bundle)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"contract": NaN}', '{"contract": 3, "contract": 3}', "[" * 100_000])
+def test_what_is_no_manifest_is_refused(text: str, bundle: Path) -> None:
+    (bundle / "manifest.json").write_text(text)
+    with pytest.raises(FieldError, match=r"^engine:manifest.json"):
+        load_engine(bundle)
+
+
+@pytest.mark.parametrize("contract", [2, 4, "3", 3.0, True, None, [3]])
+def test_a_manifest_of_another_contract_is_refused(contract: object, bundle: Path) -> None:
+    edit_manifest(bundle, contract=contract)
+    with pytest.raises(FieldError, match=r"^engine:contract: .*contract version 3, in manifest.json"):
         load_engine(bundle)
 
 

@@ -12,8 +12,8 @@ from typing import Any
 import pytest
 
 from nemo_diffgemma.errors import FieldError
-from trtllm_build.bundle import CONTRACT
 from trtllm_build.cli import main
+from trtllm_build.manifest import CONTRACT
 from trtllm_build.out import one_build_at_a_time as locked
 from trtllm_build.out import work_directory
 from trtllm_build.wait import wait_for_bundle
