@@ -108,6 +108,9 @@ def read_manifest(directory: Path) -> dict[str, Any]:
             allowed=whole if missing else f"a whole manifest: {first['msg']}",
             fix=rebuild,
         ) from None
+    for key in ("pieces", "threads") if manifest["backend"] == "torch_cpu" else ():
+        stated = key in manifest["runtime"]
+        require(stated, field=f"{_FIELD}:runtime.{key}", value=None, allowed=whole, fix=rebuild)
     needed = _ALWAYS if manifest["backend"] != "edge_llm" else ()
     lost = [name for name in needed if name not in manifest["files"]]
     if manifest["runtime"].get("pieces") == "compiled" and not any(n.startswith("pieces/") for n in manifest["files"]):

@@ -249,6 +249,8 @@ GONE = object()
         *((key, None, f"{key}: None ") for key in ("precision", "checkpoint", "backend", "manifest_hash")),
         ("verified", "perhaps", "verified: 'perhaps' "),
         ("remaining", [{"a": [[[]]]}], "remaining.0: "),
+        ("runtime", {}, "runtime.pieces: None .*with this key"),
+        ("runtime", {"pieces": "eager"}, "runtime.threads: None .*with this key"),
         ("runtime", {"threads": 10**9}, "runtime.threads: 1000000000 "),
         ("runtime", {"threads": "2"}, "runtime.threads: '2' "),
         ("runtime", {"threads": 1, "pieces": "some"}, "runtime.pieces: 'some' "),
