@@ -25,11 +25,12 @@ from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_sha256, write_json, write_text
 from nemo_diffgemma.questions import read_questions
 from nemo_diffgemma.tokenizer import Tokenizer
-from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, Bundle, write_manifest
+from trtllm_build.bundle import LOG, Bundle, write_manifest
 from trtllm_build.compilers import Outcome, compiler
 from trtllm_build.gates.questions import CALIBRATION_QUESTIONS, check_questions
 from trtllm_build.hardware import has_gpu
 from trtllm_build.limits import Limits
+from trtllm_build.manifest import CONTRACT, MANIFEST
 from trtllm_build.network.cache import cache_bytes
 from trtllm_build.out import check_place, check_space, folder_bytes, one_build_at_a_time, put, working
 from trtllm_build.plan import Plan

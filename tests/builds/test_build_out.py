@@ -24,8 +24,9 @@ from nemo_diffgemma.files import partial_directory
 from nemo_diffgemma.hf_config import write_config
 from nemo_diffgemma.models import RELEASED, configured
 from tests.support import random_checkpoint, small_architecture
-from trtllm_build.bundle import INPUTS, MANIFEST, Bundle
+from trtllm_build.bundle import INPUTS, Bundle
 from trtllm_build.cli import main
+from trtllm_build.manifest import MANIFEST
 from trtllm_build.out import check_space, work_directory
 from trtllm_build.pipeline import build, needed_bytes
 from trtllm_build.plan import make_plan

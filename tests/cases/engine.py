@@ -93,6 +93,10 @@ def _nothing_left(folder: Path) -> None:
     assert [p.name for p in folder.iterdir()] == ["model"], "a refused build left something"
 
 
+def _nothing_built(folder: Path) -> None:
+    assert {p.name for p in folder.iterdir()} == {name.split("/")[0] for name in _NOTES}, "something was made"
+
+
 def _nothing_but_work(folder: Path) -> None:
     assert not (folder / "engine").exists(), "there is half a bundle"
     assert len(list(folder.glob(".engine.*.partial"))) == 1, "what was done is not kept"
@@ -117,6 +121,14 @@ CASES = (
     _refused("out is a file of mine", "out=README.md", "^error: out: 'README.md' .*a folder"),
     _refused("out is what it reads", "out={base}", "^error: out: .*which the build reads"),
     _refused("out cannot be written", "out=/proc/engine", "^error: out: '/proc"),
+    *(
+        _refused(override, f"out=engine {override}", f"^error: {said}", check=_nothing_built)
+        for override, said in (
+            ("gpu.limits.slots=1000000000", "gpu.limits.slots: 1000000000 .*GB of memory hold"),
+            ("gpu.limits.context=1", "gpu.limits.context: 1 .*one token of a prompt"),
+            ("precision.quantize=5", "precision.quantize: 5 .*a list of classes"),
+        )
+    ),
     _builds(
         "engine.old, engine.partial and engine.lock of mine beside out=engine",
         "checkpoint={base}",
