@@ -105,7 +105,7 @@ test-fast: $(INSTALLED)  ## run what needs no server, no process and no compiler
 test-edge-llm: $(INSTALLED) $(EDGE_LLM)/.installed  ## export for Edge-LLM and check it (left out of make test)
 	@$(BIN)/python -m pytest -m edge_llm tests/edge_llm
 
-test-clients: $(INSTALLED) $(CLIENTS)/.installed $(CLIENTS_LLAMA_INDEX)/.installed  ## run docs/clients.md with the clients that people use, on the demo's engine
+test-clients: $(INSTALLED) $(CLIENTS)/.installed $(CLIENTS_LLAMA_INDEX)/.installed  ## run docs/clients.md with the clients that people use
 	@$(BIN)/python -m tests.clients
 
 $(CLIENTS)/.installed: tests/clients/requirements/clients.txt
