@@ -23,22 +23,24 @@ class Client:
         tried: what its examples ask for.
         package: whose version is said; None for one that is not a package of Python, or is not installed.
         environment: that it is installed in; None for none.
+        program: whose `--version` is said instead; its second word is the version.
         also: its examples are run by `make test`, too, with the project's own environment.
-        about: what is said in place of a version, without a package.
+        about: what is said where there is no version.
         score: what its commands print before an accuracy, each of which has to be good.
     """
 
     tried: str
     package: str | None = None
     environment: str | None = MAIN
+    program: str | None = None
     also: bool = False
-    about: str = ""
+    about: str = "not installed"
     score: str | None = None
 
 
 # By the title of its section.
 CLIENTS: dict[str, Client] = {
-    "curl": Client("chat", environment=None, also=True, about="the machine's"),
+    "curl": Client("chat", environment=None, program="curl", also=True),
     "openai (Python)": Client("chat, stream, usage, Responses, their events, headers", package="openai", also=True),
     "LangChain": Client("ChatOpenAI: invoke, stream, batch, Responses; OpenAI: invoke", package="langchain-openai"),
     "LlamaIndex": Client(

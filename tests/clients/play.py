@@ -48,8 +48,8 @@ def play(client: Client, blocks: Iterable[Block], address: str, scratch: Path) -
     surroundings = _surroundings(client)
     scores: list[float] = []
     wrong: list[str] = []
+    (scratch / "build").symlink_to(PROJECT / "build")
     for command, text in _programs(client, blocks):
-        (scratch / "build").exists() or (scratch / "build").symlink_to(PROJECT / "build")
         text = text.replace("127.0.0.1:9000", address)
         try:
             done = subprocess.run(
@@ -93,10 +93,11 @@ def _surroundings(client: Client) -> dict[str, str]:
 
 
 def _version(client: Client, surroundings: dict[str, str]) -> str:
+    if client.program is not None and shutil.which(client.program):
+        done = subprocess.run([client.program, "--version"], capture_output=True, text=True, check=True)
+        return done.stdout.split()[1]
     if client.package is None or client.environment is None:
-        curl = shutil.which("curl") if client.also else None
-        said = subprocess.run([curl, "--version"], capture_output=True, text=True).stdout.split() if curl else []
-        return said[1] if len(said) > 1 else client.about
+        return client.about
     python = folder(client.environment) / "bin" / "python"
     done = subprocess.run([python, "-c", _VERSION, client.package], env=surroundings, capture_output=True, text=True)
-    return done.stdout.strip() or "not installed"
+    return done.stdout.strip() or client.about
