@@ -169,6 +169,7 @@ OUTPUTS: tuple[Tensor, ...] = (
     ),
     Tensor("entropy", "FP32", "mean entropy of the canvas after its last step, in nats; left out before a first step"),
     Tensor("num_input_tokens", "INT32", "tokens of the prompt"),
+    Tensor("num_cached_tokens", "INT32", "of them, found in the cache of an earlier request; on the last response"),
     Tensor("num_output_tokens", "INT32", "tokens committed so far"),
 )
 

@@ -33,7 +33,9 @@ class Reply:
     def outputs(self, event: Event) -> Outputs | None:
         """Output tensors by name, numpy, shape ``[1, *dims]``; None when this event is not sent on its own."""
         if isinstance(event, Draft):
-            return self._pack(event.text, event.token_ids, event.canvas_index, event.step, event.entropy, (), True, "")
+            return self._pack(
+                event.text, event.token_ids, event.canvas_index, event.step, event.entropy, (), True, "", None
+            )
         self.tokens += len(event.token_ids)
         if self._generation.stream:
             return self._blocks_as_one([event])
@@ -59,6 +61,7 @@ class Reply:
             [block.entropies for block in blocks if block.entropies],
             False,
             reason,
+            last.stats.reused_tokens if last.stats else None,
         )
 
     def _pack(
@@ -71,6 +74,7 @@ class Reply:
         canvases: Sequence[Sequence[float]],
         draft: bool,
         reason: str,
+        cached: int | None,
     ) -> Outputs:
         values: dict[str, list[Any]] = {
             "text_output": [text.encode()],
@@ -84,10 +88,12 @@ class Reply:
             "step_entropies": [entropy for entropies in canvases for entropy in entropies],
             "entropy": [entropy],
             "num_input_tokens": [len(self._generation.request.prompt_ids)],
+            "num_cached_tokens": [cached],
             "num_output_tokens": [self.tokens],
         }
-        if entropy is None:
-            del values["entropy"]
+        for name in ("entropy", "num_cached_tokens"):
+            if values[name] == [None]:
+                del values[name]
         if not canvases:
             del values["canvas_steps"], values["step_entropies"]
         return {
