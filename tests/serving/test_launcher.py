@@ -102,6 +102,26 @@ def test_what_it_started_ends_with_it(demo_bundle: Path, number: signal.Signals)
 
 
 @pytest.mark.server
+@pytest.mark.slow
+def test_an_engine_that_loads_ends_with_it(demo_bundle: Path) -> None:
+    """The engine is stopped, as if loading took for ever: nothing that it does itself can end it."""
+    command = [sys.executable, "-m", "triton_repo.launcher.serve", "--engine", str(demo_bundle), *PORTS]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: bool(engines(process.pid)))
+        (engine,) = engines(process.pid)
+        os.kill(engine, signal.SIGSTOP)
+        below = descendants(process.pid)
+        process.kill()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 30)
+
+
+def engines(pid: int) -> list[int]:
+    """Engines below a process."""
+    command = b"trtllm_build.runtime.process"
+    return [found for found in descendants(pid) if command in Path(f"/proc/{found}/cmdline").read_bytes()]
+
+
+@pytest.mark.server
 def test_piped_output_is_the_committed_text_alone(server: Server) -> None:
     command = [sys.executable, "-m", "triton_repo.cli", "--url", server.grpc_url, "red", "--max-tokens=20"]
     text = subprocess.run(command, capture_output=True, check=True, timeout=60).stdout.decode()

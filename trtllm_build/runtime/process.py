@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.processes import end_with_parent
 from trtllm_build.limits import Limits
 from trtllm_build.runtime.request import Block, Event, Request
 from trtllm_build.runtime.scheduler import QueueFull
@@ -46,6 +49,8 @@ class RemoteTicket:
 class EngineProcess:
     """A loaded bundle in another process, which has generated. Every method may be called from any thread.
 
+    It ends with the thread that makes this object, from its first moment on.
+
     Args:
         directory: the bundle.
         died: called, from a thread of its own, when that process ends unasked.
@@ -60,7 +65,13 @@ class EngineProcess:
         ours, theirs = socket.socketpair()
         with theirs:
             command = [_python(), "-m", __name__, str(theirs.fileno()), str(directory), ",".join(map(str, cpus or ()))]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # while it loads it reads nothing, and would not notice that nobody waits for it any more
+                preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
+            )
         self.pid = self._process.pid
         self._pipe = _Pipe(ours)
         self._died = died
