@@ -79,9 +79,20 @@ class Room:
         if not isinstance(prompt.value, str):
             return
         size = len(prompt.value.encode())
-        if prompt.name == "messages":
-            size = 0 if size <= _LEAST_JSON else size // _JSON_BYTES
-        self.check(prompt.name, size)
+        if prompt.name != "messages":
+            self.check(prompt.name, size)
+        elif size > _LEAST_JSON and self.each is not None:
+            most = max(_LEAST_JSON, self.context * self.each * _JSON_BYTES)
+            why = (
+                f"context {self.context}, a token is at most {self.each} bytes, of which JSON makes {_JSON_BYTES} each"
+            )
+            require(
+                size <= most,
+                field="messages",
+                value=f"{size} bytes",
+                allowed=f"at most {most} bytes ({why})",
+                fix="shorten them, or build with a larger gpu.limits.context",
+            )
 
 
 def tokenise(
