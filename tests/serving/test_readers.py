@@ -1,4 +1,4 @@
-"""Prompts are read in processes of their own: none holds up another, none lasts for ever, and all that wait are counted."""
+"""Prompts are read in processes of their own: none holds up another or lasts for ever, and all that wait are counted."""
 
 from __future__ import annotations
 
@@ -162,7 +162,7 @@ def test_as_many_wait_as_may_wait(directory: Path, tokenizer: Tokenizer) -> None
     ask = Prompt("text_input", "red")
     for _ in range(3):
         inbox.read(readers, "loop", said("loop"), gone.is_set)
-    with pytest.raises(QueueFull, match=rf"3 prompts of \d+ characters wait to be read"):
+    with pytest.raises(QueueFull, match=r"3 prompts of \d+ characters wait to be read"):
         readers.read(Prompt("text_input", "r" * MOST_CHARACTERS), gone.is_set, lambda _read: None)
     for _ in range(MOST_WAITING - 3):
         inbox.read(readers, "loop", said("loop"), gone.is_set)
