@@ -1,4 +1,4 @@
-"""Prompts are read in processes of their own: none holds up another or lasts for ever, and all that wait are counted."""
+"""Prompts are read in processes of their own: none holds up another or lasts for ever; all that wait are counted."""
 
 from __future__ import annotations
 
