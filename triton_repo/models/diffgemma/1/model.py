@@ -2,6 +2,7 @@
 
 import json
 import os
+import resource
 import traceback
 from dataclasses import replace
 from functools import partial
@@ -23,6 +24,7 @@ from triton_repo.python_backend.spans import Spans, trace_context
 from triton_repo.python_backend.status import error, marked
 from triton_repo.python_backend.telemetry import Telemetry
 from triton_repo.tensors import (
+    ALLOCATOR,
     CANCEL,
     CANCELLATION_ID,
     DRAIN_VARIABLE,
@@ -32,6 +34,8 @@ from triton_repo.tensors import (
 )
 from trtllm_build.runtime.process import EngineProcess
 from trtllm_build.runtime.scheduler import QueueFull
+
+_STACK = 8 * 2**20  # Linux's usual
 
 
 class Channel:
@@ -57,6 +61,7 @@ class TritonPythonModel:
     """Holds the engine; requests join and leave its running batch between denoising steps."""
 
     def initialize(self, args: dict[str, str]) -> None:
+        _restore_limits()
         # Processes of their own: the stub holds Python's lock while it waits for tritonserver. Without them this
         # one ends too, and whoever watches it starts all of them again.
         self.readers = Readers(_end)
@@ -108,7 +113,16 @@ def _fail(call: Call, failure: Exception) -> None:
     """Without an answer the client would wait for ever."""
     if not isinstance(failure, FieldError | QueueFull | ShuttingDown):
         pb.Logger.log_error("".join(traceback.format_exception(failure)))
-    call.on_event(failure)
+    call.on_event(failure.with_traceback(None))  # whose frames hold all that the request brought
+
+
+def _restore_limits() -> None:
+    """For the processes below this one: what the launcher set for tritonserver alone."""
+    for name, value in ALLOCATOR.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (min(soft, _STACK) if soft >= 0 else _STACK, hard))
 
 
 def _end() -> None:
