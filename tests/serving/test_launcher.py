@@ -72,7 +72,7 @@ def test_it_serves_until_told_to_stop_and_leaves_nothing(demo_bundle: Path) -> N
         (tritonserver,) = children(process.pid)
         stubs = children(tritonserver)
         assert len(stubs) == 3  # one a model
-        (engine,) = (child for stub in stubs for child in children(stub))
+        (engine,) = engines(process.pid)
         threads = [int(path.name) for path in Path(f"/proc/{engine}/task").iterdir()]
         assert all(os.sched_getaffinity(thread) == available_cpus() for thread in threads)
         assert all(os.sched_getaffinity(pid) == beside_the_engine() for pid in (tritonserver, *stubs))
@@ -95,7 +95,7 @@ def descendants(pid: int) -> list[int]:
 def test_what_it_started_ends_with_it(demo_bundle: Path, number: signal.Signals) -> None:
     with launched(demo_bundle, "--openai-port=0") as (process, _):
         below = descendants(process.pid)
-        assert len(below) == 6  # tritonserver, three models, the engine, the gateway
+        assert len(below) == 7  # tritonserver, three models, the engine, what reads prompts, the gateway
         process.send_signal(number)
         process.wait(timeout=60)
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 30)

@@ -53,7 +53,7 @@ def post(server: Server, **changes: Any) -> tuple[int, Any]:
     ids=str,
 )
 def test_an_input_of_another_type_of_json_is_tritonservers_500(server: Server, changes: dict[str, Any]) -> None:
-    """Before any code of ours: docs/serving.md says so. Where this fails, tritonserver has changed: correct the page."""
+    """Before any code of ours: docs/serving.md says so. Where this fails, another tritonserver does better."""
     status, said = post(server, **changes)
     assert (status, "Unable to parse" in said, "attempt to access JSON" in said) == (500, True, True)
     assert "is a 500 of tritonserver's own, `Unable to parse`" in PAGE
@@ -62,7 +62,7 @@ def test_an_input_of_another_type_of_json_is_tritonservers_500(server: Server, c
 def test_an_integer_beyond_32_bits_is_cut_by_tritonserver(server: Server) -> None:
     status, answer = post(server, max_tokens=2**32 + 8)
     assert (status, answer["max_tokens"], answer["num_output_tokens"]) == (200, 8, 8)
-    assert "4294967304 is 8" in PAGE
+    assert "4294967304` is 8" in PAGE
 
 
 @pytest.mark.parametrize(

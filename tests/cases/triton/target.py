@@ -42,7 +42,8 @@ class Target:
     def close(self) -> None:
         self._channel.close()
 
-    def request(self, model: str = MODEL, **given: Given | None) -> Any:
+    @staticmethod
+    def request(model: str = MODEL, **given: Given | None) -> Any:
         """A request for four tokens of ``red``; ``given`` by name instead of that or beside it, None to leave out."""
         usual: dict[str, Given | None] = {
             "text_input": ("BYTES", [1, 1], text(b"red")),
