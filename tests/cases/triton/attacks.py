@@ -197,7 +197,7 @@ ATTACKS: dict[str, Attack] = {
     ),
     "control characters in an id": Attack(
         lambda target: target.ask(
-            pb.ModelInferRequest.FromString(target.request().SerializeToString() + _id("a\n\x1b[31m{}\r\0"))
+            pb.ModelInferRequest.FromString(target.request().SerializeToString() + _id("a\n\x1b[31m{}\r"))
         ),
         "OK",
     ),
