@@ -137,8 +137,8 @@ def test_a_gateway_killed_in_the_middle_of_a_stream(demo_bundle: Path) -> None:
 
 def test_an_engine_that_stands_still_is_started_again(demo_bundle: Path) -> None:
     with launched(demo_bundle, "--stall-timeout=15") as (process, lines):
-        tritonserver, (stub, *_) = stubs(process.pid)
-        (engine,) = children(stub)
+        tritonserver, _ = stubs(process.pid)
+        (engine,) = engines(process.pid)
         os.kill(engine, signal.SIGSTOP)
         wait_until(lambda: health(lines)[0] == 503)
         assert "no sign of life for" in health(lines)[1]["reason"]
