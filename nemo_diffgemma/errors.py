@@ -24,11 +24,25 @@ class FieldError(ValueError):
             shown = f"a {type(value).__name__} in which brackets are too deep in each other"
         if len(shown) > _LONGEST:
             shown = f"{shown[: _LONGEST // 2]}...{shown[-_LONGEST // 2 :]}"
+        self.shown = shown
         super().__init__(printable(f"{field}: {shown} cannot be used; allowed: {allowed}; fix: {fix}"))
 
     def __reduce__(self) -> tuple[type, tuple[str, object, str, str]]:
-        # An exception is otherwise made again from its message alone, when it comes from another process.
-        return type(self), (self.field, self.value, self.allowed, self.fix)
+        # An exception is otherwise made again from its message alone, when it comes from another process. To which a
+        # large or deep value does not go: it would be cut, and pickling may not come to its end.
+        small = self.value is None or isinstance(self.value, int | float)
+        small = small or (isinstance(self.value, str) and len(self.value) <= _LONGEST)
+        return type(self), (self.field, self.value if small else _Shown(self.shown), self.allowed, self.fix)
+
+
+class _Shown:
+    """What a message shows of a value that stayed in another process."""
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
 
 
 def printable(text: str) -> str:

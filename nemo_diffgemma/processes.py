@@ -1,10 +1,12 @@
-"""Processes that end with the one that started them."""
+"""Processes of our own: the Python that runs them, and their end with the one that started them."""
 
 from __future__ import annotations
 
 import ctypes
 import os
 import signal
+import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
 # Loaded before any fork: between fork and exec nothing may be imported.
@@ -23,3 +25,9 @@ def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+def python() -> str:
+    """The command that runs Python. Where it is embedded in another program, ``sys.executable`` need not be Python."""
+    own = Path(sys.prefix) / "bin" / "python3"
+    return str(own) if own.is_file() else sys.executable

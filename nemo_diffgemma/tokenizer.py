@@ -129,6 +129,33 @@ class Tokenizer:
         Raises:
             FieldError: when the tokenizer has no chat template.
         """
+        rendered = self._rendered(chats, add_generation_prompt)
+        encoded = iter(self._encode([r.pieces for r in rendered if not isinstance(r, FieldError)]))
+        return [r if isinstance(r, FieldError) else self._checked(next(encoded), r.control) for r in rendered]
+
+    def render(self, messages: Sequence[Message]) -> Rendered:
+        """The first half of :meth:`chat`: what the chat template makes of a conversation, for :meth:`read`.
+
+        Raises:
+            FieldError: as :meth:`chat` does.
+        """
+        (found,) = self._rendered([Chat(messages)], add_generation_prompt=True)
+        if isinstance(found, FieldError):
+            raise found
+        return found
+
+    def read(self, rendered: Rendered) -> list[int]:
+        """The second half of :meth:`chat`: token ids.
+
+        Raises:
+            FieldError: when a text has become a control token.
+        """
+        found = self._checked(self._encode([rendered.pieces])[0], rendered.control)
+        if isinstance(found, FieldError):
+            raise found
+        return found
+
+    def _rendered(self, chats: Sequence[Chat], add_generation_prompt: bool) -> list[Rendered | FieldError]:
         require(
             bool(self._template),
             field="messages",
@@ -138,15 +165,14 @@ class Tokenizer:
         )
         masked = [self._masked(chat) for chat in chats]
         texts = iter(self._render([Chat(*m.value) for m in masked if isinstance(m, Masked)], add_generation_prompt))
-        rendered: list[Rendered | FieldError] = []
+        found: list[Rendered | FieldError] = []
         for m in masked:
             text = m if isinstance(m, FieldError) else next(texts)
             if isinstance(m, Masked) and isinstance(text, str):
-                rendered.append(self._controls.unmask(text, m.back))
+                found.append(self._controls.unmask(text, m.back))
             elif isinstance(text, FieldError):
-                rendered.append(text)
-        encoded = iter(self._encode([r.pieces for r in rendered if not isinstance(r, FieldError)]))
-        return [r if isinstance(r, FieldError) else self._checked(next(encoded), r.control) for r in rendered]
+                found.append(text)
+        return found
 
     @cached_property
     def answer_end(self) -> list[int]:

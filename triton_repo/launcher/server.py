@@ -42,6 +42,13 @@ _IDLE_LOOKS, _IDLE_LOOK_S = 2, 0.2
 _ANYWHERE = ("0.0.0.0", "::")
 # What only an operator may do; a request for these needs a header that nobody is told.
 _RESTRICTED = "model-repository,shared-memory,trace,logging"
+# Clients ask by HTTP/2 pings whether a connection still stands, as often as they like, also while a request waits;
+# tritonserver's own limits end the connection for it, and every stream on it.
+_PINGS = (
+    "--grpc-keepalive-permit-without-calls=1",
+    "--grpc-http2-max-pings-without-data=0",
+    "--grpc-http2-max-ping-strikes=0",
+)
 
 
 class ServerFailed(RuntimeError):
@@ -373,6 +380,7 @@ class Server:
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
             f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            *_PINGS,
             f"--grpc-restricted-protocol={admin}",
             f"--http-restricted-api={admin}",
             *(f"--{name}-address={self._hosts[name]}" for name in ("http", "grpc", "metrics")),

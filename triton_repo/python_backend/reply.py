@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from triton_repo.python_backend.parse import ParsedRequest
+from triton_repo.python_backend.parse import Manner
 from triton_repo.tensors import ALL_OUTPUTS, DType
 from trtllm_build.runtime.request import Block, Draft, Event
 
@@ -25,8 +25,8 @@ Outputs = dict[str, Any]
 class Reply:
     """The responses of one generation, in order. Not thread-safe: one thread feeds it."""
 
-    def __init__(self, generation: ParsedRequest):
-        self._generation = generation
+    def __init__(self, manner: Manner):
+        self._manner = manner
         self._blocks: list[Block] = []
         self.tokens = 0  # committed so far, as the client is told
 
@@ -37,7 +37,7 @@ class Reply:
                 event.text, event.token_ids, event.canvas_index, event.step, event.entropy, (), True, "", None
             )
         self.tokens += len(event.token_ids)
-        if self._generation.stream:
+        if self._manner.stream:
             return self._blocks_as_one([event])
         self._blocks.append(event)
         return self._blocks_as_one(self._blocks) if event.finish_reason else None
@@ -47,10 +47,10 @@ class Reply:
         text = "".join(block.text for block in blocks)
         ids = tuple(token for block in blocks for token in block.token_ids)
         reason = last.finish_reason or ""
-        gap = self._generation.gap
+        gap = self._manner.gap
         if gap is not None and len(ids) >= gap:
             ids, reason = ids[:gap], "length"
-            text = self._generation.decode(ids)
+            text = self._manner.decode(ids)
             self.tokens = gap
         return self._pack(
             text,
@@ -83,11 +83,11 @@ class Reply:
             "provisional": [draft],
             "canvas_index": [canvas],
             "denoising_steps": [steps],
-            "max_tokens": [self._generation.max_tokens],
+            "max_tokens": [self._manner.max_tokens],
             "canvas_steps": [len(entropies) for entropies in canvases],
             "step_entropies": [entropy for entropies in canvases for entropy in entropies],
             "entropy": [entropy],
-            "num_input_tokens": [len(self._generation.request.prompt_ids)],
+            "num_input_tokens": [self._manner.prompt_tokens],
             "num_cached_tokens": [cached],
             "num_output_tokens": [self.tokens],
         }
@@ -99,5 +99,5 @@ class Reply:
         return {
             name: np.array([value], dtype=_NUMPY[ALL_OUTPUTS[name].dtype])
             for name, value in values.items()
-            if name not in self._generation.withheld
+            if name not in self._manner.withheld
         }
