@@ -9,7 +9,6 @@ import os
 import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -245,20 +244,3 @@ def _loads(library: str) -> bool:
             continue
         return True
     return False
-
-
-def free_port(option: str, port: int, host: str = LOOPBACK) -> int:
-    """``port`` of ``host`` if it can be listened on, or any free one for 0.
-
-    Raises:
-        FieldError: naming ``option``, when it cannot.
-    """
-    with socket.socket() as probe:
-        # As a server does: a port whose last connection is only winding down is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            fix = f"stop what listens there, or pass {option} 0 to take any free port"
-            raise FieldError(field=option, value=port, allowed=f"a free port on {host} ({error})", fix=fix) from error
-        return int(probe.getsockname()[1])
