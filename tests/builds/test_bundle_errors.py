@@ -212,7 +212,7 @@ def test_bundle_for_another_machine(bundle: Path) -> None:
         FieldError, match=r"engine:hardware: 'built for an H100 GPU \(SM 90\)'.*this machine has: no CUDA GPU"
     ):
         load_engine(bundle)
-    edit_manifest(bundle, hardware={"kind": "cpu", "machine": "s390x", "system": "Linux"})
+    edit_manifest(bundle, hardware={"kind": "cpu", "machine": "s390x", "system": "Linux", "features": []})
     with pytest.raises(FieldError, match="built for a s390x CPU under Linux.*fix: run `make engine GPU=cpu` here"):
         load_engine(bundle)
 
