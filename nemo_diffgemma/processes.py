@@ -1,4 +1,4 @@
-"""Processes of our own: the Python that runs them, their end with the one that started them, the files they may open."""
+"""Processes of our own: the Python that runs them, their end with who started them, the files they may open."""
 
 from __future__ import annotations
 
