@@ -8,9 +8,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 EDGE_LLM := .venv-edge-llm
+CLIENTS := .venv-clients
+CLIENTS_LLAMA_INDEX := .venv-clients-llama-index
 HELM_TOOLS := build/helm-tools
 CHECKOV := build/checkov
-ENVIRONMENTS := $(VENV) $(EDGE_LLM) $(HELM_TOOLS) $(CHECKOV)
+ENVIRONMENTS := $(VENV) $(EDGE_LLM) $(CLIENTS) $(CLIENTS_LLAMA_INDEX) $(HELM_TOOLS) $(CHECKOV)
 TORCH := torch==2.13.0
 # PyPI's torch for x86_64 is the CUDA build
 TORCH_SIZES := (0.2 GB; the CUDA build with its libraries 2.8 GB)
@@ -36,7 +38,7 @@ export TOKENIZERS_PARALLELISM := false
 export HF_HUB_OFFLINE := 1
 
 .DEFAULT_GOAL := help
-.PHONY: help setup setup-edge-llm audit demo train engine bench serve chat test test-fast test-edge-llm helm-test helm-e2e control-plane image check format clean
+.PHONY: help setup setup-edge-llm audit demo train engine bench serve chat test test-fast test-edge-llm test-clients helm-test helm-e2e control-plane image check format clean
 
 help:  ## list the targets
 	@awk -F':.*## ' '/^[a-z0-9-]+:.*## /{printf "  make %-14s %s\n", $$1, $$2}' $(MAKEFILE_LIST)
@@ -102,6 +104,17 @@ test-fast: $(INSTALLED)  ## run what needs no server, no process and no compiler
 
 test-edge-llm: $(INSTALLED) $(EDGE_LLM)/.installed  ## export for Edge-LLM and check it (left out of make test)
 	@$(BIN)/python -m pytest -m edge_llm tests/edge_llm
+
+test-clients: $(INSTALLED) $(CLIENTS)/.installed $(CLIENTS_LLAMA_INDEX)/.installed  ## run docs/clients.md with the clients that people use
+	@$(BIN)/python -m tests.clients
+
+$(CLIENTS)/.installed: tests/clients/requirements/clients.txt
+	@.ci/environment $(CLIENTS) "$(PYTHON)" "clients of OpenAI's API: two minutes, 1.4 GB" \
+	    -- install "openai, langchain, litellm, pydantic-ai, lm-eval, inspect-ai" -r $<
+
+$(CLIENTS_LLAMA_INDEX)/.installed: tests/clients/requirements/llama-index.txt
+	@# apart: it wants an older openai
+	@.ci/environment $(CLIENTS_LLAMA_INDEX) "$(PYTHON)" "LlamaIndex: half a minute, 0.3 GB" -- install "llama-index" -r $<
 
 helm-e2e: $(INSTALLED)  ## install the chart on an API server: KUBECONFIG, KUBEBUILDER_ASSETS or make control-plane
 	@KUBEBUILDER_ASSETS="$${KUBEBUILDER_ASSETS:-$(wildcard $(CURDIR)/$(CONTROL_PLANE))}" $(BIN)/python -m pytest -m helm_e2e tests/helm/cluster

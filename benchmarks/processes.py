@@ -30,7 +30,9 @@ def tree(pid: int) -> dict[str, int]:
         # its second argument is the path .../MODEL/1/model.py
         model = next((Path(part).parts[-3] for part in command if part.endswith("/model.py")), str(child))
         found[model] = child
-    (found[ENGINE],) = children(found[MODEL])
+    # beside it are those that read prompts
+    commands = {child: Path(f"/proc/{child}/cmdline").read_bytes() for child in children(found[MODEL])}
+    (found[ENGINE],) = (child for child, command in commands.items() if b"trtllm_build.runtime.process" in command)
     return found
 
 

@@ -12,6 +12,9 @@ from nemo_diffgemma.errors import require
 SLIDING = "sliding_attention"
 GLOBAL = "full_attention"
 
+MOST = 2**31 - 1  # of what is counted: more is no model's, and kernels count in 32 bits
+MOST_LAYERS, MOST_TOKENS = 1024, 2**24  # of the vocabulary, which tables and tokenizers are made for
+
 CORRECT = "correct config.json, or use a checkpoint of model_type 'diffusion_gemma'"
 
 
@@ -56,7 +59,12 @@ class Architecture:
 
     def __post_init__(self) -> None:
         for name in _POSITIVE:
-            self._check(_is_integer(getattr(self, name), 1), name, "an integer >= 1")
+            most = {"num_hidden_layers": MOST_LAYERS, "vocab_size": MOST_TOKENS}.get(name, MOST)
+            value = getattr(self, name)
+            self._check(_is_integer(value, 1) and value <= most, name, f"an integer >= 1, at most {most}")
+        for name in ("layer_types", "eos_token_ids"):
+            self._check(isinstance(getattr(self, name), tuple), name, "a list")
+        self._check(isinstance(self.vision_config, dict | None), "vision_config", "an object of names and values")
         self._check(len(self.layer_types) == self.num_hidden_layers, "layer_types", f"{self.num_hidden_layers} entries")
         for kind in self.layer_types:
             require(
@@ -142,7 +150,7 @@ class Architecture:
             )
         values = dict(values)
         for name in ("layer_types", "eos_token_ids"):
-            if name in values:
+            if isinstance(values.get(name), list):
                 values[name] = tuple(values[name])
         missing = [f.name for f in fields(cls) if f.name not in values and f.default is f.default_factory]
         require(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-import json
+import os
 from collections.abc import Iterable, Iterator, Mapping
 from functools import cached_property
 from pathlib import Path
@@ -15,6 +15,7 @@ from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_sha256, some
 from nemo_diffgemma.hf_config import load_architecture, write_config
+from nemo_diffgemma.json_files import read_object
 from nemo_diffgemma.weight_files import INDEX as INDEX
 from nemo_diffgemma.weight_files import REFETCH, Shape, Stored, find_weights
 
@@ -34,6 +35,9 @@ TOKENIZER_FILES = (
 # trained on, to find scales of activations with.
 HELD_OUT, CALIBRATION = "held_out.jsonl", "calibration.jsonl"
 _READ = ("F64", "F32", "F16", "BF16")  # dtypes that weights of the text model may be stored in
+_COUNTS = ("I64", "I32", "I16", "I8", "U8", "BOOL")  # and what a vision tower may hold beside weights
+# What float32 and bfloat16 both hold: beyond it a float64 becomes infinite in the one, a float32 in the other.
+_LARGEST = torch.finfo(torch.bfloat16).max
 
 
 def layer_tensors(arch: Architecture, layer: int) -> dict[str, Shape]:
@@ -145,7 +149,7 @@ class Checkpoint:
     def __init__(self, directory: str | Path):
         self.directory = Path(directory)
         self.arch = load_architecture(self.directory)
-        quantised = json.loads((self.directory / "config.json").read_text(encoding="utf-8")).get("quantization_config")
+        quantised = read_object(self.directory / "config.json", "config.json", REFETCH).get("quantization_config")
         fix = "name the checkpoint that it was made from"
         require(
             quantised is None,
@@ -187,9 +191,15 @@ class Checkpoint:
                 allowed=str(list(shape)),
                 fix=REFETCH,
             )
-            good = found.dtype in _READ or name in self.vision_shapes
+            allowed = (*_READ, *_COUNTS) if name in self.vision_shapes else _READ
             fix = "name the checkpoint that it was made from"
-            require(good, field=f"checkpoint:dtype of {name}", value=found.dtype, allowed=", ".join(_READ), fix=fix)
+            require(
+                found.dtype in allowed,
+                field=f"checkpoint:dtype of {name}",
+                value=found.dtype,
+                allowed=", ".join(allowed),
+                fix=fix,
+            )
 
     @cached_property
     def text_shapes(self) -> dict[str, Shape]:
@@ -209,15 +219,25 @@ class Checkpoint:
         """Read one tensor, in the dtype it is stored in.
 
         Raises:
-            FieldError: when the tensor holds NaN or infinity.
+            FieldError: when the tensor holds NaN, infinity, or a number that bfloat16 or float32 does not reach.
         """
         tensor = self._stored[name].read()
+        if not tensor.is_floating_point():
+            return tensor
         low, high = tensor.aminmax()  # NaN shows in both; many times faster than isfinite over every number
         require(
             bool(low.isfinite() & high.isfinite()),
             field=f"checkpoint:{name}",
             value="NaN or infinity",
             allowed="finite numbers",
+            fix=REFETCH,
+        )
+        largest = max(-float(low), float(high))
+        require(
+            largest <= _LARGEST,
+            field=f"checkpoint:{name}",
+            value=largest,
+            allowed=f"at most {_LARGEST:.3e} either way: more is infinite in bfloat16 or float32",
             fix=REFETCH,
         )
         return tensor
@@ -235,20 +255,7 @@ class Checkpoint:
             FieldError: when it is no JSON object.
         """
         path = self.directory / "generation_config.json"
-        if not path.is_file():
-            return {}
-        try:
-            found = json.loads(path.read_text(encoding="utf-8"))
-        except (ValueError, RecursionError) as error:
-            raise FieldError(field=path.name, value=f"{path}: {error}", allowed="a JSON object", fix=REFETCH) from None
-        require(
-            isinstance(found, dict),
-            field=path.name,
-            value=f"{path}: {type(found).__name__}",
-            allowed="a JSON object",
-            fix=REFETCH,
-        )
-        return dict(found)
+        return read_object(path, path.name, REFETCH) if os.path.lexists(path) else {}
 
     @property
     def tokenizer_files(self) -> list[Path]:

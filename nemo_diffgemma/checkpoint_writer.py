@@ -21,6 +21,7 @@ from nemo_diffgemma.files import (
     write_text,
 )
 from nemo_diffgemma.hf_config import write_config
+from nemo_diffgemma.machine import writing
 
 # Written into every checkpoint: how it was trained, and which files are ours to replace.
 MARKER = "training.json"
@@ -58,24 +59,26 @@ def write_checkpoint(
 
     Raises:
         FieldError: when ``tensors`` are not exactly those ``arch`` asks for, or ``directory`` holds what is not ours.
+        OSError: naming ``directory``, when the machine refuses; what was there stays.
     """
     directory = Path(directory)
     partial = partial_directory(directory, writer)
     shutil.rmtree(partial, ignore_errors=True)
-    partial.mkdir(parents=True)
     try:
-        for name, path in (files or {}).items():
-            (partial / name).parent.mkdir(parents=True, exist_ok=True)
-            shutil.copyfile(path, partial / name)
-        for name, text in (texts or {}).items():
-            write_text(partial / name, text)
-        dtype = str(tensors[f"{DECODER}norm.weight"].dtype).removeprefix("torch.")
-        write_json(partial / "config.json", write_config(arch, dtype) if config is None else dict(config))
-        write_json(partial / "generation_config.json", dict(generation_config))
-        _write_shards(partial, tensors, max_shard_bytes)
-        Checkpoint(partial)
-        write_json(partial / MARKER, {**(training or {}), "files": file_entries(partial, MARKER)})
-        put_in_place(partial, directory, MARKER, "output")
+        with writing(directory):
+            partial.mkdir(parents=True)
+            for name, path in (files or {}).items():
+                (partial / name).parent.mkdir(parents=True, exist_ok=True)
+                shutil.copyfile(path, partial / name)
+            for name, text in (texts or {}).items():
+                write_text(partial / name, text)
+            dtype = str(tensors[f"{DECODER}norm.weight"].dtype).removeprefix("torch.")
+            write_json(partial / "config.json", write_config(arch, dtype) if config is None else dict(config))
+            write_json(partial / "generation_config.json", dict(generation_config))
+            _write_shards(partial, tensors, max_shard_bytes)
+            Checkpoint(partial)
+            write_json(partial / MARKER, {**(training or {}), "files": file_entries(partial, MARKER)})
+            put_in_place(partial, directory, MARKER, "output")
     except BaseException:
         shutil.rmtree(partial, ignore_errors=True)  # the room it took may be what is lacking
         raise

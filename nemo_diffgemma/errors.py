@@ -6,7 +6,8 @@ _LONGEST = 400  # characters of a value that a message shows
 class FieldError(ValueError):
     """A value that came from outside (config, command line, request, file) and cannot be used.
 
-    A long value is cut in the message: it may be a whole prompt.
+    The message is one line that can be printed anywhere, whatever names and texts it speaks of. A long value is cut in
+    it: it may be a whole prompt.
 
     Args:
         field: Dotted name of what was set, as the user wrote it (``model.num_experts``).
@@ -17,14 +18,38 @@ class FieldError(ValueError):
 
     def __init__(self, field: str, value: object, allowed: str, fix: str):
         self.field, self.value, self.allowed, self.fix = field, value, allowed, fix
-        shown = repr(value)
+        try:
+            shown = repr(value)
+        except RecursionError:
+            shown = f"a {type(value).__name__} in which brackets are too deep in each other"
         if len(shown) > _LONGEST:
             shown = f"{shown[: _LONGEST // 2]}...{shown[-_LONGEST // 2 :]}"
-        super().__init__(f"{field}: {shown} cannot be used; allowed: {allowed}; fix: {fix}")
+        self.shown = shown
+        super().__init__(printable(f"{field}: {shown} cannot be used; allowed: {allowed}; fix: {fix}"))
 
     def __reduce__(self) -> tuple[type, tuple[str, object, str, str]]:
-        # An exception is otherwise made again from its message alone, when it comes from another process.
-        return type(self), (self.field, self.value, self.allowed, self.fix)
+        # An exception is otherwise made again from its message alone, when it comes from another process. To which a
+        # large or deep value does not go: it would be cut, and pickling may not come to its end.
+        small = self.value is None or isinstance(self.value, int | float)
+        small = small or (isinstance(self.value, str) and len(self.value) <= _LONGEST)
+        return type(self), (self.field, self.value if small else _Shown(self.shown), self.allowed, self.fix)
+
+
+class _Shown:
+    """What a message shows of a value that stayed in another process."""
+
+    def __init__(self, text: str):
+        self._text = text
+
+    def __repr__(self) -> str:
+        return self._text
+
+
+def printable(text: str) -> str:
+    """``text`` in one line: what cannot be printed (line ends, control characters, bytes that are no UTF-8) escaped."""
+    if text.isprintable():
+        return text
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
 
 
 def require(condition: bool, field: str, value: object, allowed: str, fix: str) -> None:

@@ -11,12 +11,13 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 from typing import IO, Any
 
 from nemo_diffgemma.errors import require
+from nemo_diffgemma.machine import writing
 
 # Files up to this size are compared by content, larger ones by length: a user edits texts, not weights.
 _COMPARED = 2**20
@@ -27,14 +28,18 @@ def new_file(path: Path) -> Iterator[IO[bytes]]:
     """A binary file that takes its name by a rename once it is written and flushed to disk; its mode follows the umask.
 
     When the block raises, nothing is left and what ``path`` was before stays.
+
+    Raises:
+        OSError: naming ``path``, when the machine refuses.
     """
     partial = path.with_name(f".{path.name}.{uuid.uuid4().hex[:12]}.partial")
     try:
-        with partial.open("xb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(partial, path)
+        with writing(path):
+            with partial.open("xb") as file:
+                yield file
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(partial, path)
     except BaseException:
         partial.unlink(missing_ok=True)
         raise
@@ -207,24 +212,53 @@ def _put_back(place: Path, marker: str) -> None:
 
 @contextmanager
 def locked(path: Path, busy: Callable[[], None], unsupported: Callable[[], None]) -> Iterator[None]:
-    """Hold the kernel's lock on the file ``path``, which is made when missing and left behind.
+    """Hold the kernel's lock on the file ``path``, which is made when missing and removed at the end.
 
-    The lock ends with its process however that ends (NFS hands it to its server).
+    The lock ends with its process however that ends (NFS hands it to its server). Folders that were made for the file
+    and are empty at the end go, too.
 
     Args:
         path: the lock file.
         busy: called when another process holds the lock; raises, or returns to wait for it.
         unsupported: called when the file system has no locks; the block then runs without one.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.open("a") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            busy()
-            fcntl.flock(file, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
-                raise
-            unsupported()
-        yield
+    made = [folder for folder in path.parents if not folder.exists()]
+    try:
+        with ExitStack() as stack:
+            while not _lock(stack.enter_context(_lock_file(path)), busy, unsupported, path):
+                # who held it has removed it meanwhile: what is locked is no longer what others will find
+                stack.close()
+            try:
+                yield
+            finally:
+                path.unlink(missing_ok=True)
+    finally:
+        with suppress(OSError):  # something lies in it by now
+            for folder in made:
+                folder.rmdir()
+
+
+def _lock_file(path: Path) -> IO[str]:
+    for _ in range(99):
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with suppress(FileNotFoundError):  # who held the lock has just removed the folder that was made for it
+            return path.open("a")
+    return path.open("a")
+
+
+def _lock(file: IO[str], busy: Callable[[], None], unsupported: Callable[[], None], path: Path) -> bool:
+    """Lock an open file; whether it still is the one at ``path``."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        busy()
+        fcntl.flock(file, fcntl.LOCK_EX)
+    except OSError as error:
+        if error.errno not in (errno.ENOLCK, errno.ENOTSUP, errno.ENOSYS):
+            raise
+        unsupported()
+        return True
+    try:
+        return os.path.samestat(os.fstat(file.fileno()), path.stat())
+    except FileNotFoundError:
+        return False

@@ -3,14 +3,15 @@
 from __future__ import annotations
 
 import copy
-import json
+import os
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
-from nemo_diffgemma.architecture import CORRECT, GLOBAL, SAME_NAME, SLIDING, Architecture
+from nemo_diffgemma.architecture import CORRECT, GLOBAL, MOST_LAYERS, SAME_NAME, SLIDING, Architecture
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.json_files import read_object
 
 _TEXT = "config.json:text_config"
 # Of text_config: what every DiffusionGemma has; anything else is another model.
@@ -28,28 +29,17 @@ def load_architecture(directory: str | Path) -> Architecture:
     """The architecture of ``directory/config.json``.
 
     Raises:
-        FieldError: when the file is missing, is not JSON, or does not describe a DiffusionGemma.
+        FieldError: when the file is missing, is not a JSON object, or does not describe a DiffusionGemma.
     """
     path = Path(directory) / "config.json"
     require(
-        path.is_file(),
+        os.path.lexists(path),
         field="checkpoint",
         value=str(directory),
         allowed="a directory with a config.json",
         fix="name a Hugging Face-layout checkpoint directory; `make train` writes one",
     )
-    fix = "download or export the checkpoint again"
-    try:
-        config = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FieldError(field="config.json", value=f"{path}: {error}", allowed="a JSON object", fix=fix) from None
-    require(
-        isinstance(config, dict),
-        field="config.json",
-        value=f"{path}: {type(config).__name__}",
-        allowed="a JSON object",
-        fix=fix,
-    )
+    config = read_object(path, "config.json", "download or export the checkpoint again")
     return read_config(config)
 
 
@@ -86,6 +76,14 @@ def read_config(config: Mapping[str, Any]) -> Architecture:
         fix=CORRECT,
     )
     _check_rope_types(stated.get("rope_parameters"))
+    layers = stated.get("num_hidden_layers")
+    require(  # transformers makes as many objects as it is told
+        not isinstance(layers, int) or layers <= MOST_LAYERS,
+        field=f"{_TEXT}.num_hidden_layers",
+        value=layers,
+        allowed=f"an integer >= 1, at most {MOST_LAYERS}",
+        fix=CORRECT,
+    )
 
     from transformers import DiffusionGemmaConfig, DiffusionGemmaTextConfig  # takes seconds
 

@@ -6,6 +6,7 @@ import difflib
 import re
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from hydra import compose, initialize_config_dir
 from hydra.core.global_hydra import GlobalHydra
@@ -15,24 +16,29 @@ from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
 
 from nemo_diffgemma.errors import FieldError, require
-from nemo_diffgemma.hydra_paths import quote_paths
+from nemo_diffgemma.hydra_paths import PATHS, SEVERAL, check_paths, quote_paths
+from nemo_diffgemma.names import check_name, check_path
 
 
 def compose_config(directory: Path, name: str, overrides: Sequence[str]) -> DictConfig:
     """Compose ``directory/name.yaml`` with command-line overrides.
 
     Raises:
-        FieldError: when an override is not ``key=value``, or names an unknown group choice or key.
+        FieldError: when an override is not ``key=value``, or names an unknown group choice or key; for a path that can
+            be none, is not UTF-8 or has control characters, itself, by a variable or by the folder it lies in.
     """
+    check_path("the folder you are in", ".")
     for override in overrides:
+        key, _, value = override.partition("=")
+        check_name("command line", key)
+        check_name(key, value)
         check_choice(directory, override)
     overrides = quote_paths(overrides)
     GlobalHydra.instance().clear()
     with initialize_config_dir(str(directory.resolve()), version_base="1.3"):
         try:
             config = compose(name, overrides=list(overrides))
-            OmegaConf.to_container(config, resolve=True)
-            return config
+            values = OmegaConf.to_container(config, resolve=True)
         except (HydraException, OmegaConfBaseException) as error:
             unknown = re.search(r"Could not override '([^']+)'", str(error))
             if unknown is None:
@@ -41,6 +47,10 @@ def compose_config(directory: Path, name: str, overrides: Sequence[str]) -> Dict
             value = next((o.partition("=")[2] for o in overrides if o.partition("=")[0] == key), "")
             groups = [o for o in overrides if (directory / o.partition("=")[0]).is_dir()]
             raise unknown_key(key, value, _keys(compose(name, overrides=groups))) from None
+    assert isinstance(values, dict)
+    _check_names(values)
+    check_paths({str(key): value for key, value in values.items()})
+    return config
 
 
 def choices(directory: Path, group: str) -> list[str]:
@@ -60,6 +70,13 @@ def check_choice(directory: Path, override: str) -> None:
         raise FieldError(
             field="command line", value=override, allowed="key=value", fix=f"write {override}=... or see --help"
         )
+    require(
+        re.match(r"hydra\b", key) is None,
+        field=key,
+        value=value,
+        allowed="a key of this command: Hydra composes its configuration, and starts nothing",
+        fix="leave it out, or see --help",
+    )
     if (directory / key).is_dir() and value not in (known := choices(directory, key)):
         raise FieldError(field=key, value=value, allowed=", ".join(known), fix=f"pass {key}={_nearest(value, known)}")
 
@@ -87,6 +104,18 @@ def _keys(config: DictConfig, prefix: str = "") -> list[str]:
     return keys
 
 
+def _check_names(values: dict[Any, Any], prefix: str = "") -> None:
+    """Check every text of a composed configuration: variables and the home folder are in it."""
+    for key, value in values.items():
+        name = f"{prefix}{key}"
+        for text in value if isinstance(value, list) else [value]:
+            if isinstance(text, str):
+                (check_path if name in PATHS | SEVERAL else check_name)(name, text)
+    for key, value in values.items():  # later: paths of groups lie in folders that are named above
+        if isinstance(value, dict):
+            _check_names(value, f"{prefix}{key}.")
+
+
 def _nearest(value: str, known: Sequence[str]) -> str:
     return (difflib.get_close_matches(value, known, n=1, cutoff=0.0) or [known[0]])[0]
 
@@ -107,6 +136,10 @@ def _unreadable(overrides: Sequence[str], error: Exception) -> FieldError:
                 field=key, value=value, allowed="one value", fix=f"pass one, or quote it: \"{key}='{value}'\""
             )
     said = str(error).strip().partition("\n")[0]
+    merged = said.removeprefix("Error merging override ").partition("=")
+    if merged[0] != said and merged[1] and "${" not in merged[2]:
+        allowed = "a value of the kind that the key has: one value, a list [a,b], or an object {name:value}"
+        return FieldError(field=merged[0], value=merged[2], allowed=allowed, fix="see --help")
     key, _, value = next((o for o in overrides if "${" in o), f"command line={' '.join(overrides)}").partition("=")
     fix = "write \\${ for a ${ that stands for itself" if "${" in value else "see --help"
     return FieldError(field=key, value=value, allowed=said, fix=fix)

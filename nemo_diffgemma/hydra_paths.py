@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
+from typing import Any
 
 from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
@@ -15,6 +17,10 @@ from nemo_diffgemma.errors import require
 # Keys of both command lines whose values are paths, and those of them that take several.
 PATHS = frozenset({"run", "output", "init_from", "data.tokenizer", "checkpoint", "out", "calibration", "held_out"})
 SEVERAL = frozenset({"data.train", "data.validation"})
+WRITTEN = frozenset({"run", "output", "out"})
+# Bytes of a name: what is written has longer names for a while, before it takes its own.
+_LONGEST, _LONGEST_WRITTEN = 255, 200
+_LONGEST_PATH = 4096 - 512  # bytes of a whole path, with what is written below it
 # An item of a list: in quotes, or up to the next comma.
 _ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*?)\s*(?:,|$)""")
 
@@ -22,14 +28,45 @@ _ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*?)\s*(?:,|$)
 def quote_paths(overrides: Sequence[str]) -> list[str]:
     """Overrides in which every path is quoted as Hydra wants it; the others as they are.
 
-    ``~`` at the start is the home folder. A value in quotes, ``null``, and a list in brackets for what takes several
-    files are read as Hydra reads them; each of a list's items may have any characters but a comma. What has been
-    quoted here stays as it is.
+    ``~`` at the start is the home folder; ``a/../b`` is followed once, here. A value in quotes, ``null``, and a list in
+    brackets for what takes several files are read as Hydra reads them; each of a list's items may have any characters
+    but a comma. What has been quoted here stays as it is.
 
     Raises:
-        FieldError: for a path that is empty.
+        FieldError: for a path that is empty, or ``???``.
     """
     return [_quoted_override(override) for override in overrides]
+
+
+def check_paths(values: Mapping[str, Any]) -> None:
+    """Raise :class:`FieldError` for a path, in a composed configuration, under which no file system has a file.
+
+    Args:
+        values: the configuration, resolved.
+    """
+    for key in sorted(PATHS | SEVERAL, key=lambda key: (key not in WRITTEN, key)):  # others may lie below these
+        group, _, name = key.rpartition(".")
+        part = values.get(group) if group else values
+        found = part.get(name) if isinstance(part, Mapping) else None
+        for path in found if isinstance(found, list) else [found]:
+            if isinstance(path, str):
+                _check_path(key, path)
+
+
+def _check_path(key: str, path: str) -> None:
+    longest = _LONGEST_WRITTEN if key in WRITTEN else _LONGEST
+    names = [os.fsencode(name) for name in path.split("/")] if "\0" not in path else []
+    fix = f"pass {key}=PATH with another"
+    require(bool(names), field=key, value=path, allowed="a path without the character of number 0", fix=fix)
+    allowed = f"a path of names of at most {longest} bytes each, {_LONGEST_PATH} bytes in all"
+    whole = len(os.fsencode(os.path.abspath(path)))
+    require(max(map(len, names)) <= longest and whole <= _LONGEST_PATH, field=key, value=path, allowed=allowed, fix=fix)
+    try:
+        os.stat(path)
+    except OSError as error:
+        wrong = error.errno in (errno.ELOOP, errno.ENOTDIR) or (error.errno == errno.ENOENT and os.path.islink(path))
+        allowed = "a path below folders, whose links lead somewhere"
+        require(not wrong, field=key, value=f"{path}: {error.strerror}", allowed=allowed, fix=fix)
 
 
 def _quoted_override(override: str) -> str:
@@ -53,8 +90,12 @@ def _quoted_override(override: str) -> str:
 def _quoted(key: str, value: str) -> str:
     if value == "null" or _is_quoted(key, value):
         return value
+    # Hydra's word for a value that is still missing: what was given would be passed over
+    require(value != "???", field=key, value=value, allowed="a path", fix=f"pass {key}=./??? if it is called so")
     path = os.path.expanduser(value)
     path = path.rstrip("/") or "/"
+    if re.search(r"(^|/)(?!\.\.?/)[^/]+/+\.\.(/|$)", path):
+        path = os.path.realpath(path)  # while it does not exist, a/../b is no path to b
     return str(QuotedString(text=path, quote=Quote.single).with_quotes())
 
 

@@ -1,12 +1,17 @@
-"""Processes that end with the one that started them."""
+"""Processes of our own: the Python that runs them, their end with who started them, the files they may open."""
 
 from __future__ import annotations
 
 import ctypes
 import os
+import resource
 import signal
+import sys
+from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
+# Enough; some programs begin by closing every number up to their limit, which may be a billion.
+_MANY_FILES = 2**16
 # Loaded before any fork: between fork and exec nothing may be imported.
 _LIBC = ctypes.CDLL(None, use_errno=True)
 
@@ -23,3 +28,18 @@ def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
     _LIBC.prctl(_PR_SET_PDEATHSIG, number)
     if parent is not None and os.getppid() != parent:
         os._exit(1)
+
+
+def python() -> str:
+    """The command that runs Python. Where it is embedded in another program, ``sys.executable`` need not be Python."""
+    own = Path(sys.prefix) / "bin" / "python3"
+    return str(own) if own.is_file() else sys.executable
+
+
+def raise_open_files() -> int:
+    """Let this process, and those that it starts, open as many files as the system allows them; returns how many."""
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    # "unlimited" is no number that any system grants for files
+    most = _MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, _MANY_FILES)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
+    return most

@@ -14,7 +14,7 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from nemo_diffgemma.chat import Chat, Message
-from nemo_diffgemma.control_tokens import ControlTokens
+from nemo_diffgemma.control_tokens import ControlTokens, Masked, Rendered
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.template_check import check_run, check_text
 
@@ -135,6 +135,33 @@ class Tokenizer:
         Raises:
             FieldError: when the tokenizer has no chat template.
         """
+        rendered = self._rendered(chats, add_generation_prompt)
+        encoded = iter(self._encode([r.pieces for r in rendered if not isinstance(r, FieldError)]))
+        return [r if isinstance(r, FieldError) else self._checked(next(encoded), r.control) for r in rendered]
+
+    def render(self, messages: Sequence[Message]) -> Rendered:
+        """The first half of :meth:`chat`: what the chat template makes of a conversation, for :meth:`read`.
+
+        Raises:
+            FieldError: as :meth:`chat` does.
+        """
+        (found,) = self._rendered([Chat(messages)], add_generation_prompt=True)
+        if isinstance(found, FieldError):
+            raise found
+        return found
+
+    def read(self, rendered: Rendered) -> list[int]:
+        """The second half of :meth:`chat`: token ids.
+
+        Raises:
+            FieldError: when a text has become a control token.
+        """
+        found = self._checked(self._encode([rendered.pieces])[0], rendered.control)
+        if isinstance(found, FieldError):
+            raise found
+        return found
+
+    def _rendered(self, chats: Sequence[Chat], add_generation_prompt: bool) -> list[Rendered | FieldError]:
         require(
             bool(self._template),
             field="messages",
@@ -142,14 +169,16 @@ class Tokenizer:
             allowed="raw text: this checkpoint has no chat template",
             fix="send text_input, or add chat_template.jinja to the checkpoint and build again",
         )
-        masked = [self._controls.mask((chat.messages, chat.tools)) for chat in chats]
-        texts = self._render([Chat(*m.value) for m in masked], add_generation_prompt)
-        rendered = [
-            text if isinstance(text, FieldError) else self._controls.unmask(text, m.back)
-            for text, m in zip(texts, masked, strict=True)
-        ]
-        encoded = iter(self._encode([r.pieces for r in rendered if not isinstance(r, FieldError)]))
-        return [r if isinstance(r, FieldError) else self._checked(next(encoded), r.control) for r in rendered]
+        masked = [self._masked(chat) for chat in chats]
+        texts = iter(self._render([Chat(*m.value) for m in masked if isinstance(m, Masked)], add_generation_prompt))
+        found: list[Rendered | FieldError] = []
+        for m in masked:
+            text = m if isinstance(m, FieldError) else next(texts)
+            if isinstance(m, Masked) and isinstance(text, str):
+                found.append(self._controls.unmask(text, m.back))
+            elif isinstance(text, FieldError):
+                found.append(text)
+        return found
 
     @cached_property
     def answer_end(self) -> list[int]:
@@ -186,6 +215,12 @@ class Tokenizer:
             fix="pass the model's own tokenizer",
         )
         return self.encode(f"{space}{token}")
+
+    def _masked(self, chat: Chat) -> Masked | FieldError:
+        try:
+            return self._controls.mask((chat.messages, chat.tools))
+        except FieldError as error:
+            return error
 
     def _render(self, chats: Sequence[Chat], add_generation_prompt: bool) -> list[str | FieldError]:
         plain = [chat for chat in chats if not _uses_tools(chat)]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
@@ -13,6 +12,7 @@ from safetensors import SafetensorError, safe_open
 
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import some
+from nemo_diffgemma.json_files import read_object
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -98,7 +98,7 @@ def find_weights(directory: Path) -> Weights:
     passed_over: list[str] = []
     for file in sorted(set(where.values())):
         require(
-            (directory / file).is_file(),
+            os.path.isfile(directory / file),  # false for a name that no file can have, where Path raises
             field="checkpoint",
             value=file,
             allowed=f"every shard {INDEX} names",
@@ -147,16 +147,10 @@ def read_header(path: Path) -> dict[str, Stored]:
 def _index(directory: Path) -> dict[str, str] | None:
     """Tensor to the file that it is in, below ``directory``; None where there is no index."""
     path = directory / INDEX
-    if not path.is_file():
+    if not os.path.lexists(path):
         return None
     allowed = 'a JSON object with "weight_map": {tensor: file}'
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise FieldError(
-            field=f"checkpoint:{INDEX}", value=f"{type(error).__name__}: {error}", allowed=allowed, fix=REFETCH
-        ) from None
-    where = found.get("weight_map") if isinstance(found, dict) else None
+    where = read_object(path, f"checkpoint:{INDEX}", REFETCH).get("weight_map")
     require(
         isinstance(where, dict) and bool(where), field=f"checkpoint:{INDEX}", value=where, allowed=allowed, fix=REFETCH
     )

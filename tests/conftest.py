@@ -85,7 +85,7 @@ def exported_checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What `diffgemma-train` writes: the demo model after a few steps, tokenizer and all."""
 
     def make(folder: Path) -> None:
-        command = [sys.executable, "-m", "nemo_diffgemma.training.cli"]
+        command = [sys.executable, "-m", "nemo_diffgemma.training"]
         command += [
             f"run={folder.with_name('run')}",
             f"output={folder}",

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 import sys
 from collections.abc import Sequence
 from contextlib import closing
 
+from nemo_diffgemma.entry import Stopped, enter, status_of_output, stoppable
 from nemo_diffgemma.errors import FieldError
 from triton_repo.client.options import CommandOptions, parse_arguments
 
@@ -15,13 +15,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Generate, or with ``bench`` as first argument measure a server.
 
     Returns:
-        0; 1 when the server refuses or fails, 2 for a mistake here, 130 after Ctrl-C.
+        0; 1 when the server refuses or fails, or nobody reads the answer, 2 for a mistake here, 130 after Ctrl-C.
     """
+    if arguments is None:
+        enter()
     given = list(sys.argv[1:] if arguments is None else arguments)
     if given[:1] == ["bench"]:
         from triton_repo.bench import command as bench
 
-        return bench.main(given[1:])
+        return bench.main(given[1:]) or status_of_output(printed=True)
     try:
         return _generate(parse_arguments(given))
     except FieldError as error:
@@ -37,23 +39,20 @@ def _generate(options: CommandOptions) -> int:
 
     try:
         with (
+            stoppable(),
             BlockingClient(options.url, tls=options.tls, retry=options.retry) as client,
             closing(client.generate(**options.inputs)) as responses,
         ):
             show(responses, options.output)
-    except KeyboardInterrupt:
+    except Stopped as stopped:
         # Leaving the block closed the stream, by which the server cancels.
         print("cancelled: the server was told to stop this generation", file=sys.stderr)
-        return 130
-    except BrokenPipeError:
-        # The reader of the pipe has enough; Python would complain again when it flushes at exit.
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        return 1
+        return 128 + stopped.number
     except (FieldError, GenerationError) as error:
         print(f"error: {error}", file=sys.stderr)
         # A server that is not there is both, and most likely a mistake in --url.
         return 2 if isinstance(error, FieldError) else 1
-    return 0
+    return status_of_output(printed=True)
 
 
 if __name__ == "__main__":

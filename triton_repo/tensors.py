@@ -21,6 +21,9 @@ ENGINE_CPUS_VARIABLE = "DIFFGEMMA_ENGINE_CPUS"
 DRAIN_VARIABLE = "DIFFGEMMA_DRAIN"
 # Environment variable that lets prompts into the log, when it is 1.
 LOG_PROMPTS_VARIABLE = "DIFFGEMMA_LOG_PROMPTS"
+# Environment of tritonserver and its models' processes, not of the engine: glibc's limits grow with what was freed, and
+# each large request would leave its size behind.
+ALLOCATOR = {"MALLOC_TRIM_THRESHOLD_": str(2**20), "MALLOC_MMAP_THRESHOLD_": str(2**20)}
 
 DType = Literal["STRING", "BOOL", "INT32", "UINT64", "FP32"]
 
@@ -169,6 +172,7 @@ OUTPUTS: tuple[Tensor, ...] = (
     ),
     Tensor("entropy", "FP32", "mean entropy of the canvas after its last step, in nats; left out before a first step"),
     Tensor("num_input_tokens", "INT32", "tokens of the prompt"),
+    Tensor("num_cached_tokens", "INT32", "of them, found in the cache of an earlier request; on the last response"),
     Tensor("num_output_tokens", "INT32", "tokens committed so far"),
 )
 

@@ -17,6 +17,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import os
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from pathlib import Path
@@ -25,14 +26,13 @@ from typing import Any, Self
 import torch
 
 from nemo_diffgemma.checkpoint import TOKENIZER_FILES
-from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.errors import require
 from nemo_diffgemma.files import file_entries, file_sha256, write_json
 from trtllm_build.hardware import has_gpu, this_machine
 from trtllm_build.limits import Limits
+from trtllm_build.manifest import CONTRACT, MANIFEST, read_manifest
 from trtllm_build.spec import INPUT_SCALES, PIECES, EngineSpec
 
-CONTRACT = 3
-MANIFEST = "manifest.json"
 LOG = "build.log"
 INPUTS = "inputs.json"
 # Parts of the manifest that differ from one build of the same inputs to the next.
@@ -72,30 +72,14 @@ class Bundle:
         directory = Path(directory)
         path = directory / MANIFEST
         require(
-            path.is_file(),
+            os.path.lexists(path),
             field="engine",
             value=str(directory),
             allowed=f"a bundle directory with a {MANIFEST}",
             fix="run `make engine GPU=cpu`, or name the directory it wrote",
         )
-        try:
-            manifest = json.loads(path.read_text())
-            contract, stated = manifest["contract"], manifest["manifest_hash"]
-        except (ValueError, KeyError, TypeError) as error:
-            raise FieldError(
-                field="engine:manifest.json",
-                value=f"{type(error).__name__}: {error}",
-                allowed="a whole manifest",
-                fix=_rebuild({}),
-            ) from None
-        rebuild = _rebuild(manifest)
-        require(
-            contract == CONTRACT,
-            field="engine:contract",
-            value=contract,
-            allowed=f"contract version {CONTRACT}",
-            fix=rebuild,
-        )
+        manifest = read_manifest(directory)
+        rebuild, stated = _rebuild(manifest), manifest["manifest_hash"]
         require(
             manifest_hash(manifest) == stated,
             field="engine:manifest_hash",

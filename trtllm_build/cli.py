@@ -9,13 +9,15 @@ import signal
 import sys
 from collections.abc import Sequence
 from functools import partial
+from importlib import import_module
 from pathlib import Path
-from types import FrameType
 from typing import NoReturn
 
 from rich.console import Console
 
+from nemo_diffgemma.entry import Stopped, status_of_output, stoppable
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.machine import named, refusal
 from nemo_diffgemma.quiet import quiet_start
 
 _EXAMPLES = """examples:
@@ -84,37 +86,28 @@ def main(arguments: Sequence[str] | None = None) -> None:
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     quiet_start()
     again = "; run the same command again: it goes on where it stopped" if options.command == "build" else ""
-    before = signal.signal(signal.SIGTERM, _told_to_end)
+    status = 0
     try:
-        _run(options)
-        sys.stdout.flush()
+        if options.command == "build":
+            # transformers takes seconds to import, which --help should not; and imports may catch what a signal raises
+            import_module("trtllm_build.pipeline")
+        with stoppable():
+            _run(options)
+        status = status_of_output(printed=options.command != "build" or options.json)
     except FieldError as error:
         _end(f"error: {error}", 2)
-    except BrokenPipeError:  # who reads the output has seen enough
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-        _end("", 1)
     except TimeoutError as error:
         _end(f"error: {error}", 1)
-    except OSError as error:
-        _end(f"error: {error}{again}", 1)
-    except _Told as told:
-        _end(f"stopped: told to end{again}", 128 + told.number)
-    except KeyboardInterrupt:
-        _end(f"stopped: interrupted{again}", 128 + signal.SIGINT)
-    finally:
-        signal.signal(signal.SIGTERM, before)
-
-
-class _Told(BaseException):
-    """A signal that asks the process to end."""
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
-
-
-def _told_to_end(number: int, _frame: FrameType | None) -> NoReturn:
-    raise _Told(number)
+    except Stopped as stopped:
+        what = "interrupted" if stopped.number == signal.SIGINT else "told to end"
+        _end(f"stopped: {what}{again}", 128 + stopped.number)
+    except BaseException as error:
+        found = refusal(error)
+        if found is None:
+            raise
+        _end(f"error: {named(found)}{again}", 1)
+    if status:
+        raise SystemExit(status)
 
 
 def _end(line: str, status: int) -> NoReturn:
@@ -136,7 +129,7 @@ def _run(options: argparse.Namespace) -> None:
 
 
 def _build(overrides: Sequence[str], as_json: bool) -> None:
-    from trtllm_build.pipeline import build  # transformers takes seconds to import; --help should not
+    from trtllm_build.pipeline import build
     from trtllm_build.plan import make_plan
 
     console = Console(stderr=as_json, highlight=False)
@@ -163,7 +156,3 @@ def _inspect(directory: str) -> None:
     from trtllm_build.bundle import Bundle
 
     print(json.dumps(Bundle.open(directory, elsewhere=True).manifest, indent=2, sort_keys=True))
-
-
-if __name__ == "__main__":
-    main()

@@ -48,6 +48,19 @@ def beside_the_engine() -> frozenset[int]:
     return have - {max(have)} or have
 
 
+def all_memory(cgroup: Path = _CGROUP) -> int:
+    """Bytes: the machine's, or a container's limit.
+
+    Args:
+        cgroup: where the control groups are mounted; in a container the root is its own.
+    """
+    memory = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for limit, _, _ in _LIMITS:
+        if (cgroup / limit).is_file() and (most := (cgroup / limit).read_text().strip()) != "max":
+            memory = min(memory, int(most))
+    return memory
+
+
 def free_memory(cgroup: Path = _CGROUP) -> int:
     """Bytes: the machine's free ones, or what a container's limit leaves of them.
 

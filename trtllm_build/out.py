@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager
+from contextlib import AbstractContextManager, contextmanager
 from glob import escape
 from pathlib import Path
 
@@ -23,7 +23,9 @@ from nemo_diffgemma.files import (
     put_in_place,
     some,
 )
-from trtllm_build.bundle import INPUTS, MANIFEST, is_bundle_file
+from nemo_diffgemma.machine import writing
+from trtllm_build.bundle import INPUTS, is_bundle_file
+from trtllm_build.manifest import MANIFEST
 from trtllm_build.spec import PIECES
 
 Report = Callable[[str], None]
@@ -108,6 +110,27 @@ def one_build_at_a_time(folder: Path, report: Report) -> AbstractContextManager[
     waits = f"wait     {folder}: another build of this bundle is under way"
     alone = f"warning  {path}: this file system has no locks; nothing else may build this bundle now"
     return locked(path, lambda: report(waits), lambda: report(alone))
+
+
+@contextmanager
+def working(folder: Path, stamp: str, note: Report) -> Iterator[Path]:
+    """Give a build its :func:`work_directory`, which stays when the build is stopped and goes when it is refused.
+
+    Raises:
+        OSError: naming the bundle, when a file in there cannot be written; what is finished stays.
+    """
+    new = not partial_directory(folder, stamp).exists()
+    work = work_directory(folder, stamp, note)
+    try:
+        with writing(folder):
+            yield work
+    except FieldError:
+        if new:
+            shutil.rmtree(work, ignore_errors=True)
+        raise
+    except BaseException:
+        _remove_halves(work)
+        raise
 
 
 def work_directory(folder: Path, stamp: str, note: Report) -> Path:

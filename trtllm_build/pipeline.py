@@ -13,7 +13,7 @@ import platform
 import shutil
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -25,12 +25,14 @@ from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_sha256, write_json, write_text
 from nemo_diffgemma.questions import read_questions
 from nemo_diffgemma.tokenizer import Tokenizer
-from trtllm_build.bundle import CONTRACT, LOG, MANIFEST, Bundle, write_manifest
+from trtllm_build.bundle import LOG, Bundle, write_manifest
 from trtllm_build.compilers import Outcome, compiler
+from trtllm_build.gates.questions import CALIBRATION_QUESTIONS, check_questions
 from trtllm_build.hardware import has_gpu
 from trtllm_build.limits import Limits
+from trtllm_build.manifest import CONTRACT, MANIFEST
 from trtllm_build.network.cache import cache_bytes
-from trtllm_build.out import check_place, check_space, folder_bytes, one_build_at_a_time, put, work_directory
+from trtllm_build.out import check_place, check_space, folder_bytes, one_build_at_a_time, put, working
 from trtllm_build.plan import Plan
 from trtllm_build.quantization.recipe import Recipe
 from trtllm_build.quantization.unified import unified_bytes, write_unified
@@ -48,7 +50,6 @@ from trtllm_build.spec import INPUT_SCALES, EngineSpec, input_scales, on_cpu
 Report = Callable[[str], None]
 UNIFIED = "unified"  # folder below the build's
 Manifest = dict[str, Any]
-_CALIBRATION = 64  # conversations
 _LITTLE = 2**26  # bytes of compiled pieces, descriptions, logs
 _FEW = 2**30  # parameters of a model whose layers are all read back
 
@@ -81,16 +82,8 @@ def _build(plan: Plan, report: Report) -> Manifest:
         report(line)
 
     checkpoint = None if plan.checkpoint is None else import_checkpoint(plan.checkpoint, note)
-    for field, path in (("calibration", plan.calibration), ("held_out", plan.held_out)):
-        if path is not None:
-            read = len(read_questions(path))
-            require(
-                read > 0,
-                field=field,
-                value=str(path),
-                allowed="at least one conversation in it",
-                fix=f"pass {field}=FILE with some",
-            )
+    if checkpoint is not None:
+        plan = replace(plan, longest_question=check_questions(plan, checkpoint))
     generation(plan.arch, checkpoint)
     if not (plan.out / MANIFEST).is_file():  # before the checkpoint is hashed, unless there may be nothing to do
         check_space(plan.out, needed_bytes(plan, checkpoint))
@@ -101,43 +94,43 @@ def _build(plan: Plan, report: Report) -> Manifest:
         note(f"bundle   {plan.out} is up to date: nothing to do")
         return there
     check_space(plan.out, needed_bytes(plan, checkpoint))
-    work = work_directory(plan.out, json.dumps(inputs, sort_keys=True), note)
-    if there is not None and (plan.out / "weights").is_dir() and not (work / "weights").exists():
-        shutil.copytree(plan.out / "weights", work / "weights", copy_function=os.link)
-    # the others' files hold weights of their own making
-    own = plan.backend in ("torch_cpu", "cuda") and checkpoint is not None
-    weights = (
-        quantize(checkpoint, plan.recipe, work / "weights", note)
-        if own and checkpoint
-        else describe_shapes(plan.arch, plan.recipe, note)
-    )
-    if plan.memory_gb_per_second is not None:
-        total = sum(c["bytes"] for c in weights["classes"])
-        floor = 1000 * total / 1e9 / plan.memory_gb_per_second
-        note(
-            f"quantize a denoising step reads {_size(total)} of weights: "
-            f"{floor:.3g} ms at the {plan.memory_gb_per_second:,} GB/s of {plan.gpu}'s memory"
+    with working(plan.out, json.dumps(inputs, sort_keys=True), note) as work:
+        if there is not None and (plan.out / "weights").is_dir() and not (work / "weights").exists():
+            shutil.copytree(plan.out / "weights", work / "weights", copy_function=os.link)
+        # the others' files hold weights of their own making
+        own = plan.backend in ("torch_cpu", "cuda") and checkpoint is not None
+        weights = (
+            quantize(checkpoint, plan.recipe, work / "weights", note)
+            if own and checkpoint
+            else describe_shapes(plan.arch, plan.recipe, note)
         )
-    describe_model(plan.arch, checkpoint, work)
-    if plan.calibration is not None and checkpoint is not None and not (work / INPUT_SCALES).is_file():
-        spec = EngineSpec(work, on_cpu(plan.limits))
-        write_json(work / INPUT_SCALES, find_scales(checkpoint, spec, plan.calibration, note))
-    unified = work / UNIFIED
-    if plan.unified and checkpoint is not None and not unified.is_dir():
-        scales = input_scales(work) if plan.recipe.format == "nvfp4" else None
-        write_unified(checkpoint, unified, lambda line: note(f"unified  {line}"), plan.recipe.quantize, scales)
-    outcome = compiler(plan.backend)(plan, checkpoint, work, note)
-    if unified.is_dir():
-        put(unified, plan.unified_out, note)
-        size = _size(folder_bytes(plan.unified_out))
-        note(f"unified  {plan.unified_out}: Hugging Face layout with hf_quant_config.json, {size}")
-    write_text(work / LOG, "\n".join(log) + "\n")
-    seconds = round(time.perf_counter() - start, 1)
-    measured = {"weights": weights, "build_seconds": seconds}
-    manifest = write_manifest(work, describe_build(plan, inputs, outcome, measured))
-    put(work, plan.out, note)
-    note(f"bundle   {plan.out}: {_size(folder_bytes(plan.out))}, manifest {manifest['manifest_hash'][:12]}")
-    return manifest
+        if plan.memory_gb_per_second is not None:
+            total = sum(c["bytes"] for c in weights["classes"])
+            floor = 1000 * total / 1e9 / plan.memory_gb_per_second
+            note(
+                f"quantize a denoising step reads {_size(total)} of weights: "
+                f"{floor:.3g} ms at the {plan.memory_gb_per_second:,} GB/s of {plan.gpu}'s memory"
+            )
+        describe_model(plan.arch, checkpoint, work)
+        if plan.calibration is not None and checkpoint is not None and not (work / INPUT_SCALES).is_file():
+            spec = EngineSpec(work, on_cpu(plan.limits, plan.longest_question))
+            write_json(work / INPUT_SCALES, find_scales(checkpoint, spec, plan.calibration, note))
+        unified = work / UNIFIED
+        if plan.unified and checkpoint is not None and not unified.is_dir():
+            scales = input_scales(work) if plan.recipe.format == "nvfp4" else None
+            write_unified(checkpoint, unified, lambda line: note(f"unified  {line}"), plan.recipe.quantize, scales)
+        outcome = compiler(plan.backend)(plan, checkpoint, work, note)
+        if unified.is_dir():
+            put(unified, plan.unified_out, note)
+            size = _size(folder_bytes(plan.unified_out))
+            note(f"unified  {plan.unified_out}: Hugging Face layout with hf_quant_config.json, {size}")
+        write_text(work / LOG, "\n".join(log) + "\n")
+        seconds = round(time.perf_counter() - start, 1)
+        measured = {"weights": weights, "build_seconds": seconds}
+        manifest = write_manifest(work, describe_build(plan, inputs, outcome, measured))
+        put(work, plan.out, note)
+        note(f"bundle   {plan.out}: {_size(folder_bytes(plan.out))}, manifest {manifest['manifest_hash'][:12]}")
+        return manifest
 
 
 def needed_bytes(plan: Plan, checkpoint: Checkpoint | None) -> int:
@@ -201,17 +194,9 @@ def find_scales(checkpoint: Checkpoint, spec: EngineSpec, calibration: Path, not
     """Scales of what every product reads, from conversations that the unquantised model answers.
 
     Raises:
-        FieldError: when the model does not fit into this machine's memory, or has no tokenizer.
+        FieldError: when the model does not fit into this machine's memory.
     """
-    questions = read_questions(calibration, _CALIBRATION)
-    fix = "add its tokenizer's files to the checkpoint"
-    require(
-        bool(checkpoint.tokenizer_files),
-        field="calibration",
-        value=str(checkpoint.directory),
-        allowed="a model with a tokenizer",
-        fix=fix,
-    )
+    questions = read_questions(calibration, CALIBRATION_QUESTIONS, "calibration")
     from trtllm_build.gates.calibrate import calibrate
 
     scales = calibrate(checkpoint, spec, questions)

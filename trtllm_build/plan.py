@@ -6,6 +6,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch
 from omegaconf import DictConfig, OmegaConf
 
 from nemo_diffgemma.architecture import Architecture
@@ -14,6 +15,7 @@ from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.hf_config import load_architecture
 from nemo_diffgemma.hydra_config import check_choice, compose_config
 from nemo_diffgemma.models import configured
+from trtllm_build.fits import check_limits
 from trtllm_build.limits import Limits
 from trtllm_build.quantization.recipe import Recipe
 
@@ -41,6 +43,7 @@ class Plan:
         largest_loss: of exact match on held-out questions, against float32; a build that loses more fails.
         unified: whether a quantised checkpoint is also written in the unified Hugging Face layout.
         arch: the checkpoint's architecture.
+        longest_question: tokens of the longest question that the build asks, with its answer; 0 before files are read.
     """
 
     checkpoint: Path | None
@@ -58,6 +61,7 @@ class Plan:
     largest_loss: float
     unified: bool
     arch: Architecture
+    longest_question: int = 0
 
     @property
     def unified_out(self) -> Path:
@@ -79,6 +83,8 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         fixed = key.startswith("gpu.") and not key.startswith("gpu.limits.")
         allowed = f"what gpu={given.get('gpu', 'cpu')} says, but for gpu.limits.*"
         require(not fixed, field=key, value=value, allowed=allowed, fix="leave it out, or name another gpu")
+    named = "precision.name"
+    require(named not in given, field=named, value=given.get(named), allowed="what precision says", fix="leave it out")
     gpu = _gpu_config(given.get("gpu", "cpu"))
     backend = given.get("backend", gpu.backend)
     backends = {gpu.backend: list(gpu.precisions), **gpu.get("others", {})}
@@ -100,7 +106,7 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         CONF, "build", [*(o for o in overrides if not o.startswith("precision=")), f"precision={precision}"]
     )
     paths = {key: _path(config, given, key) for key in ("checkpoint", "out", "calibration", "held_out")}
-    checkpoint, name, arch = _source(config, gpu, paths["checkpoint"])
+    checkpoint, name, arch = _source(config, gpu, paths["checkpoint"], given)
     usual = config.gpu.get("usual_context") or arch.max_position_embeddings
     context = config.gpu.limits.context
     if context is None:
@@ -113,14 +119,6 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         config.gpu.limits.queue,
         config.gpu.limits.cache_tokens,
     )
-    for limit in ("slots", "context", "queue", "cache_tokens"):
-        value = getattr(limits, limit)
-        good = (isinstance(value, int) and not isinstance(value, bool) and value >= 1) or (
-            limit == "cache_tokens" and value is None
-        )
-        require(
-            good, field=f"gpu.limits.{limit}", value=value, allowed="an integer >= 1", fix=f"pass gpu.limits.{limit}=8"
-        )
     for switch in ("compile", "unified"):
         require(
             isinstance(config[switch], bool),
@@ -146,13 +144,8 @@ def make_plan(overrides: Sequence[str]) -> Plan:
         allowed="[experts, attention, mlp] or none of them, for the cuda backend",
         fix=f"pass gpu={gpu.name} without precision.quantize",
     )
-    require(
-        context <= arch.max_position_embeddings,
-        field="gpu.limits.context",
-        value=context,
-        allowed=f"at most {arch.max_position_embeddings}, the model's max_position_embeddings",
-        fix=f"pass gpu.limits.context={arch.max_position_embeddings}",
-    )
+    memory = None if gpu.memory_gb is None else gpu.memory_gb * 10**9
+    check_limits(limits, arch, getattr(torch, recipe.dtype), memory)
     built_for = gpu.name if backend == gpu.backend else f"{gpu.name}-{backend}"
     out = paths["out"] or Path("engines") / name / f"{built_for}-{precision}"
     return Plan(
@@ -193,7 +186,9 @@ def _path(config: DictConfig, given: Mapping[str, str], key: str) -> Path | None
     return Path(value)
 
 
-def _source(config: DictConfig, gpu: DictConfig, checkpoint: Path | None) -> tuple[Path | None, str, Architecture]:
+def _source(
+    config: DictConfig, gpu: DictConfig, checkpoint: Path | None, given: Mapping[str, str]
+) -> tuple[Path | None, str, Architecture]:
     """The checkpoint directory or None, the model's name, its shapes."""
     weights = config.weights
     require(
@@ -204,6 +199,8 @@ def _source(config: DictConfig, gpu: DictConfig, checkpoint: Path | None) -> tup
         fix="pass weights=random",
     )
     if weights is None:
+        allowed = "nothing without weights=random: a checkpoint knows its own shapes"
+        require("model" not in given, field="model", value=given.get("model"), allowed=allowed, fix="leave it out")
         if checkpoint is None:
             fix = "pass checkpoint=DIR; `make train` writes one"
             raise FieldError(field="checkpoint", value=None, allowed="a checkpoint directory", fix=fix)

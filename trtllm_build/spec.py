@@ -65,9 +65,14 @@ class EngineSpec:
         return self.directory / "weights" / f"{file}.safetensors"
 
 
-def on_cpu(limits: Limits) -> Limits:
-    """Limits under which a GPU's engine is computed on the CPU: all of its cache would be filled with zeros there."""
-    return replace(limits, slots=8, context=min(limits.context, 4096), cache_tokens=None)
+def on_cpu(limits: Limits, asked: int = 0) -> Limits:
+    """Limits under which a GPU's engine is computed on the CPU: all of its cache would be filled with zeros there.
+
+    Args:
+        limits: of the engine.
+        asked: tokens of the longest question, with its answer, that it will be asked there.
+    """
+    return replace(limits, slots=8, context=min(limits.context, max(4096, asked)), cache_tokens=None)
 
 
 def input_scales(directory: Path) -> dict[str, float]:

@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Callable
 from glob import escape
 from pathlib import Path
 
-from nemo_diffgemma.errors import FieldError, require
-from trtllm_build.bundle import CONTRACT, INPUTS, MANIFEST, describe
+from nemo_diffgemma.errors import require
+from trtllm_build.bundle import INPUTS, describe
+from trtllm_build.manifest import MANIFEST, read_manifest
 
 _POLL_S = 2.0
 _REPORT_S = 30.0
@@ -80,23 +80,8 @@ def _seen(directory: Path) -> str:
 
 def _check(path: Path, gpu: str) -> None:
     rebuild = f"build it again with `diffgemma-engine build gpu={gpu} checkpoint=DIR out={path.parent}`"
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-        contract, built_for, hardware = manifest["contract"], manifest["gpu"], describe(manifest["hardware"])
-    except (ValueError, KeyError, TypeError, IndexError) as error:
-        raise FieldError(
-            field="engine:manifest.json",
-            value=f"{type(error).__name__}: {error}",
-            allowed="a whole manifest",
-            fix=rebuild,
-        ) from None
-    require(
-        contract == CONTRACT,
-        field="engine:contract",
-        value=contract,
-        allowed=f"contract version {CONTRACT}",
-        fix=rebuild,
-    )
+    manifest = read_manifest(path.parent)
+    built_for, hardware = manifest["gpu"], describe(manifest["hardware"])
     found = f"{built_for}, for {hardware}"
     require(
         built_for == gpu,

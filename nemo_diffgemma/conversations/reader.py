@@ -11,8 +11,17 @@ from pathlib import Path
 from nemo_diffgemma.chat import Message
 from nemo_diffgemma.conversations.faults import Faults
 from nemo_diffgemma.conversations.forms import convert, recognise
-from nemo_diffgemma.conversations.records import Record, records
+from nemo_diffgemma.conversations.record import Record
+from nemo_diffgemma.conversations.records import records
 from nemo_diffgemma.errors import FieldError
+
+
+def size_of(path: Path) -> int:
+    """Bytes of a file, to tell progress by; 0 where it is no more: reading it says so."""
+    try:
+        return path.stat().st_size
+    except OSError:
+        return 0
 
 
 @dataclass(frozen=True)
@@ -69,7 +78,7 @@ class Reader:
         before = 0
         for path in self.files:
             yield from self._of(path, before)
-            before += path.stat().st_size
+            before += size_of(path)
             self._tick(before)
 
     def summary(self) -> str:
@@ -77,11 +86,14 @@ class Reader:
         conversations = f"{self._count:,} conversation{'' if self._count == 1 else 's'}"
         forms = [f"{form} form" + (f" ({n:,})" if len(self._forms) > 1 else "") for form, n in self._forms.items()]
         several = f" of {len(self.files)} files" if len(self.files) > 1 else ""
+        files = Counter(path.resolve() for path in self.files)
+        twice = [str(path) for path in dict.fromkeys(self.files) if files[path.resolve()] > 1]
+        several += f" ({', '.join(twice[:4])} more than once)" if twice else ""
         return f"{conversations}{several}, {', '.join(forms)}"
 
     def _of(self, path: Path, before: int) -> Iterator[Conversation]:
         form = self._form
-        for where, record in records(path, self.field, self.faults, lambda done: self._tick(before + done)):
+        for where, record in records(path, self.field, self.faults, form, lambda done: self._tick(before + done)):
             try:
                 form = form or recognise(record, where)
                 messages, tools = convert(record, form, where)

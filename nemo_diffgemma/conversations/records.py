@@ -7,23 +7,23 @@ import json
 import os
 import shlex
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
+from functools import partial
 from glob import glob, has_magic
 from pathlib import Path
 from typing import IO, Any
 
 from nemo_diffgemma.conversations.faults import Faults
+from nemo_diffgemma.conversations.parquet import parquet_records
+from nemo_diffgemma.conversations.record import ONE_A_LINE, Record, Tick
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.names import check_name
 
-Record = dict[str, Any]
-Tick = Callable[[int], None]
-"""Called now and then with the bytes of the file that have been read."""
-
-ONE_A_LINE = 'one JSON object per line: {"messages": [{"role": "user", "content": "..."}, {"role": "assistant", ...}]}'
 _BOM = b"\xef\xbb\xbf"
 _PARQUET = b"PAR1"
 _GZIP = b"\x1f\x8b"
 _TICK = 256  # records
+_LONGEST = 2**26  # bytes of a line: far more than any context has, and little enough to hold
 # What a file starts with, what it is then, and the command that helps; {} is the file.
 _OTHERS = (
     (b"PK\x03\x04", "a zip archive", "unzip {} and pass what is in it"),
@@ -31,13 +31,21 @@ _OTHERS = (
     (b"\x28\xb5\x2f\xfd", "compressed by zstd", "zstd --decompress {} and pass the result"),
     (b"\xfd7zXZ\x00", "compressed by xz", "unxz --keep {} and pass the result"),
     (b"7z\xbc\xaf\x27\x1c", "a 7z archive", "7z x {} and pass what is in it"),
+    (b"\xff\xfe\0\0", "UTF-32 text", "iconv -f UTF-32 -t UTF-8 {} > NEW.jsonl"),
+    (b"\0\0\xfe\xff", "UTF-32 text", "iconv -f UTF-32 -t UTF-8 {} > NEW.jsonl"),
     (b"\xff\xfe", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 {} > NEW.jsonl"),
     (b"\xfe\xff", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 {} > NEW.jsonl"),
-    (b"ARROW1", "an Arrow file", "write it as Parquet: datasets.Dataset.from_file({}).to_parquet('NEW.parquet')"),
+    (b"ARROW1", "an Arrow file", "write it as Parquet: datasets.Dataset.from_file(FILE).to_parquet('NEW.parquet')"),
+    (_GZIP, "gzipped twice", "gunzip --keep {} and pass the result"),
+    (_PARQUET, "gzipped Parquet", "gunzip --keep {} and pass the result"),
+    (b"PARE", "an encrypted Parquet file", "write it without encryption"),
     (b"version https://git-lfs", "a pointer of Git LFS, not the file", "git lfs pull"),
 )
-_TABLE = "python3 -c \"import pandas; pandas.read_csv('{}').to_json('NEW.jsonl', orient='records', lines=True)\""
-_ARRAY = "python3 -c \"import json; [print(json.dumps(r)) for r in json.load(open('{}'))]\" > NEW.jsonl"
+_TABLE = (
+    'python3 -c "import pandas, sys; '
+    "pandas.read_csv(sys.argv[1]).to_json('NEW.jsonl', orient='records', lines=True)\" {}"
+)
+_ARRAY = 'python3 -c "import json, sys; [print(json.dumps(r)) for r in json.load(open(sys.argv[1]))]" {} > NEW.jsonl'
 _SPREAD = "jq --compact-output . {} > NEW.jsonl"
 
 
@@ -49,40 +57,46 @@ def find_files(field: str, patterns: Sequence[str]) -> tuple[Path, ...]:
         patterns: a path that exists is that file, whatever characters it has.
 
     Raises:
-        FieldError: for a path without a file, and a pattern that nothing matches.
+        FieldError: for a path without a file, a pattern that nothing matches or that matches what cannot be read twice
+            (a pipe, a link to nothing), and for names that :func:`~nemo_diffgemma.names.check_name` refuses.
     """
     found: list[Path] = []
     require(bool(patterns), field=field, value=list(patterns), allowed="one file or more", fix=f"pass {field}=FILE")
     for pattern in patterns:
-        path = Path(pattern)
-        if path.is_dir():
-            inside = path / ("*.parquet" if any(path.glob("*.parquet")) else "*.jsonl")
-            raise FieldError(
-                field=field,
-                value=pattern,
-                allowed="files, not a folder",
-                fix=f"pass {field}={shlex.quote(str(inside))}",
-            )
-        if path.is_file():
-            found.append(path)
-            continue
-        allowed = "a file that can be read twice" if path.exists() else "a JSONL file that exists"
-        require(
-            not path.exists() and has_magic(pattern),
-            field=field,
-            value=pattern,
-            allowed=allowed,
-            fix=f"pass {field}=FILE",
-        )
-        matches = [Path(name) for name in sorted(glob(pattern, recursive=True)) if os.path.isfile(name)]
-        require(
-            bool(matches), field=field, value=pattern, allowed="a pattern that matches a file", fix=f"pass {field}=FILE"
-        )
-        found += matches
+        try:
+            found += _named(field, pattern)
+        except OSError as error:
+            allowed, fix = f"a path that can be looked at ({error.strerror})", f"pass {field}=FILE"
+            raise FieldError(field=field, value=pattern, allowed=allowed, fix=fix) from None
     return tuple(found)
 
 
-def records(path: Path, field: str, faults: Faults, tick: Tick = lambda _done: None) -> Iterator[tuple[str, Record]]:
+def _named(field: str, pattern: str) -> list[Path]:
+    check_name(field, pattern)
+    path, fix = Path(pattern), f"pass {field}=FILE"
+    if path.is_dir():
+        inside = path / ("*.parquet" if any(path.glob("*.parquet")) else "*.jsonl")
+        fix = f"pass {field}={shlex.quote(str(inside))}"
+        raise FieldError(field=field, value=pattern, allowed="files, not a folder", fix=fix)
+    if path.is_file():
+        return [path]
+    remote = "://" in pattern and not path.exists()
+    fetch = f"fetch it first, then pass {field}=FILE"
+    require(not remote, field=field, value=pattern, allowed="a file on this machine", fix=fetch)
+    allowed = "a file that can be read twice" if path.exists() else "a JSONL file that exists"
+    require(not path.exists() and has_magic(pattern), field=field, value=pattern, allowed=allowed, fix=fix)
+    matches = [name for name in sorted(glob(pattern, recursive=True)) if not os.path.isdir(name)]
+    require(bool(matches), field=field, value=pattern, allowed="a pattern that matches a file", fix=fix)
+    for name in matches:
+        check_name(field, name)
+        fix = f"remove it, or pass a pattern that does not match it (of {pattern!r})"
+        require(os.path.isfile(name), field=field, value=name, allowed="a file that can be read twice", fix=fix)
+    return [Path(name) for name in matches]
+
+
+def records(
+    path: Path, field: str, faults: Faults, form: str | None = None, tick: Tick = lambda _done: None
+) -> Iterator[tuple[str, Record]]:
     """Each record of a file with its place (``FILE:LINE``), which errors name.
 
     Lines end at a line feed and nowhere else; empty ones are skipped. A byte order mark, and carriage returns before
@@ -92,6 +106,7 @@ def records(path: Path, field: str, faults: Faults, tick: Tick = lambda _done: N
         path: JSON lines, which may be gzipped, or Parquet.
         field: how the user named the file.
         faults: takes the errors of single lines.
+        form: of its records, so that of Parquet only its columns are read; None recognises it by the first row.
         tick: told how far the file has been read.
 
     Raises:
@@ -101,7 +116,7 @@ def records(path: Path, field: str, faults: Faults, tick: Tick = lambda _done: N
         with path.open("rb") as raw:
             head = _head(raw)
             if head.startswith(_PARQUET):
-                yield from _parquet(path, field, tick)
+                yield from parquet_records(path, field, form, faults, tick)
                 return
             if head.startswith(_GZIP):
                 with gzip.open(raw) as unzipped:
@@ -131,7 +146,9 @@ def _lines(
 ) -> Iterator[tuple[str, Record]]:
     _refuse_others(_head(file), path, field)
     offset, empty = 0, True
-    for number, line in enumerate(file, 1):
+    for number, line in enumerate(iter(partial(file.readline, _LONGEST + 1), b""), 1):
+        long, allowed = len(line) > _LONGEST, f"lines of at most {_LONGEST:,} bytes"
+        require(not long, field=f"{path}:{number}", value="a longer line", allowed=allowed, fix=f"write {ONE_A_LINE}")
         start, offset = offset, offset + len(line)
         if number % _TICK == 0:
             tick(raw.tell())
@@ -194,38 +211,13 @@ def _refuse_others(head: bytes, path: Path, field: str) -> None:
     if head[257:262] == b"ustar":
         refuse("a tar archive", f"tar --extract --file {quoted} and pass what is in it")
     if b"\0" in head:
-        refuse("binary", "pass a text file; UTF-16 becomes UTF-8 by iconv -f UTF-16LE -t UTF-8")
+        order = "BE" if head.startswith(b"\0") else "LE"
+        refuse("binary", f"pass a text file; UTF-16 becomes UTF-8 by iconv -f UTF-16{order} -t UTF-8")
     first, _, rest = head.removeprefix(_BOM).lstrip().partition(b"\n")
     first = first.strip()
     if first.startswith(b"[") and not rest.lstrip().startswith(b"["):
-        refuse("one JSON array", _ARRAY.format(path))
+        refuse("one JSON array", _ARRAY.format(quoted))
     if first == b"{":
         refuse("JSON objects of several lines each", _SPREAD.format(quoted))
     if path.suffix.lower() in (".csv", ".tsv") or (first[:1].isalpha() and b"," in first and b"{" not in first):
-        refuse("a table of separated values", _TABLE.format(path))
-
-
-def _parquet(path: Path, field: str, tick: Tick) -> Iterator[tuple[str, Record]]:
-    try:
-        import pyarrow
-        import pyarrow.parquet
-    except ImportError as error:
-        allowed = f"Parquet only with pyarrow ({error})"
-        raise FieldError(
-            field=field, value=str(path), allowed=allowed, fix="pip install 'pyarrow>=24,<26', or write JSON lines"
-        ) from None
-    size, number = path.stat().st_size, 0
-    try:
-        with pyarrow.parquet.ParquetFile(path) as file:
-            rows = file.metadata.num_rows
-            for batch in file.iter_batches(batch_size=_TICK):
-                for record in batch.to_pylist():
-                    number += 1
-                    yield f"{path}: row {number}", record
-                tick(size * number // rows)
-    except pyarrow.ArrowException as error:
-        said = str(error).partition("\n")[0]
-        raise FieldError(
-            field=field, value=str(path), allowed=f"a whole Parquet file ({said})", fix="fetch it again"
-        ) from None
-    require(number > 0, field=field, value=str(path), allowed="at least one conversation", fix="write one row for each")
+        refuse("a table of separated values", _TABLE.format(quoted))

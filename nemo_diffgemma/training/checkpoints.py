@@ -7,15 +7,16 @@ from typing import Any
 
 from lightning.pytorch.callbacks import Callback
 
+from nemo_diffgemma.training.checkpoint_files import checkpoint_path, checkpoint_steps, remove_checkpoint
 from nemo_diffgemma.training.progress import Report
-from nemo_diffgemma.training.run_folder import checkpoint_path, checkpoint_steps, remove_checkpoint
 from nemo_diffgemma.training.signals import Stopped, StopSignals
 
 
 class TrainingCheckpoints(Callback):  # type: ignore[misc]
     """Writes a training checkpoint every so many steps, after the last step, and when the run is told to stop.
 
-    The newest is kept; it takes its name by a rename, so a killed run finds a whole one.
+    The newest is kept, and the one before, for when the newest gets damaged. Each takes its name by a rename, so a
+    killed run finds a whole one.
 
     Args:
         run: the run's folder.
@@ -55,6 +56,5 @@ class TrainingCheckpoints(Callback):  # type: ignore[misc]
         trainer.save_checkpoint(path)
         if trainer.is_global_zero:
             self._report.write(self._run)
-            for older in checkpoint_steps(self._run):
-                if older != step:
-                    remove_checkpoint(checkpoint_path(self._run, older))
+            for older in [s for s in checkpoint_steps(self._run) if s < step][:-1]:
+                remove_checkpoint(checkpoint_path(self._run, older))

@@ -8,6 +8,7 @@ import sys
 from contextlib import nullcontext
 
 from nemo_diffgemma.conversations.forms import FORMS
+from nemo_diffgemma.entry import status_of_output
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.hydra_config import choices
 from nemo_diffgemma.quiet import quiet_start
@@ -71,7 +72,7 @@ def main() -> None:
     if "--help" in arguments or "-h" in arguments:
         groups = [f"  {group + '=':<24}{', '.join(choices(CONF, group))}" for group in GROUPS]
         print(HELP.format(groups="\n".join(groups), forms=", ".join(FORMS)))
-        return
+        sys.exit(status_of_output(printed=True))
     # before torch is imported: threads that wait by spinning make a step ten times slower as soon as anything else runs
     os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")
     # AutoModel compiles a few functions; on a CPU that costs more than it gives
@@ -97,11 +98,14 @@ def _main(arguments: list[str], ending: Ending) -> None:
         check_launcher(config.parallel)
         ending.run = config.run
         _run(config)
+        status_of_output(printed=False)
         return
     from nemo_diffgemma.training.dry_run import show, summary
 
     values = summary(config)
     print(json.dumps(values, indent=2)) if "--json" in flags else show(values)
+    if status := status_of_output(printed=True):
+        raise SystemExit(status)
 
 
 def _run(config: TrainConfig) -> None:
@@ -111,13 +115,9 @@ def _run(config: TrainConfig) -> None:
         end_with_parent()
     with held(config.run) if is_first() else nullcontext():
         # NeMo takes seconds to import, and torch: only once everything that can be wrong has been looked at
-        from nemo_diffgemma.training.prepare import prepare
-
+        with signals.noted():
+            from nemo_diffgemma.training.prepare import prepare
         corpus = prepare(config) if is_first() else None
-        from nemo_diffgemma.training.run import train
-
+        with signals.noted():
+            from nemo_diffgemma.training.run import train
         train(config, corpus, signals)
-
-
-if __name__ == "__main__":
-    main()

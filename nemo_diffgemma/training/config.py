@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, fields
 from pathlib import Path
@@ -25,6 +26,10 @@ DECAY = 0.4  # of the schedule, under wsd
 # What happens to a conversation that does not fit data.max_tokens; see nemo_diffgemma.training.data.Encoder.
 TOO_LONG = ("refuse", "skip", "cut")
 _MOST = 2**31 - 1  # of what is counted
+_MOST_GENERATED = 10**7  # conversations of the demo task: all are held in memory
+_MOST_DEVICES = 1024  # of a node: each is a process
+# Of numbers without a limit of their own: products of two of them are still numbers of float32. Rates begin above 0.
+_SMALLEST, _LARGEST, _LARGEST_FACTOR = 1e-30, 1e30, 1e6
 _MOST_SEED = 2**42  # batches draw with it times 2**20, plus the epoch, in 64 bits
 
 
@@ -143,7 +148,7 @@ def load_config(overrides: Sequence[str]) -> TrainConfig:
     Raises:
         FieldError: on an unknown key or choice, or a value that cannot be used.
     """
-    config = compose_config(CONF, "train", [*overrides, "hydra/job_logging=none"])
+    config = compose_config(CONF, "train", overrides)
     return parse_config(config)
 
 
@@ -180,9 +185,14 @@ def parse_config(config: DictConfig) -> TrainConfig:
         log_git=_flag("log_git", values["log_git"]),
         seed=_count("seed", values["seed"], 0, _MOST_SEED),
         **{name: _count(name, values[name]) for name in ("log_every", "validate_every", "checkpoint_every")},
-        threads=None if values["threads"] is None else _count("threads", values["threads"]),
+        threads=None if values["threads"] is None else _threads(values["threads"]),
     )
     _check_together(parsed)
+    if init_from is not None:
+        from nemo_diffgemma.training.base import check_base  # torch takes seconds to import
+
+        assert parsed.data.tokenizer is not None
+        check_base(init_from, parsed.data.tokenizer)
     return parsed
 
 
@@ -204,6 +214,7 @@ def _check_together(config: TrainConfig) -> None:
         allowed=f"at most {limit} (model)",
         fix=f"pass data.max_tokens={limit}",
     )
+    _check_widths(config)
     run, output = config.run.resolve(), config.output.resolve()
     apart = output != run and output not in run.parents
     allowed = f"a folder that run={config.run} does not lie in"
@@ -235,6 +246,25 @@ def _check_together(config: TrainConfig) -> None:
         )
 
 
+def _check_widths(config: TrainConfig) -> None:
+    """The experts' products, one matrix each (torch's grouped_mm), begin every row at a multiple of 16 bytes."""
+    parallel = config.parallel
+    halves = parallel.compute_dtype == "bfloat16" or (parallel.compute_dtype, parallel.accelerator) == ("auto", "cuda")
+    step = 8 if halves else 4
+    for name in ("hidden_size", "moe_intermediate_size"):
+        value = getattr(config.arch, name)
+        field = f"model.{name}" if config.init_from is None else f"init_from:config.json:text_config.{name}"
+        require(
+            value % step == 0,
+            field=field,
+            value=value,
+            allowed=f"a multiple of {step}, which training the experts takes",
+            fix=f"pass model.{name}={max(step, value // step * step)}"
+            if config.init_from is None
+            else "fine-tune another checkpoint",
+        )
+
+
 def _data(values: Mapping[str, Any], init_from: Path | None) -> Data:
     tokenizer = _path(values["tokenizer"]) or init_from
     if values["generate"] is None:
@@ -247,8 +277,10 @@ def _data(values: Mapping[str, Any], init_from: Path | None) -> Data:
             found, field="data.tokenizer", value=None if tokenizer is None else str(tokenizer), allowed=wanted, fix=fix
         )
     else:
-        sizes = values["generate"]
-        generate = Generate(**{f.name: _count(f"data.generate.{f.name}", sizes[f.name]) for f in fields(Generate)})
+        sizes, names = values["generate"], tuple(f.name for f in fields(Generate))
+        good, allowed = isinstance(sizes, dict), f"an object of {', '.join(names)}; or null, where the files are yours"
+        require(good, field="data.generate", value=sizes, allowed=allowed, fix="pass data=demo, or data.generate=null")
+        generate = Generate(*(_count(f"data.generate.{name}", sizes.get(name), most=_MOST_GENERATED) for name in names))
         for name in ("train", "validation", "tokenizer"):
             good, allowed = isinstance(values[name], str), "one path, where the demo task is written"
             require(
@@ -281,7 +313,8 @@ def _files(field: str, value: Any) -> tuple[Path, ...]:
 def _parallel(values: Mapping[str, Any], arch: Architecture) -> Parallel:
     parallel = Parallel(
         name=_one_of("parallel.name", values["name"], ("single", "ddp", "fsdp2", "fsdp2_ep")),
-        **{name: _count(f"parallel.{name}", values[name]) for name in ("devices", "nodes", "expert_parallel")},
+        devices=_count("parallel.devices", values["devices"], most=_MOST_DEVICES),
+        **{name: _count(f"parallel.{name}", values[name]) for name in ("nodes", "expert_parallel")},
         accelerator=_one_of("parallel.accelerator", values["accelerator"], ("auto", "cpu", "cuda")),
         compute_dtype=_one_of("parallel.compute_dtype", values["compute_dtype"], ("auto", *DTYPES)),
         activation_checkpointing=_flag("parallel.activation_checkpointing", values["activation_checkpointing"]),
@@ -324,39 +357,23 @@ def _parallel(values: Mapping[str, Any], arch: Architecture) -> Parallel:
 
 def _optim(values: Mapping[str, Any]) -> Optim:
     betas = values["betas"]
-    pair = isinstance(betas, list) and len(betas) == 2 and all(isinstance(b, float) and 0 <= b < 1 for b in betas)
+    pair = isinstance(betas, list) and len(betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in betas)
     require(pair, field="optim.betas", value=betas, allowed="two numbers in [0, 1)", fix="pass optim.betas=[0.9,0.95]")
-    names = (
-        *("lr", "matrix_lr", "min_lr", "momentum", "weight_decay"),
-        *("clip_norm", "autoregressive_weight", "self_conditioning_probability"),
-    )
+    rates = dict.fromkeys(("lr", "matrix_lr", "clip_norm"), (_SMALLEST, _LARGEST))
+    factors = dict.fromkeys(("weight_decay", "autoregressive_weight"), (0.0, _LARGEST_FACTOR))
+    limits = rates | factors | {"min_lr": (0.0, _LARGEST), "momentum": (0.0, 1.0)}
+    limits["self_conditioning_probability"] = (0.0, 1.0)
     optim = Optim(
         optimizer=_one_of("optim.optimizer", values["optimizer"], OPTIMIZERS),
         schedule=_one_of("optim.schedule", values["schedule"], SCHEDULES),
-        **{name: _number(f"optim.{name}", values[name]) for name in names},
-        betas=(betas[0], betas[1]),
+        **{name: _number(f"optim.{name}", values[name], *limits[name]) for name in limits},
+        betas=(float(betas[0]), float(betas[1])),
         warmup_steps=_count("optim.warmup_steps", values["warmup_steps"], 0),
         steps=_count("optim.steps", values["steps"]),
         schedule_steps=_count("optim.schedule_steps", values["schedule_steps"]),
         train_router=_flag("optim.train_router", values["train_router"]),
     )
     require(optim.momentum < 1, field="optim.momentum", value=optim.momentum, allowed="0 to below 1", fix="pass 0.95")
-    for name in ("lr", "matrix_lr", "clip_norm"):
-        require(
-            getattr(optim, name) > 0,
-            field=f"optim.{name}",
-            value=getattr(optim, name),
-            allowed="a number > 0",
-            fix=f"set optim.{name}",
-        )
-    probability = optim.self_conditioning_probability
-    require(
-        probability <= 1,
-        field="optim.self_conditioning_probability",
-        value=probability,
-        allowed="0 to 1",
-        fix="pass 0.5",
-    )
     require(
         optim.min_lr <= optim.lr,
         field="optim.min_lr",
@@ -373,6 +390,15 @@ def _folder(field: str, value: Any) -> Path:
     return Path(str(value))
 
 
+def _threads(value: Any) -> int:
+    """CPU threads of a process: more than there are CPUs would only wait for each other."""
+    cpus = os.cpu_count() or 1
+    good = _is_number(value) and isinstance(value, int) and 1 <= value <= cpus
+    allowed = f"an integer from 1 to {cpus}, the CPUs of this machine; or null"
+    require(good, field="threads", value=value, allowed=allowed, fix="pass threads=1, or leave it out")
+    return int(value)
+
+
 def _path(value: Any) -> Path | None:
     return None if value is None else Path(str(value))
 
@@ -385,10 +411,15 @@ def _count(field: str, value: Any, least: int = 1, most: int = _MOST) -> int:
     return int(value)
 
 
-def _number(field: str, value: Any) -> float:
-    good = isinstance(value, int | float) and not isinstance(value, bool) and 0 <= value < math.inf
-    require(good, field=field, value=value, allowed="a number >= 0", fix=f"pass {field}=NUMBER")
+def _number(field: str, value: Any, least: float, most: float) -> float:
+    good = _is_number(value) and least <= value <= most
+    above = f"a number > 0 ({least:g} or more)" if least else "a number >= 0"
+    require(good, field=field, value=value, allowed=f"{above}, at most {most:g}", fix=f"pass {field}=NUMBER")
     return float(value)
+
+
+def _is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
 
 
 def _flag(field: str, value: Any) -> bool:

@@ -12,7 +12,7 @@ from nemo_diffgemma import demo_task, tokenizer
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.demo_task import write_demo_data
 from nemo_diffgemma.errors import require
-from nemo_diffgemma.files import file_sha256, listed_files, locked, short_hash, write_json
+from nemo_diffgemma.files import file_sha256, listed_files, locked, short_hash, some, write_json
 from nemo_diffgemma.tokenizer import Tokenizer
 from nemo_diffgemma.training.config import Data, TrainConfig
 from nemo_diffgemma.training.data import Encoder, Loaded, load_examples
@@ -58,6 +58,10 @@ def load_corpus(config: TrainConfig, say: Callable[[str], None] | None) -> Corpu
 
     train = load(data.train, "data.train", CALIBRATION_LINES)
     validation = load(data.validation, "data.validation", None) if data.validation else None
+    both = {path.resolve() for path in data.train} & {path.resolve() for path in data.validation}
+    if both and say is not None:
+        names = some([str(path) for path in data.validation if path.resolve() in both])
+        say(f"data.validation: {names} is trained on too: its loss says nothing of other conversations")
     largest = max(max(e.prompt + e.response) for e in [*train.examples, *(validation.examples if validation else ())])
     allowed = f"token ids below model.vocab_size {arch.vocab_size}"
     require(

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 from bisect import bisect_left
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import islice
 from pathlib import Path
+from typing import NamedTuple
 
 from nemo_diffgemma.chat import Chat
-from nemo_diffgemma.conversations.reader import Conversation, Reader
+from nemo_diffgemma.conversations.reader import Conversation, Reader, size_of
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import some
 from nemo_diffgemma.tokenizer import Tokenizer
@@ -33,13 +34,20 @@ class Example:
         return len(self.prompt) + len(self.response)
 
 
+class Encoded(NamedTuple):
+    """A conversation, without what was cut of it, and its example."""
+
+    talk: Conversation
+    example: Example
+
+
 @dataclass(frozen=True)
 class Loaded:
     """The examples of some files.
 
     Args:
         examples: in the order of the files.
-        lines: the first of the conversations, as many as were to be kept, as JSON lines.
+        lines: the first of the conversations, as many as were to be kept, as JSON lines; without what was cut of them.
         summary: how many there are, of which form, and what happened to those that were too long; one line.
     """
 
@@ -71,7 +79,7 @@ class Encoder:
     skipped: list[str] = field(default_factory=list)
     """Places of the conversations that were left out."""
 
-    def encode(self, conversations: Sequence[Conversation]) -> list[Example | FieldError | None]:
+    def encode(self, conversations: Sequence[Conversation]) -> list[Encoded | FieldError | None]:
         """An example for each conversation; what is wrong with it; or None where it was skipped."""
         prompts = self.tokenizer.chats([Chat(c.asked, c.tools) for c in conversations])
         answers = self.tokenizer.literals([c.answer for c in conversations])
@@ -79,7 +87,7 @@ class Encoder:
 
     def _example(
         self, talk: Conversation, prompt: list[int] | FieldError, answer: list[int]
-    ) -> Example | FieldError | None:
+    ) -> Encoded | FieldError | None:
         if isinstance(prompt, FieldError):
             return FieldError(
                 field=f"{talk.where}: {prompt.field}", value=prompt.value, allowed=prompt.allowed, fix=prompt.fix
@@ -88,27 +96,30 @@ class Encoder:
         response += [self.end] * (-len(response) % self.canvas)
         length = len(prompt) + len(response)
         if length <= self.max_tokens:
-            return Example(prompt, response)
+            return Encoded(talk, Example(prompt, response))
         if self.too_long == "refuse":
             allowed = f"at most data.max_tokens {self.max_tokens}"
             fix = "raise it, or pass data.too_long=cut (drops older messages) or data.too_long=skip"
             return FieldError(field=talk.where, value=f"{length} tokens", allowed=allowed, fix=fix)
         shorter = self._shorter(talk, self.max_tokens - len(response)) if self.too_long == "cut" else None
         (self.skipped if shorter is None else self.cut).append(talk.where)
-        return None if shorter is None else Example(shorter, response)
+        return None if shorter is None else Encoded(shorter, Example(self._prompt(shorter), response))
 
-    def _shorter(self, talk: Conversation, room: int) -> list[int] | None:
-        """The prompt without the oldest exchanges, as few of them as fit; None when the last alone does not."""
+    def _prompt(self, talk: Conversation) -> list[int]:
+        return self.tokenizer.chat(talk.asked, tools=talk.tools)
+
+    def _shorter(self, talk: Conversation, room: int) -> Conversation | None:
+        """Without the oldest exchanges, as few of them as fit; None when the last alone does not."""
         system = [m for m in talk.asked[:1] if m["role"] == "system"]
         history = talk.asked[len(system) :]
         # a template may demand that a conversation starts with the user
         starts = [i for i, message in enumerate(history) if i and message["role"] == "user"]
 
-        def prompt(start: int) -> list[int]:
-            return self.tokenizer.chat([*system, *history[start:]], tools=talk.tools)
+        def since(start: int) -> Conversation:
+            return replace(talk, asked=(*system, *history[start:]))
 
-        first = bisect_left(starts, True, key=lambda start: len(prompt(start)) <= room)
-        return prompt(starts[first]) if first < len(starts) else None
+        first = bisect_left(starts, True, key=lambda start: len(self._prompt(since(start))) <= room)
+        return since(starts[first]) if first < len(starts) else None
 
     def summary(self) -> str:
         """What happened to those that were too long; empty when none was."""
@@ -145,17 +156,18 @@ def load_examples(
     """
     examples: list[Example] = []
     lines: list[str] = []
-    with waiting(f"{key}: reading and tokenizing", sum(path.stat().st_size for path in files), shown) as tick:
+    require(bool(files), field=key, value=None, allowed="one file or more", fix=f"pass {key}=FILE")
+    with waiting(f"{key}: reading and tokenizing", sum(map(size_of, files)), shown) as tick:
         reader = Reader(files, key, form, tick)
         conversations = iter(reader)
         while batch := list(islice(conversations, _AT_ONCE)):
-            for talk, example in zip(batch, encoder.encode(batch), strict=True):
-                if isinstance(example, FieldError):
-                    reader.faults.add(talk.where, example)
-                elif example is not None:
-                    examples.append(example)
+            for talk, encoded in zip(batch, encoder.encode(batch), strict=True):
+                if isinstance(encoded, FieldError):
+                    reader.faults.add(talk.where, encoded)
+                elif encoded is not None:
+                    examples.append(encoded.example)
                     if keep is None or len(lines) < keep:
-                        lines.append(talk.as_line())
+                        lines.append(encoded.talk.as_line())
     reader.faults.check()
     summary = f"{key}: {reader.summary()}{encoder.summary()}"
     allowed = "at least one conversation that is left"

@@ -2,24 +2,20 @@
 
 from __future__ import annotations
 
-import errno
 import signal
 import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
 
+from nemo_diffgemma.entry import leave
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.machine import named, refusal
+from nemo_diffgemma.training.checkpoint_files import newest_step
 from nemo_diffgemma.training.launcher import is_first, launched_by_run
-from nemo_diffgemma.training.run_folder import newest_step
 from nemo_diffgemma.training.signals import Stopped, requeue
 
 _FIRST_S = 30  # in which the first process has said what is wrong
-# What the machine refuses, and a user can mend: anything else is a fault of ours, whose traceback is wanted.
-_MACHINE = {
-    *(errno.EACCES, errno.EPERM, errno.EROFS, errno.ENOENT, errno.ENOTDIR, errno.EISDIR),
-    *(errno.ENOSPC, errno.EDQUOT, errno.EFBIG, errno.EIO, errno.ENAMETOOLONG),
-}
 
 
 class NotFinite(Exception):
@@ -48,23 +44,26 @@ class Ending:
             Exit status: 0; 2 after a user's mistake; 1 when the run cannot go on; 128 plus a signal's number.
         """
         try:
-            task()
+            try:
+                task()
+            finally:
+                leave()  # what is said from here on is not interrupted
         except FieldError as error:
             return _end(f"error: {error}", 2)
         except NotFinite as error:
             fix = "look at the data, or pass a lower optim.lr with resume=auto; output is as it was"
             return _end(f"error: {error}; {self._kept()}; fix: {fix}", 1)
-        except OSError as error:
-            if error.errno not in _MACHINE:
-                raise
-            name = error.filename2 or error.filename  # of a copy, where it goes to
-            place = f"{name}: " if name else ""
-            return _end(f"error: {place}{error.strerror}; {self._kept()}; fix: mend that, then pass resume=auto", 1)
         except Stopped as stopped:
             line = f"stopped by {stopped}: {self._kept()}; the same command with resume=auto goes on"
             if stopped.number == signal.SIGUSR1 and is_first():
                 line += f"; {said}" if (said := requeue()) else ""
             return _end(line, 128 + stopped.number)
+        except BaseException as error:
+            found = refusal(error)
+            if found is None:
+                raise
+            fix = "mend that, then pass resume=auto"
+            return _end(f"error: {named(found)}; {self._kept()}; fix: {fix}", 1)
         return 0
 
     def _kept(self) -> str:

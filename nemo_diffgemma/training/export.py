@@ -13,23 +13,16 @@ from torch import Tensor
 from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.checkpoint import (
-    CALIBRATION,
-    DECODER,
-    HELD_OUT,
-    TOKENIZER_FILES,
-    Checkpoint,
-    new_vision_tensors,
-)
+from nemo_diffgemma.checkpoint import DECODER, Checkpoint, new_vision_tensors
 from nemo_diffgemma.checkpoint import ENCODER_SCALAR as HF_ENCODER_SCALAR
-from nemo_diffgemma.checkpoint_writer import MARKER, write_checkpoint
+from nemo_diffgemma.checkpoint_writer import write_checkpoint
+from nemo_diffgemma.errors import require
+from nemo_diffgemma.training.base import files_that_travel
 from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.network import DECODER_SCALAR, ENCODER_SCALAR
 
 # Dtypes of a base, as safetensors spells them.
 _STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
-# Of a base checkpoint: weights in any form, and what this project writes itself.
-_NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.index.json", MARKER, CALIBRATION, HELD_OUT)
 
 
 def export(
@@ -50,21 +43,23 @@ def export(
         ``config.output``.
 
     Raises:
-        FieldError: when ``config.output`` has come to hold what this run did not write.
+        FieldError: when ``config.output`` has come to hold what this run did not write, or a weight has grown beyond
+            what the output's dtype reaches.
         OSError: when it cannot be written.
     """
     options = StateDictOptions(full_state_dict=True, cpu_offload=True)
     state = get_model_state_dict(net, options=options)
     if not dist.is_initialized() or dist.get_rank() == 0:
         base = None if config.init_from is None else Checkpoint(config.init_from)
+        assert config.data.tokenizer is not None
         tensors = hf_tensors(net, state)
         tensors |= new_vision_tensors(config.arch, config.seed) if base is None else _vision(base)
         write_checkpoint(
             config.output,
             config.arch,
-            {name: tensor.to(_dtype(name, config, base)) for name, tensor in tensors.items()},
+            {name: _converted(name, tensor, _dtype(name, config, base)) for name, tensor in tensors.items()},
             (base.generation_config if base else {}) or generation_config(config.arch),
-            _files(config),
+            files_that_travel(config.init_from, config.data.tokenizer),
             config=None if base is None else _config(base, config.output_dtype),
             texts={name: "".join(f"{line}\n" for line in lines) for name, lines in conversations.items()},
             training=training,
@@ -83,7 +78,21 @@ def _dtype(name: str, config: TrainConfig, base: Checkpoint | None) -> torch.dty
     """The dtype that was asked for, or else the base's own, tensor by tensor, or else float32."""
     if config.output_dtype is not None:
         return getattr(torch, config.output_dtype)  # type: ignore[no-any-return]
-    return torch.float32 if base is None else _STORED[base.stored_dtype(name)]
+    return torch.float32 if base is None else _STORED.get(base.stored_dtype(name), torch.float32)
+
+
+def _converted(name: str, tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    if not tensor.is_floating_point():
+        return tensor
+    converted = tensor.to(dtype)
+    require(
+        bool(converted.isfinite().all()),
+        field="output_dtype",
+        value=f"{dtype}, for {name} with {float(tensor.abs().max()):.3g} in it".removeprefix("torch."),
+        allowed=f"a dtype that reaches it; this one ends at {torch.finfo(dtype).max:.3g}",
+        fix="pass output_dtype=bfloat16 and resume=auto: the last step is in the training checkpoint",
+    )
+    return converted
 
 
 def _config(base: Checkpoint, dtype: str | None) -> dict[str, Any]:
@@ -95,22 +104,6 @@ def _config(base: Checkpoint, dtype: str | None) -> dict[str, Any]:
                 if part and part.get(name) is not None:
                     part[name] = dtype
     return config
-
-
-def _files(config: TrainConfig) -> dict[str, Path]:
-    """Files that travel with the weights: all of the base's but its weights, and the tokenizer's."""
-    files: dict[str, Path] = {}
-    base, tokenizer = config.init_from, config.data.tokenizer
-    assert tokenizer is not None
-    if base is not None:
-        left_out = _NOT_COPIED if tokenizer == base else (*_NOT_COPIED, *TOKENIZER_FILES)
-        for path in base.rglob("*"):
-            relative = path.relative_to(base)
-            hidden = any(part.startswith(".") for part in relative.parts)
-            if path.is_file() and not hidden and not any(relative.match(pattern) for pattern in left_out):
-                files[relative.as_posix()] = path
-    files |= {name: tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()}
-    return files
 
 
 def hf_tensors(net: Any, state: dict[str, Any]) -> dict[str, Tensor]:

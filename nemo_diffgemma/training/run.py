@@ -11,7 +11,7 @@ import torch
 from lightning.pytorch.strategies import SingleDeviceStrategy
 
 from nemo_diffgemma.checkpoint import CALIBRATION, HELD_OUT
-from nemo_diffgemma.training import run_folder
+from nemo_diffgemma.training.checkpoint_files import checkpoint_path, newest_step
 from nemo_diffgemma.training.checkpoints import TrainingCheckpoints
 from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.corpus import Corpus, load_corpus
@@ -51,9 +51,9 @@ def train(config: TrainConfig, corpus: Corpus | None, signals: StopSignals) -> N
     log_to(trainer, config.run, config.log_git)
     validation = [] if corpus.validation is None else corpus.validation.examples
     model = DiffusionGemmaModel(config, corpus.train.examples, validation, signals, trainer)
-    step = run_folder.newest_step(config.run)
+    step = newest_step(config.run)
     with _other_processes(trainer):
-        trainer.fit(model, ckpt_path=None if step is None else str(run_folder.checkpoint_path(config.run, step)))
+        trainer.fit(model, ckpt_path=None if step is None else str(checkpoint_path(config.run, step)))
         training = report.write(config.run) if trainer.is_global_zero else {}
         export(model.net, config, _conversations(config, corpus), training)
         if trainer.is_global_zero:

@@ -6,17 +6,18 @@ import json
 import re
 import shutil
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import Any
 
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import locked, some, write_json
+from nemo_diffgemma.training.checkpoint_files import CHECKPOINTS
+from nemo_diffgemma.training.signals import Stopped
 
 MARKER = "run.json"  # what the run is: written first, so that a folder with it is one of ours
 CURVE = "training.json"
-CHECKPOINTS = "checkpoints"
 LOGS = "nemo"
 _LOCK = ".lock"
 # where no model may lie: the run writes or moves them; data: the demo task's
@@ -27,13 +28,14 @@ _SAID = {"model", "seed", "data.train"}  # what the marker of one that has begun
 
 @contextmanager
 def held(run: Path) -> Iterator[None]:
-    """Make the folder when it is not there, and keep every other run out of it; an empty one is removed at the end.
+    """Make the folder when it is not there, and keep every other run out of it.
+
+    A run that is refused, or stopped before its first training checkpoint, leaves nothing where there was nothing.
 
     Raises:
         FieldError: when the folder holds what no run wrote, or another run is using it.
     """
     _check_ours(run)
-    made = [folder for folder in (run, *run.parents) if not folder.exists()]
 
     def busy() -> None:
         raise FieldError(
@@ -46,15 +48,21 @@ def held(run: Path) -> Iterator[None]:
     def unsupported() -> None:
         print(f"warning: {run}: this file system has no locks; start no other run in it now")
 
-    try:
-        with locked(run / _LOCK, busy, unsupported):
+    with locked(run / _LOCK, busy, unsupported):
+        new = [p.name for p in run.iterdir()] == [_LOCK]
+        try:
             yield
-    finally:
-        if made and [p.name for p in run.iterdir()] == [_LOCK]:
-            (run / _LOCK).unlink()
-            with suppress(OSError):  # another run lies in it by now
-                for folder in made:
-                    folder.rmdir()
+        except (FieldError, Stopped):
+            if new and not (run / CHECKPOINTS).exists():
+                _remove_own(run)
+            raise
+
+
+def _remove_own(run: Path) -> None:
+    for name in (MARKER, CURVE):
+        (run / name).unlink(missing_ok=True)
+    for name in (LOGS, "data"):
+        shutil.rmtree(run / name, ignore_errors=True)
 
 
 def _check_ours(run: Path) -> None:
@@ -117,30 +125,3 @@ def begin(run: Path, about: dict[str, Any]) -> None:
             if (run / name).exists():
                 (run / name).rename(aside / name)
     write_json(run / MARKER, about)
-
-
-def checkpoint_path(run: Path, step: int) -> Path:
-    """Where the training checkpoint of a step lies: a file of one process, a folder of several."""
-    return run / CHECKPOINTS / f"step={step}.ckpt"
-
-
-def checkpoint_steps(run: Path) -> list[int]:
-    """Steps of the training checkpoints there are, in order; what is half written has another name."""
-    names = (re.fullmatch(r"step=(\d+)\.ckpt", path.name) for path in (run / CHECKPOINTS).glob("step=*.ckpt"))
-    return sorted(int(match[1]) for match in names if match)
-
-
-def newest_step(run: Path) -> int | None:
-    """Step of the newest training checkpoint; None when there is none."""
-    return max(checkpoint_steps(run), default=None)
-
-
-def remove_checkpoint(path: Path) -> None:
-    """Remove a training checkpoint, file or folder."""
-    shutil.rmtree(path) if path.is_dir() else path.unlink()
-
-
-def remove_unfinished(run: Path) -> None:
-    """Remove what a killed run left half written: it can be as large as all weights thrice."""
-    for path in (run / CHECKPOINTS).glob(".step=*.ckpt.*.partial"):
-        remove_checkpoint(path)

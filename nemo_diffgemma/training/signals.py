@@ -5,23 +5,12 @@ from __future__ import annotations
 import os
 import signal
 import subprocess
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import FrameType
 
-# Preemption, eviction, `docker stop` and scancel send SIGTERM; a terminal SIGINT and SIGHUP; Slurm, asked to warn
-# before its time limit, SIGUSR1.
-SIGNALS = (signal.SIGTERM, signal.SIGINT, signal.SIGHUP, signal.SIGUSR1)
-
-
-class Stopped(BaseException):
-    """A signal ended the run. Not an ``Exception``: what catches errors along the way must not catch this.
-
-    Args:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int):
-        self.number = number
-        super().__init__(signal.Signals(number).name)
+from nemo_diffgemma.entry import SIGNALS as SIGNALS
+from nemo_diffgemma.entry import Stopped as Stopped
 
 
 class StopSignals:
@@ -40,6 +29,15 @@ class StopSignals:
         for number in SIGNALS:
             if signal.getsignal(number) != signal.SIG_IGN or number != signal.SIGHUP:
                 signal.signal(number, self._handle)
+
+    @contextmanager
+    def noted(self) -> Iterator[None]:
+        """Only note a signal in this block, and raise at its end: imports may catch what is raised in them."""
+        self.deferred = True
+        yield
+        self.deferred = False
+        if self.received:
+            raise Stopped(self.received)
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self.deferred or self.received == number:

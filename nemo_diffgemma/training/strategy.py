@@ -17,7 +17,8 @@ from nemo_automodel.components.distributed.model_parallelizer import parallelize
 from nemo_automodel.components.training.utils import scale_grads_and_clip_grad_norm
 from torch.distributed.fsdp import MixedPrecisionPolicy
 
-from nemo_diffgemma.files import new_file
+from nemo_diffgemma.machine import writing
+from nemo_diffgemma.training.checkpoint_files import put_checkpoint
 from nemo_diffgemma.training.config import Parallel
 
 
@@ -69,11 +70,15 @@ class AutoModelStrategy(ModelParallelStrategy):  # type: ignore[misc]
         if self.is_global_zero:
             shutil.rmtree(partial, ignore_errors=True)
         self.barrier()
-        super().save_checkpoint(checkpoint, partial, storage_options)
-        self.barrier()
-        if self.is_global_zero:
-            shutil.rmtree(path, ignore_errors=True)
-            os.replace(partial, path)
+        try:
+            with writing(path):
+                super().save_checkpoint(checkpoint, partial, storage_options)
+                self.barrier()
+                if self.is_global_zero:
+                    put_checkpoint(partial, path)
+        except BaseException:
+            shutil.rmtree(partial, ignore_errors=True)  # the room it took may be what is lacking
+            raise
         self.barrier()
 
 
@@ -96,8 +101,17 @@ class AtomicCheckpointIO(TorchCheckpointIO):  # type: ignore[misc]
         """Write beside ``path``, flush to disk, rename."""
         path = Path(path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with new_file(path) as file:
-            torch.save(checkpoint, file)
+        partial = path.with_name(f".{path.name}.whole.partial")
+        try:
+            with writing(path):
+                with partial.open("wb") as file:
+                    torch.save(checkpoint, file)
+                    file.flush()
+                    os.fsync(file.fileno())
+                put_checkpoint(partial, path)
+        except BaseException:
+            partial.unlink(missing_ok=True)
+            raise
 
 
 def clip_gradients(net: Any, mesh: Any, clip_norm: float) -> float:

@@ -24,8 +24,9 @@ from nemo_diffgemma.files import partial_directory
 from nemo_diffgemma.hf_config import write_config
 from nemo_diffgemma.models import RELEASED, configured
 from tests.support import random_checkpoint, small_architecture
-from trtllm_build.bundle import INPUTS, MANIFEST, Bundle
+from trtllm_build.bundle import INPUTS, Bundle
 from trtllm_build.cli import main
+from trtllm_build.manifest import MANIFEST
 from trtllm_build.out import check_space, work_directory
 from trtllm_build.pipeline import build, needed_bytes
 from trtllm_build.plan import make_plan
@@ -335,7 +336,7 @@ def test_manifests_list_every_file(text_checkpoint: Path, tmp_path: Path) -> Non
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_build_that_is_told_to_end(checkpoint: Path, tmp_path: Path, number: int, status: int) -> None:
     out = tmp_path / "engine"
-    command = [sys.executable, "-m", "trtllm_build.cli", "build", "gpu=cpu", f"checkpoint={checkpoint}", f"out={out}"]
+    command = [sys.executable, "-m", "trtllm_build", "build", "gpu=cpu", f"checkpoint={checkpoint}", f"out={out}"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stderr is not None
@@ -361,7 +362,7 @@ def test_a_volume_that_fills_up(checkpoint: Path, tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, (2**14, 2**14))
 
     given = ["build", "gpu=cpu", "compile=false", f"checkpoint={checkpoint}", f"out={tmp_path / 'engine'}"]
-    command = [sys.executable, "-m", "trtllm_build.cli", *given]
+    command = [sys.executable, "-m", "trtllm_build", *given]
     done = subprocess.run(command, capture_output=True, text=True, check=False, preexec_fn=limit)
     assert done.returncode == 1
     assert "Traceback" not in done.stderr
@@ -371,7 +372,7 @@ def test_a_volume_that_fills_up(checkpoint: Path, tmp_path: Path) -> None:
 
 
 def test_waiting_that_is_interrupted(tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "trtllm_build.cli", "wait", str(tmp_path), "--gpu", "h100", "--timeout", "60"]
+    command = [sys.executable, "-m", "trtllm_build", "wait", str(tmp_path), "--gpu", "h100", "--timeout", "60"]
     with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("waiting for")

@@ -20,6 +20,7 @@ from trtllm_build import load_engine
 from trtllm_build.bundle import Bundle, manifest_hash
 from trtllm_build.pipeline import build, quantize
 from trtllm_build.plan import make_plan
+from trtllm_build.wait import wait_for_bundle
 
 SHARD = "model-00001-of-00001.safetensors"
 
@@ -127,6 +128,29 @@ def test_config_of_another_model(checkpoint: Path) -> None:
         (["gpu=cpu", "checkpont=x"], "checkpont: 'x' cannot be used; allowed: gpu, precision, backend, checkpoint"),
         (["gpu=cpu", "gpu.limits.slots=0"], "gpu.limits.slots: 0 cannot be used; allowed: an integer >= 1"),
         (["gpu=cpu", "gpu.limits.context=999"], "at most 256, the model's max_position_embeddings"),
+        (["gpu.limits.slots=1000000000"], "gpu.limits.slots: 1000000000 cannot be used; allowed: an integer >= 1 (one"),
+        (["gpu.limits.slots=true"], "gpu.limits.slots: True cannot be used; allowed: an integer >= 1"),
+        (["gpu.limits.slots=8.0"], "fix: pass gpu.limits.slots=8"),
+        (["gpu.limits.context=1"], "allowed: an integer >= 17 (a canvas of 16 and one token of a prompt), at most 256"),
+        (["gpu.limits.context=16"], "gpu.limits.context: 16 cannot be used"),
+        (["gpu.limits.context=-1"], "gpu.limits.context: -1 cannot be used"),
+        (["gpu.limits.queue=0"], "gpu.limits.queue: 0 cannot be used; allowed: an integer >= 1"),
+        (["gpu.limits.queue=1000000000000000000"], "at most 1000000, requests that wait with their prompts"),
+        (["gpu.limits.cache_tokens=16"], "gpu.limits.cache_tokens: 16 cannot be used; allowed: an integer >= 17"),
+        (["gpu.limits.cache_tokens=1000000000000"], "GB of memory hold; or null"),
+        (["gpu=h100", "gpu.limits.slots=1000000000"], "what the GPU's 80 GB of memory hold"),
+        (["gpu=h100", "gpu.limits.cache_tokens=1000000000000"], "what the GPU's 80 GB of memory hold; or null"),
+        (["gpu=h200", "gpu.limits.slots=9000000"], "gpu.limits"),
+        (["gpu=dgx-spark", "gpu.limits.slots=1000000"], "what the GPU's 128 GB of memory hold, not"),
+        (["gpu.limits=5"], "gpu.limits: '5' cannot be used; allowed: what gpu=cpu says, but for gpu.limits"),
+        (["precision.quantize=5"], "precision.quantize: 5 cannot be used; allowed: a list of classes"),
+        (["precision.quantize=null"], "precision.quantize: None cannot be used; allowed: a list of classes"),
+        (["precision.keep=5"], "precision.keep: 5 cannot be used; allowed: an object of classes and reasons"),
+        (["precision.name=x"], "precision.name: 'x' cannot be used; allowed: what precision says"),
+        (["model=demo"], "model: 'demo' cannot be used; allowed: nothing without weights=random"),
+        (["hydra.run.dir=x"], "hydra.run.dir: 'x' cannot be used; allowed: a key of this command"),
+        ([f"out={'x' * 300}"], "allowed: a path of names of at most 200 bytes each"),
+        ([f"held_out={'x' * 300}"], "allowed: a path of names of at most 255 bytes each"),
         (["fast"], "command line: 'fast' cannot be used; allowed: key=value"),
     ],
 )
@@ -134,8 +158,15 @@ def test_bad_plans(checkpoint: Path, overrides: list[str], text: str) -> None:
     assert text in str(plan_error(f"checkpoint={checkpoint}", *overrides))
 
 
+def test_the_least_limits_and_a_gpu_s_own_are_taken(checkpoint: Path) -> None:
+    given = [f"checkpoint={checkpoint}", "gpu.limits.context=17", "gpu.limits.cache_tokens=17", "gpu.limits.slots=1"]
+    assert make_plan(given).limits.context == 17
+    for gpu in ("h100", "h200"):  # the released model's shapes
+        assert make_plan([f"gpu={gpu}", "weights=random", "precision=bf16"]).limits.slots == 16
+
+
 def test_the_command_line_prints_one_line_and_exits_2(checkpoint: Path) -> None:
-    command = [sys.executable, "-m", "trtllm_build.cli", "build", "gpu=rtx6090", f"checkpoint={checkpoint}"]
+    command = [sys.executable, "-m", "trtllm_build", "build", "gpu=rtx6090", f"checkpoint={checkpoint}"]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert done.stdout == ""
@@ -181,7 +212,7 @@ def test_bundle_for_another_machine(bundle: Path) -> None:
         FieldError, match=r"engine:hardware: 'built for an H100 GPU \(SM 90\)'.*this machine has: no CUDA GPU"
     ):
         load_engine(bundle)
-    edit_manifest(bundle, hardware={"kind": "cpu", "machine": "s390x", "system": "Linux"})
+    edit_manifest(bundle, hardware={"kind": "cpu", "machine": "s390x", "system": "Linux", "features": []})
     with pytest.raises(FieldError, match="built for a s390x CPU under Linux.*fix: run `make engine GPU=cpu` here"):
         load_engine(bundle)
 
@@ -191,11 +222,70 @@ def test_bundle_of_another_contract_and_changed_manifest(bundle: Path) -> None:
     with pytest.raises(FieldError, match="engine:contract: 0 cannot be used; allowed: contract version 3"):
         load_engine(bundle)
     edit_manifest(bundle, contract=3, rehash=True)
-    edit_manifest(bundle, rehash=False, limits={"context": 1, "slots": 1, "canvas": 1, "vocab_size": 1})
+    limits = json.loads((bundle / "manifest.json").read_text())["limits"]
+    edit_manifest(bundle, rehash=False, limits=limits | {"slots": 1})
     with pytest.raises(FieldError, match="engine:manifest_hash"):
         load_engine(bundle)
     (bundle / "manifest.json").write_text("{}")
     with pytest.raises(FieldError, match=r"engine:manifest.json: .*a whole manifest"):
+        load_engine(bundle)
+
+
+GONE = object()
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "said"),
+    [
+        ("files", [], r"files: \[\] "),
+        ("files", {}, "files: 'without architecture.json, sampler.json"),
+        ("files", {"../../x": {"bytes": 1, "sha256": "0" * 64}}, "files"),
+        ("files", {"architecture.json": 5}, "files.architecture.json: 5 "),
+        ("files", {"architecture.json": {"bytes": "1", "sha256": "0" * 64}}, "files.architecture.json.bytes: '1' "),
+        *((key, GONE, f"{key}: None .*with this key") for key in ("remaining", "runtime", "verified", "files", "gpu")),
+        *((key, GONE, f"{key}: None .*with this key") for key in ("limits", "hardware", "precision", "checkpoint")),
+        *((key, GONE, f"{key}: None .*with this key") for key in ("backend", "manifest_hash")),
+        *((key, 5, f"{key}: 5 ") for key in ("remaining", "runtime", "verified", "gpu", "limits", "hardware")),
+        *((key, None, f"{key}: None ") for key in ("precision", "checkpoint", "backend", "manifest_hash")),
+        ("verified", "perhaps", "verified: 'perhaps' "),
+        ("remaining", [{"a": [[[]]]}], "remaining.0: "),
+        ("runtime", {}, "runtime.pieces: None .*with this key"),
+        ("runtime", {"pieces": "eager"}, "runtime.threads: None .*with this key"),
+        ("runtime", {"threads": 10**9}, "runtime.threads: 1000000000 "),
+        ("runtime", {"threads": "2"}, "runtime.threads: '2' "),
+        ("runtime", {"threads": 1, "pieces": "some"}, "runtime.pieces: 'some' "),
+        ("hardware", {}, "hardware: "),
+        ("hardware", {"kind": "tpu"}, "hardware: "),
+        ("hardware", {"kind": "cpu"}, "hardware.machine: None "),
+        ("limits", {"slots": 1}, "limits.context: None "),
+    ],
+)
+def test_an_edited_manifest_is_refused_by_its_key(key: str, value: object, said: str, bundle: Path) -> None:
+    path = bundle / "manifest.json"
+    manifest = json.loads(path.read_text())
+    manifest.pop(key) if value is GONE else manifest.update({key: value})
+    if isinstance(manifest.get("files"), dict):
+        manifest["manifest_hash"] = manifest_hash(manifest) if key != "manifest_hash" else value
+    if key == "manifest_hash" and value is GONE:
+        del manifest["manifest_hash"]
+    path.write_text(json.dumps(manifest))
+    for open_it in (load_engine, lambda folder: wait_for_bundle(folder, "cpu", 0, print)):
+        with pytest.raises(FieldError, match=rf"^engine:manifest.json:{said}.*build it again with `make") as caught:
+            open_it(bundle)
+        assert "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("text", ["", "[]", "{", '{"contract": NaN}', '{"contract": 3, "contract": 3}', "[" * 100_000])
+def test_what_is_no_manifest_is_refused(text: str, bundle: Path) -> None:
+    (bundle / "manifest.json").write_text(text)
+    with pytest.raises(FieldError, match=r"^engine:manifest.json"):
+        load_engine(bundle)
+
+
+@pytest.mark.parametrize("contract", [2, 4, "3", 3.0, True, None, [3]])
+def test_a_manifest_of_another_contract_is_refused(contract: object, bundle: Path) -> None:
+    edit_manifest(bundle, contract=contract)
+    with pytest.raises(FieldError, match=r"^engine:contract: .*contract version 3, in manifest.json"):
         load_engine(bundle)
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from trtllm_build.hardware import free_memory
+from trtllm_build.hardware import all_memory, free_memory
 
 MACHINE = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 
@@ -33,3 +33,11 @@ def test_a_limit_above_the_machine_s_memory_changes_nothing(tmp_path: Path) -> N
     (tmp_path / "memory.max").write_text(str(2**62))
     (tmp_path / "memory.stat").write_text("anon 0\n")
     assert free_memory(tmp_path) < MACHINE
+
+
+def test_all_of_it_is_the_machine_s_or_the_limit(tmp_path: Path) -> None:
+    assert all_memory(tmp_path) == MACHINE
+    (tmp_path / "memory.max").write_text("max\n")
+    assert all_memory(tmp_path) == MACHINE
+    (tmp_path / "memory.max").write_text("50000000\n")
+    assert all_memory(tmp_path) == 50_000_000

@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 
-_MODULES = {"diffgemma-train": "nemo_diffgemma.training.cli", "diffgemma-engine": "trtllm_build.cli"}
+_MODULES = {"diffgemma-train": "nemo_diffgemma.training", "diffgemma-engine": "trtllm_build"}
 _ENVIRONMENT = {
     "GLOO_SOCKET_IFNAME": "lo",
     "HF_HUB_OFFLINE": "1",
@@ -39,6 +39,7 @@ class Case:
         first: commands that must have ended well in the folder before.
         beside: a command that runs at the same time, from before this one begins until it has ended.
         stop: a signal sent as soon as a line of output matches the pattern.
+        before: what befalls the folder after ``first`` has run.
         setup: more of a situation than files, given the folder.
         check: raises AssertionError when what is left is not right, given the folder.
         environment: variables beside the usual ones.
@@ -53,6 +54,7 @@ class Case:
     first: tuple[str, ...] = ()
     beside: str = ""
     stop: tuple[signal.Signals, str] | None = None
+    before: Callable[[Path], None] | None = None
     setup: Callable[[Path], None] | None = None
     check: Callable[[Path], None] | None = None
     environment: Mapping[str, str] = field(default_factory=dict)
@@ -89,6 +91,8 @@ def play(case: Case, folder: Path, base: Path) -> Outcome:
         process = _start(command, folder, base, case)
         _, err = process.communicate(timeout=600)
         assert process.returncode == 0, err
+    if case.before is not None:
+        case.before(folder)
     other = _start(case.beside, folder, base, case) if case.beside else None
     if other is not None:
         _read_until(other, r"^step 1/")

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import gzip
+import io
 import json
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+import pyarrow
+import pyarrow.parquet
 
 from tests.cases.case import Case
 from tests.training.runs import MODEL
@@ -54,6 +58,14 @@ def _refuses(name: str, content: str | bytes, said: str, file: str = "mine.jsonl
     )
 
 
+def _parquet(**columns: Any) -> bytes:
+    file = io.BytesIO()
+    pyarrow.parquet.write_table(pyarrow.table(columns), file)
+    return file.getvalue()
+
+
+_MESSAGES = pyarrow.array([[_USER, _ANSWER]])
+_NO_TEXT = pyarrow.array([b"red \xff"]).view(pyarrow.string())
 _CALL = {"type": "function", "function": {"name": "f", "arguments": "{}"}}
 _TOOLS = [
     _USER,
@@ -82,6 +94,11 @@ CASES = (
     _reads("prompt and completion", _line({"prompt": "red", "completion": "green"}), "red"),
     _reads("ShareGPT", _line({"conversations": [{"from": "human", "value": "red"}, {"from": "gpt", "value": "blue"}]}), "red"),
     _reads("alpaca", _line({"instruction": "red", "input": "", "output": "green"}), "red"),
+    _reads("a system field beside the messages", _line(_GOOD | {"system": "blue"}), "blue"),
+    _reads("Parquet", _parquet(messages=_MESSAGES), "red chair", file="mine.parquet"),
+    _reads("Parquet: columns that no date and no text fits, beside the messages",
+           _parquet(messages=_MESSAGES, prompt=_NO_TEXT, when=pyarrow.array([2**30], pyarrow.date32())), "red chair",
+           file="mine.parquet"),
     Case("data: a path of odd characters", f"{_TRAIN} 'data.train=my data, 50% = #1 (ü)/it.jsonl'",
          {"my data, 50% = #1 (ü)/it.jsonl": _line(_GOOD)}, "^model ", check=_has_read("red chair")),
     Case("data: several files and a pattern", f"{_TRAIN} 'data.train=[b.jsonl,more/*.jsonl]'",
@@ -98,8 +115,25 @@ CASES = (
     _refuses("null content", _after_a_good_line(_line({"messages": [{"role": "user", "content": None}, _ANSWER]})), "mine.jsonl:2.*content"),
     _refuses("a blank answer", _after_a_good_line(_line({"messages": [_USER, {"role": "assistant", "content": "  "}]})), "mine.jsonl:2.*content"),
     _refuses("a system turn alone", _after_a_good_line(_line({"messages": [{"role": "system", "content": "x"}, _ANSWER]})), "mine.jsonl:2"),
+    _refuses("a history that is a number", _line({"instruction": "a", "output": "b", "history": 5}),
+             "mine.jsonl:1: history: 5"),
+    _refuses("a role that is a list", _line({"conversations": [{"from": ["human"], "value": "a"}]}), "mine.jsonl:1: .*from: "),
+    _refuses("brackets too deep in each other", _after_a_good_line(_line(_GOOD)[:-1] + ', "tools": ' + "[" * 900 + "]" * 900 + "}"),
+             "mine.jsonl:2"),
+    _refuses("Parquet: a text that is no UTF-8", _parquet(prompt=_NO_TEXT, completion=["a"]),
+             r"mine.parquet: row 1: prompt: b'red .xff' .*UTF-8", file="mine.parquet"),
+    _refuses("Parquet, cut short", _parquet(messages=_MESSAGES)[:-20], "mine.parquet.*a whole Parquet file", file="mine.parquet"),
+    _refuses("gzip, cut short", gzip.compress(_TWO.encode())[:-9], "mine.jsonl.gz.*a whole gzip file", file="mine.jsonl.gz"),
     _refuses("too long", _after_a_good_line(_LONG), "mine.jsonl:2.*at most data.max_tokens 150.*data.too_long=cut"),
     _refuses("a pattern that matches nothing", "", "data.train: 'no/\\*.jsonl'", file="x.jsonl", options="'data.train=no/*.jsonl'"),
+    _refuses("a name that is no UTF-8", _line(_GOOD), r"data.train: 'b.udce9.jsonl' .*a name in UTF-8", file="b\udce9.jsonl"),
+    _refuses("a name that is no UTF-8, by a pattern", _line(_GOOD), r"data.train: 'b.udce9.jsonl' .*a name in UTF-8",
+             file="b\udce9.jsonl", options="data.train=*.jsonl"),
+    _refuses("a name with a line end", _line(_GOOD), r"data.train: 'b.n.jsonl' .*without line ends", options="'data.train=b\n.jsonl'"),
+    _refuses("an output with an escape", _line(_GOOD), r"output: '.x1b\[31mred' .*without line ends", options="output=\x1b[31mred"),
+    Case("data refused: a run by a variable that is no UTF-8", f"{_TRAIN} data.train=mine.jsonl run=${{{{oc.env:WHERE}}}}",
+         {"mine.jsonl": _line(_GOOD)}, r"^error: run: 'r.udce9' .*a name in UTF-8", status=2, environment={"WHERE": "r\udce9"}),
+    _refuses("an address", _line(_GOOD), "data.train: .*a file on this machine.*fetch it first", options="data.train=https://example.org/x.jsonl"),
     _refuses("a folder", "", "data.train: 'more'", file="more/x.jsonl", options="data.train=more"),
     _refuses("an empty file", "", "mine.jsonl.*at least one conversation"),
     _refuses("a zip archive", b"PK\x03\x04" + bytes(30), "mine.zip", file="mine.zip"),

@@ -81,19 +81,54 @@ def _modes(folder: Path) -> None:
         assert path.stat().st_mode & 0o777 == wanted, f"mode of {path.name}: {path.stat().st_mode & 0o777:o}"
 
 
+def _spoiled(folder: Path) -> None:
+    _untrained(folder)
+    (shard,) = (folder / "model").glob("*.safetensors")
+    tensors = load_file(shard)
+    tensors[max(tensors)].fill_(float("nan"))
+    save_file(tensors, shard, metadata={"format": "pt"})
+
+
+def _nothing_left(folder: Path) -> None:
+    assert [p.name for p in folder.iterdir()] == ["model"], "a refused build left something"
+
+
+def _nothing_built(folder: Path) -> None:
+    assert {p.name for p in folder.iterdir()} == {name.split("/")[0] for name in _NOTES}, "something was made"
+
+
 def _nothing_but_work(folder: Path) -> None:
     assert not (folder / "engine").exists(), "there is half a bundle"
     assert len(list(folder.glob(".engine.*.partial"))) == 1, "what was done is not kept"
 
 
 _ONCE = f"{_BUILD} checkpoint={{base}} out=engine"
+_LONG = _QUESTION.replace("red", "red " * 80)
+
+
+def _nothing_built(folder: Path) -> None:
+    assert not [*folder.glob("engine*"), *folder.glob(".*.partial")], "something was built"
+
+
 CASES = (
     _refused("out is a folder of mine", "out=notes", "^error: out: 'notes holds ideas.txt' .*a new or empty folder"),
+    *(
+        _refused(f"{key} is no UTF-8", f"{key}=x\udce9", rf"^error: {key}: 'x.udce9' .*a name in UTF-8")
+        for key in ("out", "checkpoint", "held_out", "calibration")
+    ),
     _refused("out is where I am", "out=.", "^error: out: .*the one you are in"),
     _refused("out is empty", "out=", "^error: out: '' cannot be used"),
     _refused("out is a file of mine", "out=README.md", "^error: out: 'README.md' .*a folder"),
     _refused("out is what it reads", "out={base}", "^error: out: .*which the build reads"),
     _refused("out cannot be written", "out=/proc/engine", "^error: out: '/proc"),
+    *(
+        _refused(override, f"out=engine {override}", f"^error: {said}", check=_nothing_built)
+        for override, said in (
+            ("gpu.limits.slots=1000000000", "gpu.limits.slots: 1000000000 .*GB of memory hold"),
+            ("gpu.limits.context=1", "gpu.limits.context: 1 .*one token of a prompt"),
+            ("precision.quantize=5", "precision.quantize: 5 .*a list of classes"),
+        )
+    ),
     _builds(
         "engine.old, engine.partial and engine.lock of mine beside out=engine",
         "checkpoint={base}",
@@ -112,6 +147,20 @@ CASES = (
             check=_nothing_but_work,
         )
         for number in (signal.SIGTERM, signal.SIGINT)
+    ),
+    Case(
+        "engine: refused for its weights",
+        f"{_BUILD} checkpoint=model out=deep/engine",
+        said="^error: checkpoint:.*NaN or infinity",
+        status=2,
+        setup=_spoiled,
+        check=_nothing_left,
+    ),
+    Case(
+        "engine: a folder that is not there in out",
+        f"{_BUILD} checkpoint={{base}} out=a/../b/engine",
+        _NOTES,
+        "^bundle   /.*/b/engine: 0.[1-9]",
     ),
     Case(
         "engine: a full volume",
@@ -141,6 +190,18 @@ CASES = (
     _builds("shards, and one of another saving", "checkpoint=model", setup=_shards_and_an_older_one),
     _builds("null where nothing was set", "checkpoint=model", setup=_nulls),
     _builds("per_layer_config {} as transformers writes it", "checkpoint=model", setup=_as_transformers_saves_it),
+    *(
+        Case(
+            f"engine: one of {key} is too long for the engine",
+            "diffgemma-engine build gpu=h100 precision=fp8_static checkpoint={base} out=engine gpu.limits.context=128 "
+            f"calibration=asked.jsonl held_out=asked.jsonl {key}=long.jsonl",
+            {"asked.jsonl": _QUESTION, "long.jsonl": f"{_QUESTION}\n{_LONG}\n"},
+            rf"^error: {key}: long.jsonl:2: messages: '\d+ tokens .*at most 128.*fix: pass gpu.limits.context=",
+            status=2,
+            check=_nothing_built,
+        )
+        for key in ("calibration", "held_out")
+    ),
     Case(
         "engine: held-out and calibration files with a mark, blank lines, U+2028",
         "diffgemma-engine build gpu=h100 precision=fp8_static checkpoint={base} out=engine calibration=asked.jsonl held_out=asked.jsonl",

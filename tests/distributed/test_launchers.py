@@ -19,7 +19,7 @@ STEPS = ["optim.steps=2", "optim.schedule_steps=2", "validate_every=2", "checkpo
 
 def torchrun(run: Path, *overrides: str) -> subprocess.CompletedProcess[str]:
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--standalone"]
-    command += ["-m", "nemo_diffgemma.training.cli", *TINY, *STEPS, f"run={run}", *overrides]
+    command += ["-m", "nemo_diffgemma.training", *TINY, *STEPS, f"run={run}", *overrides]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run(command, capture_output=True, text=True, env=environment, timeout=300, check=False)
 

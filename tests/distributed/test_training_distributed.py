@@ -14,7 +14,7 @@ import pytest
 import torch
 
 from nemo_diffgemma.checkpoint import Checkpoint
-from nemo_diffgemma.training.run_folder import newest_step
+from nemo_diffgemma.training.checkpoint_files import newest_step
 
 pytestmark = [pytest.mark.distributed, pytest.mark.slow]
 
@@ -62,7 +62,7 @@ main()
 
 
 def command(run: Path, *overrides: str, script: Path | None = None) -> subprocess.CompletedProcess[str]:
-    start = [str(script)] if script else ["-m", "nemo_diffgemma.training.cli"]
+    start = [str(script)] if script else ["-m", "nemo_diffgemma.training"]
     environment = os.environ | {"GLOO_SOCKET_IFNAME": "lo", "OMP_WAIT_POLICY": "PASSIVE"}
     return subprocess.run(
         [sys.executable, *start, *TINY, f"run={run}", *overrides],

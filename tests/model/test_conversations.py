@@ -159,6 +159,10 @@ FORMS = [
             {"role": "tool", "content": "1"},
         ],
     ),
+    ("messages", {"messages": [ASKED, SAID | {"tool_calls": None}], "system": "s", "tools": ""}, [SYSTEM, ASKED]),
+    ("messages", {"messages": [SYSTEM, ASKED, SAID | {"tool_calls": []}], "system": "s"}, [SYSTEM, ASKED]),
+    ("prompt_completion", {"prompt": "a", "completion": "b", "system": "s"}, [SYSTEM, ASKED]),
+    ("alpaca", {"instruction": "a", "input": "", "output": "b", "history": [], "system": ""}, [ASKED]),
     ("alpaca", {"instruction": "a", "input": "", "output": "b"}, [ASKED]),
     ("alpaca", {"instruction": "a", "input": "x", "output": "b"}, [{"role": "user", "content": "a\n\nx"}]),
     (
@@ -187,6 +191,23 @@ def test_files_of_several_forms_are_counted_by_form(tmp_path: Path) -> None:
     one = write(tmp_path / "1.jsonl", GOOD, GOOD)
     two = write(tmp_path / "2.jsonl", {"prompt": "a", "completion": "b"})
     assert summary(one, two) == "3 conversations of 2 files, messages form (2), prompt_completion form (1)"
+
+
+def test_a_file_that_is_given_twice_is_said(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "1.jsonl", GOOD), write(tmp_path / "2.jsonl", GOOD)
+    (tmp_path / "3.jsonl").symlink_to(one)
+    assert summary(one, two, one) == f"3 conversations of 3 files ({one} more than once), messages form"
+    assert f"({one}, {tmp_path / '3.jsonl'} more than once)" in summary(one, tmp_path / "3.jsonl")
+
+
+def test_a_file_that_goes_while_others_are_read_is_one_line(tmp_path: Path) -> None:
+    one, two = write(tmp_path / "1.jsonl", GOOD), write(tmp_path / "2.jsonl", GOOD)
+    reader = iter(Reader([one, two], "data.train"))
+    next(reader)
+    one.unlink()
+    two.unlink()
+    with pytest.raises(FieldError, match=r"^data.train: '\S*2.jsonl' .*a file that can be read \(No such file"):
+        next(reader)
 
 
 def test_declarations_of_tools_travel_along(tmp_path: Path) -> None:
@@ -252,6 +273,17 @@ USER = {"role": "user", "content": "a"}
             b'{"messages": [{"role": "user", "content": "\\ud83d"}, {}]}',
             r"\[0\].content: '\\ud83d'.*half a surr",
         ),
+        ({"messages": [USER | {"role": ["user"]}, SAID]}, r"2: messages\[0\].role: \['user'\].*system, developer"),
+        ({"messages": [USER, SAID | {"tool_calls": {}}, SAID]}, r"2: messages\[1\].tool_calls: \{\}.*a list, in"),
+        ({"messages": [USER, SAID | {"tool_calls": 0}, SAID]}, r"2: messages\[1\].tool_calls: 0.*a list, in"),
+        (GOOD | {"tools": False}, r"2: tools: False.*a list"),
+        (GOOD | {"tools": {}}, r"2: tools: \{\}.*a list"),
+        (GOOD | {"system": 0}, r"2: system: 0.*text"),
+        ({"messages": [SYSTEM, USER, SAID], "system": "t"}, r"2: system: 't'.*none beside another.*leave one"),
+        (
+            GOOD | {"tools": [{"function": {"name": "f", "x": float("nan")}}]},
+            r"2: tools\[0\]: .*nan.*what JSON has.*a text in its place",
+        ),
         (GOOD | {"tools": [{"name": "f"}]}, r"2: tools\[0\]: .*function"),
     ],
 )
@@ -282,6 +314,11 @@ def test_a_broken_line_names_file_line_and_field(bad: object, said: str, tmp_pat
             {"instruction": "a", "output": "b", "history": ["x"]},
             r"2: history\[0\]: 'x'.*a question and",
         ),
+        ("alpaca", {"instruction": "a", "output": "b", "history": 5}, r"2: history: 5.*a list, each a question and"),
+        ("alpaca", {"instruction": "a", "output": "b", "history": {"a": 1}}, r"2: history: \{'a': 1\}.*a list, each"),
+        ("alpaca", {"instruction": "a", "output": "b", "input": 0}, r"2: input: 0.*text"),
+        ("sharegpt", {"conversations": [{"from": ["human"], "value": "a"}]}, r"\[0\].from: \['human'\].*human, user"),
+        ("sharegpt", {"conversations": [{"from": {"a": 1}, "value": "a"}]}, r"\[0\].from: \{'a': 1\}.*human, user"),
         ("messages", {"conversations": 3}, r"2: conversations: 3.*a list of messages"),
     ],
 )
@@ -321,6 +358,13 @@ def as_zip(path: Path) -> None:
         (b"BZh91AY", r"is compressed by bzip2'.*fix: bunzip2 --keep "),
         (b"\x28\xb5\x2f\xfd", r"is compressed by zstd'.*fix: zstd --decompress "),
         (b"\xfd7zXZ\x00", r"is compressed by xz'.*fix: unxz --keep "),
+        (gzip.compress(gzip.compress(line(GOOD))), r"is gzipped twice'.*fix: gunzip --keep "),
+        (gzip.compress(b"PAR1"), r"is gzipped Parquet'.*fix: gunzip --keep "),
+        (gzip.compress(line(GOOD)) + b"more", r"allowed: a whole gzip file \(.*fix: fetch it again"),
+        (b"PARE1234", r"is an encrypted Parquet file'.*without encryption"),
+        (json.dumps(GOOD).encode("utf-32"), r"is UTF-32 text'.*iconv -f UTF-32 -t"),
+        (json.dumps(GOOD).encode("utf-16-be"), r"is binary'.*iconv -f UTF-16BE"),
+        (gzip.compress(b" " * 2**26 + b" "), r"x.jsonl:1: 'a longer line'.*lines of at most 67,108,864 bytes"),
         (gzip.compress(b"BZh91AY", mtime=0), r"is compressed by bzip2'"),
         (json.dumps(GOOD).encode("utf-16"), r"is UTF-16 text'.*fix: iconv -f UTF-16 -t UTF-8 "),
         (json.dumps(GOOD).encode("utf-16-le"), r"is binary'.*iconv -f UTF-16LE"),
@@ -338,7 +382,7 @@ def test_another_kind_of_file_is_refused_with_what_to_do(content: Any, said: str
 
 
 def test_what_makes_json_lines_of_an_array_does(tmp_path: Path) -> None:
-    path = tmp_path / "x.json"
+    path = tmp_path / "it's {0}.json"
     path.write_text(json.dumps([GOOD, GOOD], indent=1), encoding="utf-8")
     with pytest.raises(FieldError) as caught:
         read(path)

@@ -16,7 +16,9 @@ from nemo_diffgemma.training.config import CONF, load_config
 
 PARSER = OverridesParser.create()
 NAMES = st.text(st.characters(exclude_characters="\n\r\0", exclude_categories=["Cs"]), min_size=1, max_size=12).filter(
-    lambda name: name.strip() != "" and name != "null" and name[0] not in "~'\"" and not name.endswith("/")
+    lambda name: (
+        name.strip() != "" and name != "null" and name[0] not in "~'\"" and not name.endswith("/") and "/.." not in name
+    )
 )
 
 
@@ -54,6 +56,8 @@ def test_a_list_is_a_list_of_such_names(names: list[str]) -> None:
         ('run="a,b"', "a,b"),
         ("run=a/", "a"),
         ("run=/", "/"),
+        ("run=/a/../b/c", "/b/c"),
+        ("run=../c/..d", "../c/..d"),
         ("run=null", "None"),
         ("run='it", "'it"),
         ("data.train=[a b,'c,d', e/ ]", "['a b', 'c,d', 'e']"),

@@ -11,7 +11,6 @@ from tokenizers import AddedToken, normalizers
 
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.tokenizer import Tokenizer, _most_bytes_per_token
-from trtllm_build.limits import Limits
 
 
 def test_no_token_stands_for_more(text_checkpoint: Path) -> None:
@@ -36,13 +35,10 @@ def test_a_tokenizer_that_may_shorten_a_text_has_no_bound(text_checkpoint: Path)
 
 
 def test_a_prompt_that_can_never_fit_is_refused_by_name(text_checkpoint: Path) -> None:
-    from triton_repo.python_backend.parse import _require_room
+    from triton_repo.python_backend.prompt import Prompt, Room
 
-    class Loaded:
-        limits = Limits(context=64, slots=1, canvas=16, vocab_size=300, queue=1, cache_tokens=None)
-
-    tokenizer = Tokenizer(text_checkpoint)
-    most = 64 * (tokenizer.most_bytes_per_token or 0)
-    _require_room("text_input", "r" * most, tokenizer, Loaded)  # type: ignore[arg-type]
+    room = Room(64, Tokenizer(text_checkpoint).most_bytes_per_token)
+    most = 64 * (room.each or 0)
+    room.check_unread(Prompt("text_input", "r" * most))
     with pytest.raises(FieldError, match=rf"text_input: '{most + 1} bytes' cannot be used; allowed: at most {most} by"):
-        _require_room("text_input", "r" * (most + 1), tokenizer, Loaded)  # type: ignore[arg-type]
+        room.check_unread(Prompt("text_input", "r" * (most + 1)))

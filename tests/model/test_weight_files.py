@@ -210,3 +210,36 @@ def test_a_generation_config_that_is_none(checkpoint: Path, text: str) -> None:
     (checkpoint / "generation_config.json").write_bytes(text.encode("latin-1"))
     with pytest.raises(FieldError, match=r"generation_config.json: .* allowed: a JSON object"):
         _ = Checkpoint(checkpoint).generation_config
+
+
+# -- numbers that are not usable -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("dtype", "number", "said"),
+    [
+        (torch.float64, 1e39, rf"^checkpoint:{NORM}: 1e\+39 .*at most 3.390e\+38"),
+        (torch.float64, -1e300, rf"^checkpoint:{NORM}: 1e\+300 "),
+        (torch.float32, 3.4e38, rf"^checkpoint:{NORM}: 3.39.*e\+38 .*infinite in bfloat16"),
+        (torch.float16, float("inf"), rf"^checkpoint:{NORM}: 'NaN or infinity'"),
+        (torch.float32, float("nan"), rf"^checkpoint:{NORM}: 'NaN or infinity'"),
+    ],
+)
+def test_a_number_that_the_output_does_not_reach(
+    dtype: torch.dtype, number: float, said: str, checkpoint: Path
+) -> None:
+    tensors = load_file(checkpoint / SINGLE)
+    tensors[NORM] = tensors[NORM].to(dtype)
+    tensors[NORM][3] = number
+    rewrite(checkpoint, model=tensors)
+    with pytest.raises(FieldError, match=said):
+        Checkpoint(checkpoint).tensor(NORM)
+
+
+@pytest.mark.parametrize("dtype", [torch.int8, torch.int64, torch.bool, torch.float8_e4m3fn, torch.float8_e5m2])
+def test_a_dtype_that_weights_are_not_stored_in(dtype: torch.dtype, checkpoint: Path) -> None:
+    tensors = load_file(checkpoint / SINGLE)
+    tensors[NORM] = torch.ones(tensors[NORM].shape).to(dtype)
+    rewrite(checkpoint, model=tensors)
+    with pytest.raises(FieldError, match=rf"^checkpoint:dtype of {NORM}: .*allowed: F64, F32, F16, BF16; "):
+        Checkpoint(checkpoint)

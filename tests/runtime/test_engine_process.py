@@ -125,6 +125,22 @@ sys.stdin.read()
     wait_until(lambda: not Path(f"/proc/{engine}").exists())
 
 
+def test_it_ends_with_its_owner_while_it_loads(demo_bundle: Path) -> None:
+    """It is stopped, as if loading took for ever: nothing that it does itself can end it."""
+    code = f"""
+from trtllm_build.runtime.process import EngineProcess
+EngineProcess({str(demo_bundle)!r}, died=lambda: None)
+"""
+    with subprocess.Popen([sys.executable, "-c", code]) as owner:
+        children = Path(f"/proc/{owner.pid}/task/{owner.pid}/children")
+        wait_until(lambda: bool(children.read_text()))
+        engine = int(children.read_text())
+        wait_until(lambda: b"trtllm_build.runtime.process" in Path(f"/proc/{engine}/cmdline").read_bytes())
+        os.kill(engine, signal.SIGSTOP)
+        owner.kill()
+    wait_until(lambda: not Path(f"/proc/{engine}").exists())
+
+
 def test_it_has_its_cpus_whatever_those_of_who_started_it(demo_bundle: Path) -> None:
     code = f"""
 import os, sys

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import subprocess
 import sys
 import time
@@ -13,8 +14,6 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-
-from triton_repo.launcher.tritonserver import free_port
 
 
 @dataclass
@@ -47,18 +46,16 @@ class Running:
 
 
 @contextmanager
-def running(grpc_url: str, log: Path, *options: str) -> Iterator[Running]:
-    """A gateway in front of ``grpc_url`` on a free port of loopback."""
-    port = free_port("--port", 0)
-    command = [sys.executable, "-m", "triton_repo.gateway", f"--port={port}", f"--grpc-url={grpc_url}", *options]
-    with log.open("wb") as output, subprocess.Popen(command, stderr=output, stdout=output) as process:
-        scheme = "https" if any(option.startswith("--tls-cert") for option in options) else "http"
-        found = Running(f"{scheme}://localhost:{port}".replace("http://localhost", "http://127.0.0.1"), log, process)
+def running(grpc_url: str, log: Path, *options: str, files: int | None = None) -> Iterator[Running]:
+    """A gateway in front of ``grpc_url`` on a free port of loopback, which may open so many files."""
+    command = [sys.executable, "-m", "triton_repo.gateway", "--port=0", f"--grpc-url={grpc_url}", *options]
+    few = ["prlimit", f"--nofile={files}"] if files else []
+    with log.open("wb") as output, subprocess.Popen([*few, *command], stderr=output, stdout=output) as process:
         try:
-            while "Uvicorn running" not in log.read_text():
+            while not (said := re.search(r'"event": "listening", "url": "(.*?)"', log.read_text())):
                 assert process.poll() is None, log.read_text()
                 time.sleep(0.05)
-            yield found
+            yield Running(said[1].replace("https://127.0.0.1", "https://localhost"), log, process)
         finally:
             process.kill()
 

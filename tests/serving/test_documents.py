@@ -29,6 +29,7 @@ import yaml
 from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.demo_task import KINDS, right_answer
 from nemo_diffgemma.errors import FieldError
+from tests.clients.page import CLIENTS, PAGE, is_elsewhere, not_printed, stated
 from tests.support import quick_engine
 from triton_repo.demo.examples import PROJECT, Block, asked, blocks, is_right, prompts
 from triton_repo.demo.training import CHECKPOINT, ENGINE, ROOT, is_trained
@@ -42,7 +43,7 @@ NOT_RUN = {
     r"make (?:demo|train|engine GPU=cpu|serve)\b": "minutes, or without end: what it leaves is asked here",
     r"diffgemma-serve --new-key ": "tests/serving/test_keys.py",
     r"diffgemma-serve --engine ": "does not end; tests/serving/test_launcher.py",
-    r"make (?:setup|setup-edge-llm|test|check|format|help|image)\b": "asks no model",
+    r"make (?:setup|setup-edge-llm|test|test-clients|check|format|help|image)\b": "asks no model",
     r"diffgemma-engine sizes": "asks no model",
     r"diffgemma-train (?:data=chat|--dry-run)": "a user's own data, the released sizes; tests/training",
     r"diffgemma-engine build ": "a user's own checkpoint; tests/runtime/test_engine.py builds one",
@@ -89,7 +90,8 @@ def commands(block: Block) -> list[Command]:
     return found
 
 
-BLOCKS = blocks()
+ALL = blocks()
+BLOCKS = [block for block in ALL if not is_elsewhere(block)]
 COMMANDS = [c for block in BLOCKS if not block.language for c in commands(block)]
 (DEFAULT,) = re.findall(r"^PROMPT \?= (.+)$", (PROJECT / "Makefile").read_text(), re.MULTILINE)
 RUNNING = [c for c in COMMANDS if re.match(RUN, c.text)]
@@ -203,19 +205,11 @@ def run_python(text: str, name: str, namespace: dict[str, object]) -> str:
     return printed.getvalue()
 
 
-def stated(text: str) -> list[list[str]]:
-    """What a text says that it prints: pieces, each of them what is between dots of omission."""
-    return [said.strip().split(" ... ") for said in re.findall(r"# prints ([^;\n]+)", text)]
-
-
 def check_answers(text: str, printed: str, served: Served) -> None:
     """What an example says that it prints is printed, and every prompt in it is answered right."""
     if not served.trained:
         return
-    rest = printed
-    for piece in (piece for pieces in stated(text) for piece in pieces):
-        assert piece in rest, f"{piece!r} is not in {rest!r}"
-        rest = rest.partition(piece)[2]
+    assert not_printed(text, printed) == [], printed
     for prompt in asked(text):
         right = right_answer((prompt,))[1]
         good = right in printed if isinstance(right, str) else is_right(prompt, printed.strip())
@@ -247,13 +241,18 @@ def test_every_command_is_run_or_listed() -> None:
 
 
 def test_every_block_is_of_a_language_that_is_looked_at() -> None:
-    for block in BLOCKS:
+    for block in ALL:
         if block.language == "json":
             json.loads(block.text)
         elif block.language == "yaml":
             assert yaml.safe_load(block.text)
         else:
             assert block.language in ("", "python"), f"{block.document}:{block.line}"
+
+
+def test_every_client_has_a_section_with_examples() -> None:
+    sections = {block.section for block in ALL if block.document == PAGE}
+    assert sections == set(CLIENTS)
 
 
 def test_every_prompt_is_asked_by_an_example_that_runs() -> None:

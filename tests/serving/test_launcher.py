@@ -72,7 +72,7 @@ def test_it_serves_until_told_to_stop_and_leaves_nothing(demo_bundle: Path) -> N
         (tritonserver,) = children(process.pid)
         stubs = children(tritonserver)
         assert len(stubs) == 3  # one a model
-        (engine,) = (child for stub in stubs for child in children(stub))
+        (engine,) = engines(process.pid)
         threads = [int(path.name) for path in Path(f"/proc/{engine}/task").iterdir()]
         assert all(os.sched_getaffinity(thread) == available_cpus() for thread in threads)
         assert all(os.sched_getaffinity(pid) == beside_the_engine() for pid in (tritonserver, *stubs))
@@ -95,10 +95,30 @@ def descendants(pid: int) -> list[int]:
 def test_what_it_started_ends_with_it(demo_bundle: Path, number: signal.Signals) -> None:
     with launched(demo_bundle, "--openai-port=0") as (process, _):
         below = descendants(process.pid)
-        assert len(below) == 6  # tritonserver, three models, the engine, the gateway
+        assert len(below) == 7  # tritonserver, three models, the engine, what reads prompts, the gateway
         process.send_signal(number)
         process.wait(timeout=60)
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 30)
+
+
+@pytest.mark.server
+@pytest.mark.slow
+def test_an_engine_that_loads_ends_with_it(demo_bundle: Path) -> None:
+    """The engine is stopped, as if loading took for ever: nothing that it does itself can end it."""
+    command = [sys.executable, "-m", "triton_repo.launcher.serve", "--engine", str(demo_bundle), *PORTS]
+    with subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL) as process:
+        wait_until(lambda: bool(engines(process.pid)))
+        (engine,) = engines(process.pid)
+        os.kill(engine, signal.SIGSTOP)
+        below = descendants(process.pid)
+        process.kill()
+    wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 30)
+
+
+def engines(pid: int) -> list[int]:
+    """Engines below a process."""
+    command = b"trtllm_build.runtime.process"
+    return [found for found in descendants(pid) if command in Path(f"/proc/{found}/cmdline").read_bytes()]
 
 
 @pytest.mark.server

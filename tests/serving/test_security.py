@@ -14,7 +14,8 @@ from tritonclient.utils import InferenceServerException
 from nemo_diffgemma.errors import FieldError
 from triton_repo.client.blocking import BlockingClient
 from triton_repo.client.client import GenerationError, Refused, Retry, Tls, Unreachable
-from triton_repo.launcher.server import Server, ServerTls
+from triton_repo.launcher.server import Server
+from triton_repo.launcher.tls import ServerTls
 
 ONCE = Retry(attempts=1)
 NAME = "diffgemma.example"

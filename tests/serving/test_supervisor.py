@@ -7,16 +7,20 @@ import os
 import signal
 import urllib.error
 import urllib.request
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+import grpc
 import httpx
 import pytest
+from tritonclient.grpc import service_pb2_grpc
 
+from tests.cases.triton.target import GRPC_ERROR, Target
 from tests.serving.endless import ENDLESS
 from tests.serving.test_gateway_process import ENDLESS as ENDLESS_COMPLETION
 from tests.serving.test_gateway_process import TEXT
-from tests.serving.test_launcher import children, launched, shared_memory, wait_until
+from tests.serving.test_launcher import children, engines, launched, shared_memory, wait_until
 from triton_repo.client.blocking import BlockingClient
 from triton_repo.client.client import GenerationError, Retry, Unavailable
 from triton_repo.launcher.scrape import running_requests
@@ -52,15 +56,19 @@ def stubs(pid: int) -> tuple[int, list[int]]:
     return tritonserver, sorted(children(tritonserver), key=memory, reverse=True)
 
 
-@pytest.mark.parametrize("victim", ["stub", "engine"])
+@pytest.mark.parametrize("victim", ["stub", "engine", "reader"])
 def test_a_model_process_killed_in_the_middle_of_a_stream(demo_bundle: Path, victim: str) -> None:
     with launched(demo_bundle) as (process, lines), BlockingClient(grpc_url(lines), retry=ONCE) as client:
         assert health(lines) == (200, {"live": True, "ready": True, "reason": "serving"})
         stream = client.generate(input_ids=[3], **ENDLESS)
         next(stream)
         tritonserver, (stub, *_) = stubs(process.pid)
-        (engine,) = children(stub)
-        os.kill(engine if victim == "engine" else stub, signal.SIGKILL)
+        (engine,) = engines(process.pid)
+        (reader,) = (child for child in children(stub) if child != engine)
+        os.kill({"engine": engine, "stub": stub, "reader": reader}[victim], signal.SIGKILL)
+        if victim == "reader":  # which is missed when there is something to read
+            with pytest.raises(GenerationError):
+                list(client.generate("red", max_tokens=3))
         with pytest.raises(GenerationError):  # told, not left waiting
             list(stream)
         wait_until(lambda: health(lines)[0] == 503)
@@ -70,6 +78,26 @@ def test_a_model_process_killed_in_the_middle_of_a_stream(demo_bundle: Path, vic
         assert stubs(process.pid)[0] != tritonserver
         assert not Path(f"/proc/{engine}").exists()
         assert list(client.generate("red", max_tokens=3, ignore_eos=True))[-1].finish_reason == "length"
+
+
+def test_requests_that_end_tritonserver_are_survived(demo_bundle: Path) -> None:
+    """The two that docs/serving.md names: no code of ours sees them; what they end is started again."""
+    overflow = Target.request(stop_token_ids=("INT32", [1, 2**62], b""))
+    cut = Target.request(text_input=("BYTES", [1, 1], b"\xff\0\0\0red"))
+    with launched(demo_bundle) as (process, lines), grpc.insecure_channel(grpc_url(lines)) as channel:
+        stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
+        for request, metadata in ((overflow, ()), (cut, GRPC_ERROR)):
+            tritonserver = stubs(process.pid)[0]
+            for _ in range(200):
+                with suppress(grpc.RpcError):
+                    list(stub.ModelStreamInfer(iter([request]), timeout=10, metadata=metadata))
+                if health(lines)[0] == 503:
+                    break
+            wait_until(lambda: health(lines)[0] == 200)
+            if stubs(process.pid)[0] == tritonserver:
+                pytest.skip("this tritonserver survives it: correct docs/serving.md")
+            with BlockingClient(grpc_url(lines), retry=ONCE) as client:
+                assert list(client.generate("red", max_tokens=3, ignore_eos=True))[-1].finish_reason == "length"
 
 
 def test_a_gateway_killed_in_the_middle_of_a_stream(demo_bundle: Path) -> None:
@@ -109,8 +137,8 @@ def test_a_gateway_killed_in_the_middle_of_a_stream(demo_bundle: Path) -> None:
 
 def test_an_engine_that_stands_still_is_started_again(demo_bundle: Path) -> None:
     with launched(demo_bundle, "--stall-timeout=15") as (process, lines):
-        tritonserver, (stub, *_) = stubs(process.pid)
-        (engine,) = children(stub)
+        tritonserver, _ = stubs(process.pid)
+        (engine,) = engines(process.pid)
         os.kill(engine, signal.SIGSTOP)
         wait_until(lambda: health(lines)[0] == 503)
         assert "no sign of life for" in health(lines)[1]["reason"]

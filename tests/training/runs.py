@@ -33,7 +33,7 @@ _ENVIRONMENT = {"GLOO_SOCKET_IFNAME": "lo", "OMP_WAIT_POLICY": "PASSIVE"}
 
 def start(*overrides: str, environment: Mapping[str, str] | None = None, **options: Any) -> subprocess.Popen[str]:
     """A run of the tiny model under way; options are Popen's."""
-    command = [sys.executable, "-m", "nemo_diffgemma.training.cli", *TINY, *overrides]
+    command = [sys.executable, "-m", "nemo_diffgemma.training", *TINY, *overrides]
     pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return subprocess.Popen(command, env=os.environ | _ENVIRONMENT | (environment or {}), **(pipes | options))
 

@@ -14,10 +14,11 @@ from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.hydra_config import choices
 from nemo_diffgemma.training.config import CONF, Optim, load_config
 from nemo_diffgemma.training.dry_run import summary
+from nemo_diffgemma.training.vision import check_vision
 
 
 def cli(*arguments: str, cwd: Path | None = None) -> subprocess.CompletedProcess[str]:
-    command = [sys.executable, "-m", "nemo_diffgemma.training.cli", *arguments]
+    command = [sys.executable, "-m", "nemo_diffgemma.training", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=cwd)
 
 
@@ -64,11 +65,93 @@ def test_every_choice_composes(model: str, parallel: str) -> None:
         (["resume=maybe"], r"^resume: 'maybe'.*false, true, auto"),
         (["init_from=nowhere"], r"^checkpoint: 'nowhere'.*a directory with a config.json"),
         (["threads=0"], r"^threads: 0.*an integer from 1 to"),
+        (["threads=100000"], r"^threads: 100000.*the CPUs of this machine"),
+        (["threads=99999999999999"], r"^threads: 99999999999999.*the CPUs of this machine"),
+        (["data.generate=false"], r"^data.generate: False.*an object of examples, held_out, seed"),
+        (["data.generate=true"], r"^data.generate: True.*an object of"),
+        (["data.generate=5"], r"^data.generate: 5.*an object of"),
+        (["data.generate=[]"], r"^data.generate: '\[\]'.*a value of the kind that the key has"),
+        (["data.generate.examples=1000000000"], r"^data.generate.examples: 1000000000.*an integer from 1 to 10000000"),
+        (["data=chat", "data.train=pyproject.toml", "data.generate={}"], r"^data.generate.examples: None.*an integer"),
+        (["model.eos_token_ids=1"], r"^model.eos_token_ids: 1 .*a list"),
+        (["model.eos_token_ids=null"], r"^model.eos_token_ids: None .*a list"),
+        (["model.layer_types=5"], r"^model.layer_types: 5 .*a list"),
+        (["model.layer_types=null"], r"^model.layer_types: None .*a list"),
+        (["model.layer_types=full_attention"], r"^model.layer_types: 'full_attention' .*a list"),
+        (["model.vision_config=5"], r"^model.vision_config: 5 .*an object of names and values"),
+        (["model.vision_config=[1]"], r"^model.vision_config: '\[1\]' .*a value of the kind that the key has"),
+        (["model.hidden_size=33"], r"^model.hidden_size: 33 .*a multiple of 4.*fix: pass model.hidden_size=32"),
+        (["model.moe_intermediate_size=2"], r"^model.moe_intermediate_size: 2 .*fix: pass .*=4"),
+        (["model.hidden_size=132", "parallel.compute_dtype=bfloat16"], r"^model.hidden_size: 132 .*a multiple of 8"),
+        (["model.hidden_size=1000000000000"], r"^model.hidden_size: 1000000000000 .*at most 2147483647"),
+        (["model.vocab_size=1000000000"], r"^model.vocab_size: 1000000000 .*at most 16777216"),
+        (["parallel=ddp", "parallel.devices=100000"], r"^parallel.devices: 100000 .*from 1 to 1024"),
+        (["optim.betas=[0,1]"], r"^optim.betas: \[0, 1\].*two numbers in \[0, 1\)"),
+        (["optim.betas=[true,0.5]"], r"^optim.betas: \[True, 0.5\]"),
+        (["optim.momentum=1"], r"^optim.momentum: 1.0 .*0 to below 1"),
+        (["hydra.run.dir=x"], r"^hydra.run.dir: 'x' .*a key of this command"),
+        (["hydra/launcher=basic"], r"^hydra/launcher: 'basic' .*a key of this command"),
     ],
 )
 def test_a_mistake_is_named_with_what_is_allowed(overrides: list[str], said: str) -> None:
     with pytest.raises(FieldError, match=said):
         load_config(overrides)
+
+
+NUMBERS = (
+    *("lr", "matrix_lr", "min_lr", "momentum", "weight_decay", "clip_norm", "autoregressive_weight"),
+    "self_conditioning_probability",
+)
+
+
+@pytest.mark.parametrize("name", NUMBERS)
+@pytest.mark.parametrize("value", ["1e300", "-1", "inf", "nan", "true", "null", "[1]", "9" * 400])
+def test_no_number_of_the_optimizer_leaves_float32(name: str, value: str) -> None:
+    with pytest.raises(FieldError, match=rf"^optim\.{name}: .*(a number|at most optim.lr)"):
+        load_config([f"optim.{name}={value}"])
+
+
+@pytest.mark.parametrize("name", ["lr", "matrix_lr", "clip_norm"])
+@pytest.mark.parametrize("value", ["0", "1e-300"])
+def test_a_rate_is_above_zero(name: str, value: str) -> None:
+    with pytest.raises(FieldError, match=rf"^optim\.{name}: .*a number > 0 \(1e-30 or more\)"):
+        load_config([f"optim.{name}={value}", "optim.min_lr=0"])
+
+
+def test_a_beta_may_be_zero() -> None:
+    assert load_config(["optim.betas=[0,0.9]"]).optim.betas == (0.0, 0.9)
+
+
+@pytest.mark.parametrize("key", ["run", "output", "data.train", "data.tokenizer"])
+@pytest.mark.parametrize(
+    ("path", "said"),
+    [
+        ("loop", "loop: Too many levels of symbolic links' .*whose links lead somewhere"),
+        ("loop/x", "loop/x: Too many levels of symbolic links' "),
+        ("dangling", "dangling: No such file or directory' .*whose links lead somewhere"),
+        ("file/x", "file/x: Not a directory' .*a path below folders"),
+        ("x" * 300, "xxx' .*a path of names of at most 2[05][05] bytes each"),
+        ("a/" + "é" * 150, ".* of names of at most 2[05][05] bytes each"),
+        ("x/" * 3000, ".* 3584 bytes in all"),
+        ("a\0b", r"a\\x00b' .*without the character of number 0"),
+    ],
+)
+def test_a_path_that_can_be_none_is_refused(
+    key: str, path: str, said: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "loop").symlink_to("loop")
+    (tmp_path / "dangling").symlink_to("nowhere")
+    (tmp_path / "file").touch()
+    with pytest.raises(FieldError, match=f"^{key}: '.*{said}"):
+        load_config([f"{key}={path}"])
+    assert len(list(tmp_path.iterdir())) == 3
+
+
+def test_a_vision_tower_that_cannot_be_built_is_refused_before_the_first_step() -> None:
+    config = load_config(["model.vision_config.hidden_size=banana"])
+    with pytest.raises(FieldError, match=r"^model.vision_config: .*hidden_size.*a tower that transformers builds"):
+        check_vision(config.arch)
 
 
 def test_fine_tuning_needs_a_tokenizer_from_somewhere(tmp_path: Path) -> None:

@@ -94,7 +94,7 @@ def test_what_lies_in_the_runs_folder_and_is_not_the_demo_tasks_stays(name: str,
     (tmp_path / name).write_text("mine")
     with pytest.raises(FieldError, match=rf"^{key}: .*nothing, or what the demo task wrote there"):
         load_corpus(demo(tmp_path), None)
-    assert contents(tmp_path) == {Path(name).name: b"mine", ".train.jsonl.lock": b""}
+    assert contents(tmp_path) == {Path(name).name: b"mine"}
 
 
 def test_one_file_is_not_trained_and_validated_on(tmp_path: Path) -> None:

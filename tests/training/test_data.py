@@ -11,8 +11,11 @@ import pytest
 from nemo_diffgemma.conversations.reader import Conversation
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.tokenizer import Tokenizer
-from nemo_diffgemma.training.data import Encoder, Example, load_examples
+from nemo_diffgemma.training.config import load_config
+from nemo_diffgemma.training.corpus import load_corpus
+from nemo_diffgemma.training.data import Encoded, Encoder, load_examples
 from tests.model.templates import ALTERNATING, GEMMA, tokenizer
+from tests.training.runs import MODEL
 
 END, CANVAS = 1, 16
 
@@ -34,7 +37,7 @@ def tokens(text_checkpoint: Path) -> Tokenizer:
 def encode(tokens: Tokenizer, messages: list[dict[str, str]], max_tokens: int = 999, too_long: str = "refuse") -> Any:
     talk = Conversation(tuple(messages[:-1]), messages[-1]["content"], (), "file:7")
     (found,) = Encoder(tokens, CANVAS, END, max_tokens, too_long).encode([talk])
-    return found
+    return found.example if isinstance(found, Encoded) else found
 
 
 def test_response_is_the_answer_its_end_of_turn_and_filling_to_whole_canvases(tokens: Tokenizer) -> None:
@@ -77,8 +80,8 @@ def test_many_conversations_at_once_are_each_what_it_is_alone(tmp_path: Path) ->
     together = encoder.encode(talks)
     assert together == [encoder.encode([talk])[0] for talk in talks]
     tools = together[7]
-    assert isinstance(tools, Example)
-    assert "<|tool>declaration:f<tool|>" in tokens.decode(tools.prompt, skip_special_tokens=False)
+    assert isinstance(tools, Encoded)
+    assert "<|tool>declaration:f<tool|>" in tokens.decode(tools.example.prompt, skip_special_tokens=False)
 
 
 # -- too long --------------------------------------------------------------------------------------------------------
@@ -115,8 +118,12 @@ def test_what_was_cut_and_left_out_is_counted_and_named(tokens: Tokenizer, tmp_p
     records = [{"messages": long_talk(n)} for n in (1, 20, 1, 30)]
     records.insert(2, {"messages": [turn("user", "red " * 500), turn("assistant", "blue")]})
     path = jsonl(tmp_path / "x.jsonl", *records)
-    cut = load_examples([path], Encoder(tokens, CANVAS, END, 120, "cut"))
+    cut = load_examples([path], Encoder(tokens, CANVAS, END, 120, "cut"), keep=None)
     assert len(cut.examples) == 4
+    # what travels with the model is what was learnt: a build would refuse the rest as too long
+    (tmp_path / "again.jsonl").write_text("".join(f"{kept}\n" for kept in cut.lines), encoding="utf-8")
+    again = load_examples([tmp_path / "again.jsonl"], Encoder(tokens, CANVAS, END, 120))
+    assert again.examples == cut.examples
     assert cut.summary == (
         f"data.train: 5 conversations, messages form; 2 over 120 tokens lost older messages: {path}:2, {path}:5; "
         f"1 over 120 tokens with their last exchange alone left out: {path}:3"
@@ -161,3 +168,28 @@ def test_as_many_conversations_as_asked_are_kept_as_lines(tokens: Tokenizer, tmp
     again = load_examples([path, path], encoder)
     assert again.examples == loaded.examples * 2
     assert again.lines == []
+
+
+def test_a_conversation_that_cannot_be_masked_is_named(tokens: Tokenizer, tmp_path: Path) -> None:
+    """One that uses every private character leaves none to stand for control tokens."""
+    private = "".join(map(chr, (*range(0xF0000, 0xFFFFE), *range(0x100000, 0x10FFFE))))
+    good = {"messages": [turn("user", "red"), turn("assistant", "blue")]}
+    bad = {"messages": [turn("user", f"<|turn>{private}"), turn("assistant", "blue")]}
+    path = jsonl(tmp_path / "x.jsonl", good, bad, good)
+    with pytest.raises(
+        FieldError, match=rf"^{path}:2: messages: '131068 private-use characters'.*leave some of them out$"
+    ):
+        load_examples([path], Encoder(tokens, CANVAS, END, 200))
+
+
+def test_no_file_is_no_conversation(tokens: Tokenizer) -> None:
+    with pytest.raises(FieldError, match=r"^data.train: None .*one file or more"):
+        load_examples([], Encoder(tokens, CANVAS, END, 200))
+
+
+def test_a_file_that_is_trained_and_validated_on_is_said(text_checkpoint: Path, tmp_path: Path) -> None:
+    path = jsonl(tmp_path / "x.jsonl", {"messages": [turn("user", "red"), turn("assistant", "blue")]})
+    given = [*MODEL, "model.vocab_size=300", "data=chat", f"data.tokenizer={text_checkpoint}", "data.max_tokens=150"]
+    said: list[str] = []
+    load_corpus(load_config([*given, f"data.train={path}", f"data.validation=[{path}]"]), said.append)
+    assert said[-1] == f"data.validation: {path} is trained on too: its loss says nothing of other conversations"

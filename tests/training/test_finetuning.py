@@ -70,7 +70,7 @@ def fine_tuned(base: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
         "log_every=2",
         f"run={run}",
     ]
-    command = [sys.executable, "-m", "nemo_diffgemma.training.cli", *options]
+    command = [sys.executable, "-m", "nemo_diffgemma.training", *options]
     done = subprocess.run(command, capture_output=True, text=True, timeout=300, check=False, umask=0o027)
     assert done.returncode == 0, done.stdout + done.stderr
     assert done.stderr == ""

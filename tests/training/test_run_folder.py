@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import json
+import shutil
 from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
+from safetensors.torch import load_file, save_file
 
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.training.checkpoint_files import checkpoint_path, newest_step, put_checkpoint
 from nemo_diffgemma.training.config import load_config
 from nemo_diffgemma.training.prepare import prepare
-from nemo_diffgemma.training.run_folder import held, newest_step
+from nemo_diffgemma.training.run_folder import held
 from tests.training.runs import MODEL
 
 TALK = {"messages": [{"role": "user", "content": "red chair"}, {"role": "assistant", "content": "green table"}]}
@@ -33,13 +36,20 @@ def begin(run: Path, *overrides: str) -> None:
         prepare(config)
 
 
+def keep(run: Path, step: int) -> None:
+    """A training checkpoint, as far as anything but Lightning can tell."""
+    written = run / "checkpoints" / "written"
+    written.write_text("weights")
+    put_checkpoint(written, checkpoint_path(run, step))
+
+
 @pytest.fixture
 def used(tmp_path: Path, options: list[str]) -> Path:
     """A run's folder with a training checkpoint of step 6, as far as anything but Lightning can tell."""
     run = tmp_path / "run"
     begin(run, *options, "optim.steps=12")
     (run / "checkpoints").mkdir()
-    (run / "checkpoints" / "step=6.ckpt").write_text("weights")
+    keep(run, 6)
     (run / "nemo").mkdir()
     return run
 
@@ -99,6 +109,27 @@ def test_a_mistake_found_late_leaves_no_folder(tmp_path: Path, options: list[str
     assert [path.name for path in tmp_path.iterdir()] == ["data.jsonl"]
 
 
+@pytest.mark.parametrize("overrides", [["data.batch=9"], ["init_from={base}", "data.tokenizer={base}"]])
+def test_a_refusal_moves_nothing_and_leaves_nothing(
+    overrides: list[str], used: Path, options: list[str], tmp_path: Path, text_checkpoint: Path
+) -> None:
+    """Also one that is found in the last tensor of what a run is to begin with."""
+    base = shutil.copytree(text_checkpoint, tmp_path / "base")
+    (shard,) = base.glob("*.safetensors")
+    tensors = load_file(shard)
+    tensors[max(tensors)][0] = float("nan")
+    save_file(tensors, shard, metadata={"format": "pt"})
+    given = [o for o in options if not o.startswith(("model.", "data.tokenizer"))] if len(overrides) > 1 else options
+    given += [o.format(base=base) for o in overrides]
+    before = sorted(used.rglob("*"))
+    with pytest.raises(FieldError, match=r"^(data.batch|checkpoint:)"):
+        begin(used, *given, "resume=false")
+    assert sorted(used.rglob("*")) == before
+    with pytest.raises(FieldError, match=r"^(data.batch|checkpoint:)"):
+        begin(tmp_path / "deep" / "new", *given)
+    assert not (tmp_path / "deep").exists()
+
+
 def test_two_runs_do_not_share_a_folder(tmp_path: Path) -> None:
     with (
         held(tmp_path / "run"),
@@ -112,7 +143,7 @@ def test_a_new_run_moves_only_the_earlier_ones_files(used: Path, options: list[s
     (used / "notes.md").write_text("mine, put here after the run began")
     begin(used, *options)
     begin(used, *options)
-    assert sorted(path.name for path in used.iterdir()) == [".lock", "notes.md", "run.json", "run_0"]
+    assert sorted(path.name for path in used.iterdir()) == ["notes.md", "run.json", "run_0"]
     assert sorted(path.name for path in (used / "run_0").iterdir()) == ["checkpoints", "nemo", "run.json"]
     assert newest_step(used) is None
 
@@ -174,8 +205,10 @@ def test_resume_true_wants_a_checkpoint_and_auto_does_not(tmp_path: Path, option
 def test_what_a_killed_run_left_half_written_is_removed(used: Path, options: list[str]) -> None:
     (used / "checkpoints" / ".step=8.ckpt.0123456789ab.partial").write_text("half")
     (used / "checkpoints" / ".step=9.ckpt.shards.partial").mkdir()
+    keep(used, 9)
+    (used / "checkpoints" / "step=9.ckpt").unlink()
     begin(used, *options, "optim.steps=12", "resume=auto")
-    assert [path.name for path in (used / "checkpoints").iterdir()] == ["step=6.ckpt"]
+    assert sorted(path.name for path in (used / "checkpoints").iterdir()) == ["step=6.ckpt", "step=6.json"]
 
 
 @pytest.mark.parametrize("output", ["runs", ".", "runs/x", "base"])

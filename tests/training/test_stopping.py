@@ -9,6 +9,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_diffgemma.training.checkpoint_files import checkpoint_steps
 from tests.training.runs import curve, finish, start, train, wait_for_step
 
 pytestmark = pytest.mark.slow
@@ -35,21 +36,22 @@ def test_signals_and_kills_lose_nothing_that_a_checkpoint_holds(undisturbed: Pat
         wait_for_step(process, at + draw.randint(1, 5))
         process.send_signal(number)
         done = finish(process)
-        kept = [int(path.stem.removeprefix("step=")) for path in (run / "checkpoints").glob("step=*.ckpt")]
+        kept = checkpoint_steps(run)
         if number == signal.SIGKILL:
             assert done.returncode == -signal.SIGKILL
         else:
             assert done.returncode == 128 + number
-            where = f"the training checkpoint of step {kept[0]} is in {run}"
+            where = f"the training checkpoint of step {kept[-1]} is in {run}"
             assert done.stderr == f"stopped by {number.name}: {where}; the same command with resume=auto goes on\n"
-            assert at < kept[0]
+            assert at < kept[-1]
         at = max(kept, default=0)
     done = train(*SETTINGS, f"run={run}", "resume=auto", cwd=tmp_path)
     assert done.stdout.startswith(f"resume   step {at} of {STEPS}, from {run}/checkpoints/step={at}.ckpt\n")
     assert curve(run)["losses"] == curve(undisturbed)["losses"]
     assert curve(run)["validation"] == curve(undisturbed)["validation"]
     assert sorted(path.name for path in tmp_path.iterdir()) == ["notes.md", "run"]
-    assert [path.name for path in (run / "checkpoints").iterdir()] == [f"step={STEPS}.ckpt"]
+    assert checkpoint_steps(run) == [STEPS - 4, STEPS]
+    assert len(list((run / "checkpoints").iterdir())) == 4  # each with its list
 
 
 def test_slurm_is_asked_to_run_the_job_again(tmp_path: Path) -> None:

@@ -11,7 +11,7 @@ import grpc
 
 from nemo_diffgemma.errors import FieldError
 from triton_repo.client.settings import Retry, Tls
-from triton_repo.loopback import is_loopback
+from triton_repo.loopback import is_own
 
 _OPTIONS = [
     # gRPC's own limit of 4 MB would cut a long prompt's messages.
@@ -55,7 +55,7 @@ def credentials(tls: Tls) -> grpc.ChannelCredentials:
 def open_channel(url: str, creds: grpc.ChannelCredentials | None, name: str | None) -> grpc.aio.Channel:
     """A channel of the running event loop; it connects when it is first used."""
     # no proxy can reach this machine's own addresses
-    options = [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if is_loopback(url.rpartition(":")[0]) else _OPTIONS
+    options = [*_OPTIONS, ("grpc.enable_http_proxy", 0)] if is_own(url.rpartition(":")[0]) else _OPTIONS
     if creds is None:
         return grpc.aio.insecure_channel(url, options=options)
     named = [] if name is None else [("grpc.ssl_target_name_override", name)]

@@ -11,6 +11,7 @@ from rich.console import Console
 from rich.live import Live
 from rich.text import Text
 
+from nemo_diffgemma.entry import lost
 from triton_repo.client.options import Output
 from triton_repo.client.wire import Response
 
@@ -24,6 +25,8 @@ def show(responses: Iterable[Response], output: Output) -> None:
         line = json.dumps(asdict(response), ensure_ascii=False) + "\n" if output == "json" else response.text
         sys.stdout.write(line)
         sys.stdout.flush()
+        if lost() is not None:
+            return
     if output == "text":
         sys.stdout.write("\n")
 

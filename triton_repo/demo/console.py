@@ -14,6 +14,7 @@ from types import FrameType
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
 
+from nemo_diffgemma.entry import Stopped
 from nemo_diffgemma.processes import end_with_parent
 
 _EVERY_S = 5.0  # between lines of progress where there is no terminal
@@ -68,18 +69,6 @@ class _Lines:
         if now - self._said >= _EVERY_S or self._done == self._total:
             self._said = now
             self._console.print(f"{self._label} {self._done}/{self._total}  {now - self._start:.0f} s")
-
-
-class Stopped(BaseException):
-    """The demo was told to end by a signal.
-
-    Args:
-        number: of the signal.
-    """
-
-    def __init__(self, number: int):
-        super().__init__(number)
-        self.number = number
 
 
 def stop_on_signals() -> None:

@@ -25,12 +25,14 @@ class Block:
 
     Args:
         document: path in the project.
+        section: the heading of second order that it stands under; empty before the first.
         line: where its code begins, from 1.
         language: as the fence names it; empty for commands.
         text: the code.
     """
 
     document: str
+    section: str
     line: int
     language: str
     text: str
@@ -40,10 +42,13 @@ def blocks(project: Path = PROJECT) -> list[Block]:
     """Every fenced block of the README and the other documents, in order."""
     found = []
     for path in (path for pattern in _DOCUMENTS for path in sorted(project.glob(pattern))):
-        for token in MarkdownIt().parse(path.read_text(encoding="utf-8")):
+        name, section = path.relative_to(project).as_posix(), ""
+        tokens = MarkdownIt().parse(path.read_text(encoding="utf-8"))
+        for i, token in enumerate(tokens):
+            if token.type == "heading_open" and token.tag == "h2":
+                section = tokens[i + 1].content
             if token.type == "fence" and token.map is not None:
-                name = path.relative_to(project).as_posix()
-                found.append(Block(name, token.map[0] + 2, token.info.strip(), token.content))
+                found.append(Block(name, section, token.map[0] + 2, token.info.strip(), token.content))
     return found
 
 

@@ -14,13 +14,14 @@ from rich.console import Console
 
 from nemo_diffgemma import demo_task
 from nemo_diffgemma.demo_task import Conversation
+from nemo_diffgemma.entry import Stopped
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.files import write_json
 from triton_repo.client.blocking import BlockingClient
 from triton_repo.client.client import GenerationError
 from triton_repo.client.terminal import show
 from triton_repo.demo import evaluate, examples, report, training
-from triton_repo.demo.console import Stages, Stopped, run, stop_on_signals
+from triton_repo.demo.console import Stages, run, stop_on_signals
 from triton_repo.demo.picture import entropy_by_step, write_picture
 from triton_repo.demo.trace import to_be_traced, trace
 from triton_repo.demo.training import CHECKPOINT, ENGINE, ROOT

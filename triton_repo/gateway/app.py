@@ -29,7 +29,9 @@ from triton_repo.tensors import TRACEPARENT
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "a field is wrong, unknown or unsupported"},
     401: {"model": ErrorBody, "description": "no API key, or one that is not known here"},
-    413: {"model": ErrorBody, "description": "the body is too large"},
+    408: {"model": ErrorBody, "description": "the request did not arrive in time"},
+    413: {"model": ErrorBody, "description": "the body is too large, or in too many chunks"},
+    415: {"model": ErrorBody, "description": "the body is compressed"},
     429: {"model": ErrorBody, "description": "a limit of the API key; Retry-After says when to come again"},
     500: {"model": ErrorBody, "description": "the server failed"},
     503: {"model": ErrorBody, "description": "no room now, starting or ending; Retry-After says when to come again"},

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator
+from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -21,6 +21,11 @@ def _whole(value: Any) -> Any:
     return int(value) if isinstance(value, float) and value.is_integer() and abs(value) <= _EXACT else value
 
 
+def _all_whole(value: Any) -> Any:
+    # One call for the list: one for each of half a million tokens would hold up all other requests for a second.
+    return [_whole(each) for each in value] if isinstance(value, list) and float in set(map(type, value)) else value
+
+
 def _encodable(value: str) -> str:
     # Half of a surrogate pair, which JSON can spell, is no character: it has no UTF-8.
     if value != value.encode(errors="ignore").decode():
@@ -32,7 +37,9 @@ Text = Annotated[str, AfterValidator(_encodable)]
 Whole = BeforeValidator(_whole)
 Int32 = Annotated[int, Whole, Field(ge=-MOST_INT32 - 1, le=MOST_INT32)]
 Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
-Token = Annotated[int, Whole, Field(ge=0, le=MOST_INT32)]
+Tokens = Annotated[list[Annotated[int, Field(ge=0, le=MOST_INT32)]], Field(fail_fast=True), BeforeValidator(_all_whole)]
+MOST_MESSAGES = 2**14
+_MOST_FIELDS = 256
 
 
 def passed_on(name: str, **limits: Any) -> Any:
@@ -54,6 +61,15 @@ class Strict(BaseModel):
     """No conversions, no unknown fields; a field made by :func:`only` takes its neutral values."""
 
     model_config = ConfigDict(strict=True, extra="forbid", protected_namespaces=())
+
+    @model_validator(mode="before")
+    @classmethod
+    def _few_fields(cls, value: Any) -> Any:
+        # An error for each field that is not known would take longer than any request.
+        if isinstance(value, dict) and len(value) > _MOST_FIELDS:
+            name = next(name for name in value if name not in cls.model_fields)
+            raise wrong(name, "there is no such field")
+        return value
 
     @field_validator("*", mode="before")
     @classmethod

@@ -37,7 +37,9 @@ class Message(Strict):
 
     role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is another name of system")
     content: Annotated[
-        Annotated[Text, Tag("~text")] | Annotated[list[TextPart], Tag("~list")] | Annotated[None, Tag("~null")],
+        Annotated[Text, Tag("~text")]
+        | Annotated[list[TextPart], Field(fail_fast=True), Tag("~list")]
+        | Annotated[None, Tag("~null")],
         Discriminator(text_or_list),
     ] = Field(default=None, description="a text, or texts that are joined; null or left out by an assistant: none")
     id: Any = ignored(why=_HISTORY)

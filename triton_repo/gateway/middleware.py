@@ -6,7 +6,8 @@ import logging
 import re
 import time
 import uuid
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 from starlette.datastructures import Headers, MutableHeaders
@@ -23,16 +24,43 @@ from triton_repo.gateway.headers import IGNORED, MAX_TOKENS, REQUEST_ID, SEED
 MOST_BODY_BYTES = 32 * 2**20
 # So much of a body that is too large is read on, so that a client that writes before it reads gets its answer.
 _MOST_READ_BYTES = 4 * MOST_BODY_BYTES
+# Of a body, counted before it is parsed, also where they are part of a text: parsing holds up all other requests.
+_MOST_VALUES, _MOST_OBJECTS = 2**19, 2**16
+# Bodies of more than the first, which most have, together never take more than the second.
+_SMALL_BYTES, _MOST_HELD_BYTES = 2**16, 16 * MOST_BODY_BYTES
+_METHODS = ("GET", "HEAD", "POST", "OPTIONS", "PUT", "PATCH", "DELETE")
 _ID = re.compile(r"[A-Za-z0-9._-]{1,128}")
 _LOG = logging.getLogger(__name__)
 
 
 class Traffic:
-    """Requests under way, and whether more may come."""
+    """Requests under way, bytes of their bodies, and whether more may come."""
 
     def __init__(self) -> None:
         self.active = 0
         self.draining = False
+        self._held = 0
+
+    @contextmanager
+    def holding(self) -> Iterator[Callable[[int], None]]:
+        """While a request runs: what is called with so many more bytes of its body.
+
+        Raises:
+            ApiError: 503, when large bodies take as much as they may.
+        """
+        mine = 0
+
+        def hold(more: int) -> None:
+            nonlocal mine
+            mine += more
+            self._held += more
+            if mine > _SMALL_BYTES and self._held > _MOST_HELD_BYTES:
+                raise unavailable("too many large requests are under way")
+
+        try:
+            yield hold
+        finally:
+            self._held -= mine
 
 
 class Observe:
@@ -79,9 +107,11 @@ class Observe:
         finally:
             self._traffic.active -= 1
             route = getattr(scope.get("route"), "path", None)
-            fields = {"request_id": request_id, "method": scope["method"], "route": route, "status": status}
+            method = scope["method"] if scope["method"] in _METHODS else "other"
+            fields = {"request_id": request_id, "method": method, "route": route, "status": status}
             fields |= {"seconds": round(time.monotonic() - start, 4), **record}
-            _LOG.info("request", extra={"fields": fields})
+            if (route, status) != ("/health", 200):  # a line every few seconds would say nothing
+                _LOG.info("request", extra={"fields": fields})
 
     async def _answer(self, scope: Scope, receive: Receive, send: Send) -> None:
         if self._traffic.draining:
@@ -92,16 +122,25 @@ class Observe:
                 await self._admitted(scope, receive, send)
         except ApiError as error:
             scope["state"]["record"]["error"] = error.code
-            await _body(scope, receive, keep=0)
+            if error.status != 413:
+                await _body(scope, receive, keep=0)
             await _error(error)(scope, receive, send)
 
     async def _admitted(self, scope: Scope, receive: Receive, send: Send) -> None:
-        body = await _body(scope, receive)
-        if body is None:
-            message = f"the body has more than {MOST_BODY_BYTES} bytes"
-            await _error(ApiError(413, message, code="request_too_large"))(scope, receive, send)
-            return
-        await self._app(scope, _again(body, receive), send)
+        if Headers(scope=scope).get("content-encoding", "identity").lower() != "identity":
+            # A few bytes could become any number of them.
+            refused = ApiError(415, "the body is compressed: send it as it is", code="unsupported_encoding")
+            refused.headers["accept-encoding"] = "identity"
+            raise refused
+        with self._traffic.holding() as hold:
+            body = await _body(scope, receive, hold=hold)
+            if body is None:
+                message = f"the body has more than {MOST_BODY_BYTES} bytes"
+                raise ApiError(413, message, code="request_too_large")
+            if body.count(b",") + body.count(b"[") > _MOST_VALUES or body.count(b"{") > _MOST_OBJECTS:
+                message = f"the body has more than {_MOST_VALUES} values or {_MOST_OBJECTS} objects"
+                raise ApiError(413, message, code="request_too_large")
+            await self._app(scope, _again(body, receive), send)
 
 
 def cors(app: ASGIApp, origins: Sequence[str]) -> ASGIApp:
@@ -118,8 +157,10 @@ def _error(error: ApiError) -> JSONResponse:
     return JSONResponse(error.body(), error.status, error.headers)
 
 
-async def _body(scope: Scope, receive: Receive, keep: int = MOST_BODY_BYTES) -> bytes | None:
-    """The request's body, None for one of more than ``keep`` bytes."""
+async def _body(
+    scope: Scope, receive: Receive, keep: int = MOST_BODY_BYTES, hold: Callable[[int], None] = lambda _more: None
+) -> bytes | None:
+    """The request's body, None for one of more than ``keep`` bytes; ``hold`` is called with each part's length."""
     said = Headers(scope=scope).get("content-length", "")
     if said.isdigit() and int(said) > _MOST_READ_BYTES:
         return None
@@ -131,6 +172,7 @@ async def _body(scope: Scope, receive: Receive, keep: int = MOST_BODY_BYTES) -> 
         part = message.get("body", b"")
         read += len(part)
         if read <= keep:
+            hold(len(part))
             body += part
         more = message.get("more_body", False)
     return bytes(body) if read <= keep else None

@@ -8,6 +8,7 @@ from pathlib import Path
 
 from nemo_diffgemma.errors import require
 from triton_repo import web
+from triton_repo.addresses import resolved
 from triton_repo.client.settings import DEFAULT_URL
 from triton_repo.loopback import is_loopback
 from triton_repo.tensors import MODEL
@@ -41,6 +42,7 @@ def parse(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--grpc-key", metavar="FILE", help="its key")
     parser.add_argument("--grpc-name", metavar="NAME", help="what its certificate is for (default: the host)")
     given = parser.parse_args(arguments)
+    given.host = resolved("--host", given.host)
     require(
         is_loopback(given.host) or given.insecure or bool(given.api_key_file or given.tls_client_ca),
         field="--host",

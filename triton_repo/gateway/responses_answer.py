@@ -35,7 +35,7 @@ class OutputMessage(BaseModel):
 
 
 class InputTokensDetails(BaseModel):
-    """Of ``input_tokens``; what the cache held is not counted."""
+    """Of ``input_tokens``: those found in the cache of an earlier request."""
 
     cached_tokens: int
     cache_write_tokens: int
@@ -198,7 +198,7 @@ def _usage(counter: Counter) -> dict[str, Any]:
     tokens = counter.tokens()
     return {
         "input_tokens": tokens["prompt_tokens"],
-        "input_tokens_details": {"cached_tokens": 0, "cache_write_tokens": 0},
+        "input_tokens_details": {"cached_tokens": counter.cached(), "cache_write_tokens": 0},
         "output_tokens": tokens["completion_tokens"],
         "output_tokens_details": {"reasoning_tokens": 0},
         "total_tokens": tokens["total_tokens"],

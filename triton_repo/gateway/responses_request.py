@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from triton_repo.gateway.fields import Int32, Strict, Text, ignored, only
+from triton_repo.gateway.fields import MOST_MESSAGES, Int32, Strict, Text, ignored, only
 from triton_repo.gateway.messages import OURS, TOOLS, text_or_list
 from triton_repo.gateway.schema import LOGPROBS, THINKING, Common, limited
 
@@ -29,7 +29,8 @@ class InputMessage(Strict):
     type: Literal["message"] | None = None
     role: Literal["system", "developer", "user", "assistant"] = Field(description="developer is another name of system")
     content: Annotated[
-        Annotated[Text, Tag("~text")] | Annotated[list[InputPart], Tag("~list")], Discriminator(text_or_list)
+        Annotated[Text, Tag("~text")] | Annotated[list[InputPart], Field(fail_fast=True), Tag("~list")],
+        Discriminator(text_or_list),
     ]
     id: Any = ignored(why=_HISTORY)
     status: Any = ignored("completed", why=_HISTORY)
@@ -60,7 +61,8 @@ class ResponsesRequest(Common):
     """Body of ``POST /v1/responses``."""
 
     input: Annotated[
-        Annotated[Text, Tag("~text")] | Annotated[list[InputMessage], Field(min_length=1), Tag("~list")],
+        Annotated[Text, Tag("~text")]
+        | Annotated[list[InputMessage], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES), Tag("~list")],
         Discriminator(text_or_list),
     ] = Field(description="what the user says, or a conversation")
     instructions: Text | None = Field(default=None, description="a system message before the input")
@@ -71,7 +73,9 @@ class ResponsesRequest(Common):
     truncation: Literal["auto", "disabled"] | None = ignored(
         "disabled", why="a conversation that is too long is refused, whole"
     )
-    include: list[Literal["reasoning.encrypted_content"]] | None = ignored([], why=THINKING)
+    include: Annotated[list[Literal["reasoning.encrypted_content"]], Field(fail_fast=True)] | None = ignored(
+        [], why=THINKING
+    )
     max_tool_calls: Any = ignored(why="there are no tools")
 
     previous_response_id: Any = only(instead=_ALONE)

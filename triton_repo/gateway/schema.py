@@ -8,7 +8,19 @@ from typing import Annotated, Any, ClassVar, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from triton_repo.gateway.fields import Float32, Int32, Strict, Text, Token, Whole, ignored, only, passed_on, wrong
+from triton_repo.gateway.fields import (
+    MOST_MESSAGES,
+    Float32,
+    Int32,
+    Strict,
+    Text,
+    Tokens,
+    Whole,
+    ignored,
+    only,
+    passed_on,
+    wrong,
+)
 from triton_repo.gateway.messages import OURS, TOOLS, Message, require_one_name, text_or_list
 from triton_repo.tensors import ALL_INPUTS
 
@@ -46,7 +58,7 @@ class Common(Strict):
     n: int | None = Field(default=None, ge=1, le=MOST_CHOICES, description="answers, with seed, seed + 1, ...")
     stop: Annotated[
         Annotated[Text, Tag("~text")]
-        | Annotated[list[Text], Field(max_length=_MOST_STOPS), Tag("~list")]
+        | Annotated[list[Text], Field(fail_fast=True, max_length=_MOST_STOPS), Tag("~list")]
         | Annotated[None, Tag("~null")],
         Discriminator(text_or_list),
     ] = Field(default=None, description="texts before the first of which the answer is cut; empty ones: none")
@@ -58,7 +70,7 @@ class Common(Strict):
     temperature: Float32 | None = passed_on("temperature", ge=0, le=2)
     top_p: Float32 | None = passed_on("top_p", ge=0, le=1)
     min_tokens: Int32 | None = passed_on("min_tokens", ge=0)
-    stop_token_ids: list[Int32] | None = passed_on("stop_token_ids")
+    stop_token_ids: Tokens | None = passed_on("stop_token_ids")
     ignore_eos: bool | None = passed_on("ignore_eos")
     canvas_length: Int32 | None = passed_on("canvas_length", ge=0)
     priority: Int32 | None = passed_on("priority")
@@ -152,7 +164,7 @@ class ChatTemplateKwargs(Strict):
 class ChatRequest(Common):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: list[Message] = Field(min_length=1)
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES)]
     max_completion_tokens: Int32 | None = Field(default=None, ge=1, description="another name of max_tokens")
     chat_template_kwargs: ChatTemplateKwargs | None = None
 
@@ -198,11 +210,11 @@ class CompletionRequest(Common):
 
     prompt: Annotated[
         Annotated[Text, Tag("~text")]
-        | Annotated[list[Text], Field(min_length=1, max_length=MOST_CHOICES), Tag("~texts")]
-        | Annotated[list[Token], Field(min_length=1), Tag("~tokens")]
+        | Annotated[list[Text], Field(fail_fast=True, min_length=1, max_length=MOST_CHOICES), Tag("~texts")]
+        | Annotated[Tokens, Field(min_length=1), Tag("~tokens")]
         | Annotated[
-            list[Annotated[list[Token], Field(min_length=1)]],
-            Field(min_length=1, max_length=MOST_CHOICES),
+            list[Annotated[Tokens, Field(min_length=1)]],
+            Field(fail_fast=True, min_length=1, max_length=MOST_CHOICES),
             Tag("~lists of tokens"),
         ],
         Discriminator(lambda value: _prompt_shape(value)),

@@ -12,6 +12,13 @@ from pydantic import BaseModel
 from triton_repo.client.wire import Response
 
 
+class PromptTokensDetails(BaseModel):
+    """Of ``prompt_tokens``: those found in the cache of an earlier request; of kinds that there are not, 0."""
+
+    cached_tokens: int
+    audio_tokens: int
+
+
 class CompletionTokensDetails(BaseModel):
     """Of ``completion_tokens``; tokens of kinds that this model does not write are 0."""
 
@@ -51,6 +58,7 @@ class Usage(BaseModel):
     prompt_tokens: int
     completion_tokens: int
     total_tokens: int
+    prompt_tokens_details: PromptTokensDetails
     completion_tokens_details: CompletionTokensDetails
     diffgemma: DiffusionUsage
 
@@ -67,6 +75,7 @@ class Counter:
     choices: int
     max_tokens: int | None = None
     _prompts: dict[int, int] = field(default_factory=dict)
+    _cached: dict[int, int] = field(default_factory=dict)
     _answers: dict[int, int] = field(default_factory=dict)
     _canvases: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
@@ -75,7 +84,12 @@ class Counter:
         self.max_tokens = response.max_tokens
         if response.provisional:
             return
-        self._prompts[index // self.choices] = response.num_input_tokens or 0
+        prompt = index // self.choices
+        self._prompts[prompt] = response.num_input_tokens or 0
+        if response.num_cached_tokens is not None:
+            # A prompt that is asked for several times counts once: by the choice for which least of it was there.
+            found = response.num_cached_tokens
+            self._cached[prompt] = min(found, self._cached.get(prompt, found))
         self._answers[index] = response.num_output_tokens or 0
         self._canvases.setdefault(index, []).extend(_canvases(response))
 
@@ -84,12 +98,22 @@ class Counter:
         prompt, answer = sum(self._prompts.values()), sum(self._answers.values())
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
 
+    def cached(self) -> int:
+        """Tokens of the prompts that did not have to be encoded."""
+        return sum(self._cached.values())
+
     def usage(self) -> dict[str, Any]:
         """The JSON of :class:`Usage`."""
         tokens = self.tokens()
+        prompt = dict.fromkeys(PromptTokensDetails.model_fields, 0) | {"cached_tokens": self.cached()}
         details = dict.fromkeys(CompletionTokensDetails.model_fields, 0)
         details["text_tokens"] = tokens["completion_tokens"]
-        return {**tokens, "completion_tokens_details": details, "diffgemma": self.diffusion()}
+        return {
+            **tokens,
+            "prompt_tokens_details": prompt,
+            "completion_tokens_details": details,
+            "diffgemma": self.diffusion(),
+        }
 
     def diffusion(self) -> dict[str, Any]:
         """The JSON of :class:`DiffusionUsage`."""

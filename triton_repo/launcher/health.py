@@ -2,10 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
+import socket
 import threading
+from collections import deque
 from dataclasses import dataclass
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from typing import Any
+
+from triton_repo.addresses import at, bound
+
+_MOST_CONNECTIONS = 64
 
 
 @dataclass(frozen=True)
@@ -27,7 +35,10 @@ class Health:
     """``GET /v2/health/{live,ready}``: 200 or 503, with the reason as JSON. Triton's paths: probes change the port.
 
     Args:
-        host, port: where it listens.
+        host, port: where it listens; an address in numbers, and 0 for any free port.
+
+    Raises:
+        FieldError: for a port that cannot be had.
     """
 
     def __init__(self, host: str, port: int):
@@ -52,19 +63,42 @@ class Health:
             def log_message(self, *_args: object) -> None:
                 """A line every few seconds would say nothing."""
 
-        self._server = ThreadingHTTPServer((host, port), Handler)
-        self._server.daemon_threads = True
+        self._server = _Listening(bound("--health-port", host, port), Handler)
         self._thread = threading.Thread(target=self._server.serve_forever, name="health", daemon=True)
         self._thread.start()
 
     @property
     def url(self) -> str:
         """Root of its address."""
-        host, port = self._server.server_address[:2]
-        return f"http://{host!s}:{port}"
+        return f"http://{at(*self._server.socket.getsockname()[:2])}"
 
     def close(self) -> None:
         """Stop answering."""
         self._server.shutdown()
         self._server.server_close()
         self._thread.join()
+
+
+class _Listening(ThreadingHTTPServer):
+    """Takes so many connections at once; the oldest gives way, whose client has had the time to ask."""
+
+    daemon_threads = True
+
+    def __init__(self, listening: socket.socket, handler: type[BaseHTTPRequestHandler]):
+        super().__init__(listening.getsockname()[:2], handler, bind_and_activate=False)
+        self.socket.close()
+        self.socket = listening
+        self.server_activate()
+        self._open: deque[socket.socket] = deque()
+
+    def process_request(self, request: Any, client_address: Any) -> None:
+        """In a thread of its own."""
+        self._open.append(request)
+        if len(self._open) > _MOST_CONNECTIONS:
+            oldest = self._open.popleft()
+            with contextlib.suppress(OSError):  # it has ended by itself
+                oldest.shutdown(socket.SHUT_RDWR)
+        super().process_request(request, client_address)
+
+    def handle_error(self, _request: Any, _client_address: Any) -> None:
+        """A client that goes away in the middle is nothing to report."""

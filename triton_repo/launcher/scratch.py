@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import shutil
 import tempfile
 from contextlib import ExitStack
@@ -12,6 +13,8 @@ from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import locked
 
 _PREFIX = "diffgemma-serve-"
+# tritonserver has a shell start its stub, whose Python, whatever the locale, knows paths in ASCII alone.
+_PATH = re.compile(r"[A-Za-z0-9._/@,:=+%~-]+")
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -26,6 +29,9 @@ class Scratch:
 
     def __init__(self) -> None:
         fix = "set TMPDIR to another folder, for instance TMPDIR=$HOME"
+        temporary = str(Path(tempfile.gettempdir()).absolute())
+        allowed = "a path of ASCII letters, digits and . _ / @ , : = + % ~ - (tritonserver has a shell read it)"
+        require(_PATH.fullmatch(temporary) is not None, field="TMPDIR", value=temporary, allowed=allowed, fix=fix)
         self._lock = ExitStack()
         try:
             _sweep(Path(tempfile.gettempdir()))

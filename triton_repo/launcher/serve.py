@@ -10,12 +10,15 @@ from pathlib import Path
 from types import FrameType
 
 from nemo_diffgemma.errors import FieldError, require
+from nemo_diffgemma.processes import raise_open_files
 from triton_repo import web
+from triton_repo.addresses import check_different, resolved
 from triton_repo.keys import new as new_key
 from triton_repo.launcher.health import Health
-from triton_repo.launcher.server import Server, ServerFailed, ServerTls
+from triton_repo.launcher.server import Server, ServerFailed
 from triton_repo.launcher.supervisor import Patience, Supervisor
-from triton_repo.launcher.tritonserver import LOOPBACK, free_port
+from triton_repo.launcher.tls import ServerTls
+from triton_repo.launcher.tritonserver import LOOPBACK
 
 _ABOUT = """\
 Serve an engine bundle with tritonserver: gRPC and HTTP under the model names diffgemma (streams), diffgemma_unary
@@ -81,12 +84,14 @@ def _parse(arguments: Sequence[str] | None) -> argparse.Namespace:
 def main(arguments: Sequence[str] | None = None) -> int:
     """The command. Returns 0 after Ctrl-C or SIGTERM, 1 when the server fails, 2 for a mistake."""
     given = _parse(arguments)
-    signal.signal(signal.SIGTERM, _interrupt)
-    if signal.getsignal(signal.SIGHUP) is not signal.SIG_IGN:  # nohup's
-        signal.signal(signal.SIGHUP, _interrupt)
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        if signal.getsignal(number) is not signal.SIG_IGN:  # nohup's
+            signal.signal(number, _interrupt)
+    raise_open_files()
     try:
+        _check_ports(given)
         server = _server(given)
-        health = Health(given.host, free_port("--health-port", given.health_port, given.host))
+        health = Health(resolved("--host", given.host), given.health_port)
         patience = Patience(doubt_s=given.stall_timeout / 3, stall_s=given.stall_timeout, drain_s=given.drain_timeout)
         try:
             Supervisor(server, health, patience, _say).run(lambda: _announce(server, health))
@@ -98,6 +103,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, FieldError) else 1
     return 0
+
+
+def _check_ports(given: argparse.Namespace) -> None:
+    names = ("http", "grpc", "metrics", "health", "openai")
+    ports = {f"--{name}-port": getattr(given, f"{name}_port") for name in names}
+    check_different({option: port for option, port in ports.items() if port is not None})
 
 
 def _server(given: argparse.Namespace) -> Server:

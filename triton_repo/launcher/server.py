@@ -7,15 +7,12 @@ import os
 import secrets
 import shutil
 import signal
-import socket
-import ssl
 import subprocess
 import sys
 import time
 import urllib.error
 import urllib.request
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -23,12 +20,14 @@ from typing import Self
 
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.processes import end_with_parent
+from triton_repo.addresses import at, check_different, free_ports, is_ipv6, resolved, unproxied
 from triton_repo.config import REPOSITORY, for_engine, render
 from triton_repo.keys import read as read_keys
 from triton_repo.launcher.exposure import addresses, check_version
 from triton_repo.launcher.scrape import DIRECT, running_requests
 from triton_repo.launcher.scratch import Scratch
-from triton_repo.launcher.tritonserver import LOOPBACK, Installation, Process, free_port
+from triton_repo.launcher.tls import ServerTls, answers
+from triton_repo.launcher.tritonserver import LOOPBACK, Installation, Process
 from triton_repo.tensors import DRAIN_VARIABLE, ENGINE_CPUS_VARIABLE, ENGINE_VARIABLE, LOG_PROMPTS_VARIABLE, MODEL
 from trtllm_build.hardware import available_cpus, beside_the_engine
 
@@ -39,63 +38,22 @@ _EXIT_TIMEOUT_S = 2
 _STOP_BUDGET_S = 2.5
 # The gauges of what runs are a little late.
 _IDLE_LOOKS, _IDLE_LOOK_S = 2, 0.2
-_ANYWHERE = ("0.0.0.0", "::")
+# Where this machine reaches what listens on all of its addresses.
+_NEAR = {"0.0.0.0": LOOPBACK, "::": "::1"}
+_ANSWER_S = 5.0
 # What only an operator may do; a request for these needs a header that nobody is told.
 _RESTRICTED = "model-repository,shared-memory,trace,logging"
+# Clients ask by HTTP/2 pings whether a connection still stands, as often as they like, also while a request waits;
+# tritonserver's own limits end the connection for it, and every stream on it.
+_PINGS = (
+    "--grpc-keepalive-permit-without-calls=1",
+    "--grpc-http2-max-pings-without-data=0",
+    "--grpc-http2-max-ping-strikes=0",
+)
 
 
 class ServerFailed(RuntimeError):
     """tritonserver or the gateway did not start, or ended by itself; the message ends with the tail of its log."""
-
-
-@dataclass(frozen=True)
-class ServerTls:
-    """Files in PEM for the gRPC and OpenAI endpoints.
-
-    Args:
-        cert, key: the server's.
-        client_ca: certificates that a client's must be signed by; None: clients need none.
-        ca: certificates that ``cert`` is signed by: the gateway checks the gRPC endpoint by it, and shows ``cert``
-            where clients need one.
-
-    Raises:
-        FieldError: for a file that is not there.
-    """
-
-    cert: Path
-    key: Path
-    client_ca: Path | None = None
-    ca: Path | None = None
-
-    def __post_init__(self) -> None:
-        for option, path in (("cert", self.cert), ("key", self.key), ("client-ca", self.client_ca), ("ca", self.ca)):
-            good = path is None or path.is_file()
-            require(good, field=f"--tls-{option}", value=str(path), allowed="a file in PEM", fix="correct the path")
-
-    def options(self) -> list[str]:
-        """tritonserver's."""
-        mode = "--grpc-use-ssl=true" if self.client_ca is None else "--grpc-use-ssl-mutual=true"
-        files = [mode, f"--grpc-server-cert={self.cert}", f"--grpc-server-key={self.key}"]
-        return files if self.client_ca is None else [*files, f"--grpc-root-cert={self.client_ca}"]
-
-    def name(self, host: str, port: int) -> str:
-        """A name that the certificate of the server at ``port`` is for; it need not be ``host``."""
-        context = ssl.create_default_context(cafile=self.ca)
-        context.check_hostname = False
-        context.set_alpn_protocols(["h2"])
-        if self.client_ca is not None:
-            context.load_cert_chain(self.cert, self.key)
-        with socket.create_connection((host, port), timeout=10) as raw, context.wrap_socket(raw) as connection:
-            found = connection.getpeercert() or {}
-        names = [str(entry[1]) for entry in found.get("subjectAltName", ())]
-        require(
-            bool(names),
-            field="--tls-cert",
-            value=str(self.cert),
-            allowed="a certificate with a subjectAltName",
-            fix="issue one with it",
-        )
-        return names[0]
 
 
 class Server:
@@ -103,7 +61,7 @@ class Server:
 
     Args:
         bundle: directory of an engine bundle.
-        host: address that it listens on.
+        host: address that it listens on, or a name of one.
         http_port, grpc_port, metrics_port: 0 takes any free port.
         openai_port: the gateway's; None: no gateway.
         openai_options: further options of the gateway's command line.
@@ -157,10 +115,10 @@ class Server:
             require(openai_port is not None, field=field, value=value, allowed=allowed, fix=fix)
             read_keys(api_key_file)
         self.bundle = Path(bundle).resolve()
-        self._host = host
-        self._near = LOOPBACK if host in _ANYWHERE else host  # where this machine reaches it
+        self._host = resolved("--host", host)
+        self._near = _NEAR.get(self._host, self._host)
         self._hosts = addresses(
-            host,
+            self._host,
             openai=openai_port is not None,
             keys=api_key_file is not None,
             client_ca=tls is not None and tls.client_ca is not None,
@@ -170,6 +128,7 @@ class Server:
         self._ports = {"http": http_port, "grpc": grpc_port, "metrics": metrics_port}
         if openai_port is not None:
             self._ports["openai"] = openai_port
+        check_different({f"--{name}-port": port for name, port in self._ports.items()})
         self._openai_options = tuple(openai_options)
         self._api_key_file = api_key_file
         self._insecure = insecure
@@ -187,13 +146,14 @@ class Server:
         from trtllm_build.bundle import Bundle  # torch takes seconds to import; --help should not
 
         started = time.monotonic()
-        self._progress(f"checking the engine bundle {self.bundle}")
-        manifest = Bundle.open(self.bundle).manifest
-        installation = Installation.find()
-        self._progress(check_version(installation, self._host, allow_old=self._allow_old_triton))
-        self._ports = {name: free_port(f"--{name}-port", port, self._hosts[name]) for name, port in self._ports.items()}
+        self._find_ports()  # before what takes seconds
         self._scratch = Scratch()
         try:
+            self._progress(f"checking the engine bundle {self.bundle}")
+            manifest = Bundle.open(self.bundle).manifest
+            installation = Installation.find()
+            self._progress(check_version(installation, self._host, allow_old=self._allow_old_triton))
+            self._ports = self._find_ports()
             self._start(installation, self._scratch, manifest["gpu"], render(parameters=for_engine(manifest)))
             self._progress("loading the engine, and one generation")
             self._wait(started + self._start_timeout_s, self._serves, "tritonserver")
@@ -215,22 +175,22 @@ class Server:
     @property
     def grpc_url(self) -> str:
         """Host and port of the gRPC endpoint, as :class:`~triton_repo.client.client.Client` takes it."""
-        return f"{self._reached('grpc')}:{self._ports['grpc']}"
+        return at(self._reached("grpc"), self._ports["grpc"])
 
     @property
     def http_url(self) -> str:
         """Root of Triton's HTTP endpoint."""
-        return f"http://{self._reached('http')}:{self._ports['http']}"
+        return f"http://{at(self._reached('http'), self._ports['http'])}"
 
     @property
     def metrics_url(self) -> str:
         """Address of the Prometheus metrics."""
-        return f"http://{self._near}:{self._ports['metrics']}/metrics"
+        return f"http://{at(self._near, self._ports['metrics'])}/metrics"
 
     @property
     def openai_url(self) -> str:
         """Base URL of the OpenAI endpoint; only with ``openai_port``."""
-        return f"{'http' if self._tls is None else 'https'}://{self._near}:{self._ports['openai']}/v1"
+        return f"{'http' if self._tls is None else 'https'}://{at(self._near, self._ports['openai'])}/v1"
 
     @property
     def pid(self) -> int:
@@ -250,6 +210,10 @@ class Server:
         if self._log_file == "-":
             return None
         return Path(self._log_file).resolve() if self._log_file else self._scratch.path / "tritonserver.log"
+
+    def _find_ports(self) -> dict[str, int]:
+        found = free_ports({f"--{name}-port": (self._hosts[name], port) for name, port in self._ports.items()})
+        return dict(zip(self._ports, found.values(), strict=True))
 
     def _reached(self, name: str) -> str:
         """Where this machine reaches an endpoint of tritonserver's."""
@@ -284,6 +248,17 @@ class Server:
         """Whether there should be a gateway and is none."""
         return self._gateway is not None and self._gateway.poll() is not None
 
+    def gateway_answers(self) -> bool:
+        """Whether the gateway takes a connection and answers, or there is none."""
+        port = self._ports.get("openai")
+        return port is None or answers(self._near, port, self._tls, _ANSWER_S)
+
+    def end_gateway(self) -> None:
+        """End a gateway that does not answer, at once; :meth:`gateway_died` is true then."""
+        assert self._gateway is not None, "there is one"
+        self._gateway.kill()
+        self._gateway.wait()
+
     def start_gateway(self) -> None:
         """Start the gateway, or start it again, and wait until it answers.
 
@@ -309,6 +284,7 @@ class Server:
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
                 preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
+                env={**os.environ, **unproxied(self._host)},
             )
         os.sched_setaffinity(self._gateway.pid, beside_the_engine())
         self._wait(time.monotonic() + 30, self._gateway_listens, "the gateway")
@@ -355,6 +331,11 @@ class Server:
             (models / MODEL / "configs" / f"{gpu}.pbtxt").write_text(config)
             caches.mkdir()
             backends = installation.backend_directory(directory / "backends")
+            engine = self.bundle
+            if not str(engine).isascii():
+                # The stub's Python could not read such a path.
+                engine = directory / "engine"
+                engine.symlink_to(self.bundle)
         except OSError as error:
             allowed = f"a folder with room for 5 MB ({error})"
             raise FieldError(
@@ -373,21 +354,23 @@ class Server:
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",
             f"--exit-timeout-secs={_EXIT_TIMEOUT_S}",
+            *_PINGS,
             f"--grpc-restricted-protocol={admin}",
             f"--http-restricted-api={admin}",
-            *(f"--{name}-address={self._hosts[name]}" for name in ("http", "grpc", "metrics")),
+            *(f"--{name}-address={_written(name, self._hosts[name])}" for name in ("http", "grpc", "metrics")),
             *(f"--{name}-port={self._ports[name]}" for name in ("http", "grpc", "metrics")),
             *(self._tls.options() if self._tls else ()),
         ]
         # Engine threads that spin while they wait starve tritonserver's own, and each other where cores are shared.
         environment = {
             "OMP_WAIT_POLICY": os.environ.get("OMP_WAIT_POLICY", "PASSIVE"),
-            ENGINE_VARIABLE: str(self.bundle),
+            **unproxied(self._host),
+            ENGINE_VARIABLE: str(engine),
             DRAIN_VARIABLE: str(directory / "drain"),
             ENGINE_CPUS_VARIABLE: ",".join(map(str, sorted(available_cpus()))),
             **({LOG_PROMPTS_VARIABLE: "1"} if self._log_prompts else {}),
         }
-        listens = ", ".join(f"{name} {self._hosts[name]}:{port}" for name, port in self._ports.items())
+        listens = ", ".join(f"{name} {at(self._hosts[name], port)}" for name, port in self._ports.items())
         self._progress(f"starting tritonserver: {listens}")
         self._process = Process(installation, options, environment, directory, self.log_path)
         os.sched_setaffinity(self._process.pid, beside_the_engine())
@@ -400,7 +383,7 @@ class Server:
         if self.gateway_died():
             assert self._gateway is not None
             raise ServerFailed(self._with_log(f"the gateway ended with status {self._gateway.returncode}"))
-        return _listens(self._near, self._ports["openai"])
+        return self.gateway_answers()
 
     def _wait(self, deadline: float, good: Callable[[], bool], what: str) -> None:
         while not good():
@@ -420,6 +403,13 @@ class Server:
         return "\n".join([f"{message}; the end of its log:", *lines[-_TAIL_LINES:]])
 
 
+def _written(name: str, address: str) -> str:
+    """An address as tritonserver takes it: its gRPC and its HTTP write those of IPv6 each in their own way."""
+    if not is_ipv6(address):
+        return address
+    return f"[{address}]" if name == "grpc" else f"ipv6:{address}"
+
+
 def _end(process: subprocess.Popen[bytes]) -> None:
     process.terminate()
     try:
@@ -433,13 +423,5 @@ def _answers(url: str) -> bool:
     try:
         with DIRECT.open(url, timeout=2) as answer:
             return bool(answer.status == 200)
-    except OSError:
-        return False
-
-
-def _listens(host: str, port: int) -> bool:
-    try:
-        with socket.create_connection((host, port), timeout=2):
-            return True
     except OSError:
         return False

@@ -22,8 +22,8 @@ class Patience:
     """How long, and how often, things may go wrong.
 
     Args:
-        doubt_s: seconds without a sign of life from the engine after which it is not called ready.
-        stall_s: seconds after which it is started again.
+        doubt_s: seconds without a sign of life from the engine or the gateway after which the service is not ready.
+        stall_s: seconds after which that one is started again.
         restarts: most restarts within ``window_s`` seconds; after that the service ends.
         window_s: see ``restarts``.
         drain_s: seconds that what runs gets at the end.
@@ -37,14 +37,14 @@ class Patience:
 
 
 class Pulse:
-    """Signs of life of the engine: its count of denoising steps moves, or a generation of our own succeeds.
+    """Signs of life, looked for from a thread of its own.
 
-    A probe alone would not do: under load it may wait behind long requests, while the count shows that all is well.
+    Args:
+        sign: whether there is one now; may take its time.
     """
 
-    def __init__(self, server: Server):
-        self._server = server
-        self._steps = denoising_steps(server.metrics_url)
+    def __init__(self, sign: Callable[[], bool]):
+        self._sign = sign
         self._seen = time.monotonic()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
@@ -54,20 +54,40 @@ class Pulse:
         """Seconds since the last sign."""
         return time.monotonic() - self._seen
 
+    def revived(self) -> None:
+        """It has just been started."""
+        self._seen = time.monotonic()
+
     def close(self) -> None:
-        """Look no more; does not wait for a probe under way."""
+        """Look no more; does not wait for a look under way."""
         self._closing.set()
 
     def _run(self) -> None:
         while not self._closing.wait(_BEAT_S):
-            steps = denoising_steps(self._server.metrics_url)
-            if steps is None or steps == self._steps:
-                try:
-                    self._server.probe(_PROBE_S)
-                except ServerFailed:
-                    continue
-            self._steps = steps
-            self._seen = time.monotonic()
+            if self._sign():
+                self._seen = time.monotonic()
+
+
+class Progress:
+    """The engine's sign of life: its count of denoising steps moves, or a generation of our own succeeds.
+
+    A probe alone would not do: under load it may wait behind long requests, while the count shows that all is well.
+    """
+
+    def __init__(self, server: Server):
+        self._server = server
+        self._steps = denoising_steps(server.metrics_url)
+
+    def __call__(self) -> bool:
+        """Whether there is one now."""
+        steps = denoising_steps(self._server.metrics_url)
+        if steps is None or steps == self._steps:
+            try:
+                self._server.probe(_PROBE_S)
+            except ServerFailed:
+                return False
+        self._steps = steps
+        return True
 
 
 class Supervisor:
@@ -126,10 +146,13 @@ class Supervisor:
 
     def _watch(self) -> str:
         """Until something is wrong; returns what."""
-        pulse = Pulse(self._server)
+        pulse, gateway = Pulse(Progress(self._server)), Pulse(self._server.gateway_answers)
         try:
             while True:
                 time.sleep(_LOOK_S)
+                if gateway.silence_s() > self._patience.stall_s and not self._server.gateway_died():
+                    self._say(f"error: the gateway does not answer for {gateway.silence_s():.0f} s")
+                    self._server.end_gateway()
                 gateway_died = self._server.gateway_died()
                 if gateway_died:
                     self._say("error: the gateway died; starting it again")
@@ -138,16 +161,21 @@ class Supervisor:
                     self._server.check()
                     if gateway_died:
                         self._server.start_gateway()
+                        gateway.revived()
                 except ServerFailed as error:
                     return str(error)
                 silence = pulse.silence_s()
                 if silence > self._patience.stall_s:
                     return f"the engine stands still: no denoising step and no answer for {silence:.0f} s"
-                doubt = silence > self._patience.doubt_s
-                reason = f"no sign of life for {silence:.0f} s" if doubt else "serving"
-                self._report(State(live=True, ready=not doubt, reason=reason))
+                reason = "serving"
+                if silence > self._patience.doubt_s:
+                    reason = f"no sign of life for {silence:.0f} s"
+                elif gateway.silence_s() > self._patience.doubt_s:
+                    reason = f"the gateway takes no connection, or does not answer, for {gateway.silence_s():.0f} s"
+                self._report(State(live=True, ready=reason == "serving", reason=reason))
         finally:
             pulse.close()
+            gateway.close()
 
     def _count(self, failure: str) -> None:
         now = time.monotonic()

@@ -6,9 +6,9 @@ import ctypes
 import importlib.metadata
 import importlib.util
 import os
+import resource
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 import sysconfig
@@ -20,10 +20,14 @@ from pathlib import Path
 
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.processes import end_with_parent
+from triton_repo.tensors import ALLOCATOR
 
 LOOPBACK = "127.0.0.1"
 BINARY_VARIABLE = "TRITON_SERVER"
 _STUB = "triton_python_backend_stub"
+# Bytes of address space for each of its threads' stacks: with Linux's usual 8 MiB an HTTP body of 8 MB, or JSON nested
+# some ten thousand deep, would end tritonserver.
+_STACK = 2**30
 # nvidia-pytriton's version -> the tritonserver in it, which says nowhere what it is before it runs.
 _BUNDLED = {"0.7.0": "2.51.0"}
 
@@ -155,9 +159,9 @@ class Process:
                 stdout=output,
                 stderr=subprocess.STDOUT,
                 start_new_session=True,
-                # a launcher that was killed gives it no time: with a stream open SIGTERM would not end it
-                preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
+                preexec_fn=partial(_prepare, os.getpid()),
                 env={
+                    **ALLOCATOR,
                     **os.environ,
                     **environment,
                     "PATH": os.pathsep.join([scripts, os.environ.get("PATH", os.defpath)]),
@@ -205,6 +209,14 @@ class Process:
             return
 
 
+def _prepare(launcher: int) -> None:
+    """What is to hold for tritonserver before it is one."""
+    # a launcher that was killed gives it no time: with a stream open SIGTERM would not end it
+    end_with_parent(signal.SIGKILL, launcher)
+    _, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (_STACK if hard == resource.RLIM_INFINITY else min(_STACK, hard), hard))
+
+
 def _version(root: Path, pytriton: Path | None) -> str | None:
     """Of the tritonserver in ``root``: NVIDIA's image writes it into a file there, nvidia-pytriton does not."""
     file = root / "TRITON_VERSION"
@@ -232,20 +244,3 @@ def _loads(library: str) -> bool:
             continue
         return True
     return False
-
-
-def free_port(option: str, port: int, host: str = LOOPBACK) -> int:
-    """``port`` of ``host`` if it can be listened on, or any free one for 0.
-
-    Raises:
-        FieldError: naming ``option``, when it cannot.
-    """
-    with socket.socket() as probe:
-        # As a server does: a port whose last connection is only winding down is free.
-        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
-        try:
-            probe.bind((host, port))
-        except (OSError, OverflowError) as error:
-            fix = f"stop what listens there, or pass {option} 0 to take any free port"
-            raise FieldError(field=option, value=port, allowed=f"a free port on {host} ({error})", fix=fix) from error
-        return int(probe.getsockname()[1])

@@ -9,6 +9,7 @@ import time
 from collections import deque
 from collections.abc import Callable
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
 from typing import TYPE_CHECKING, Literal, Protocol, TypeVar
 from weakref import WeakValueDictionary
@@ -16,7 +17,7 @@ from weakref import WeakValueDictionary
 from nemo_diffgemma.errors import FieldError
 from triton_repo.python_backend import LOOK_S
 from triton_repo.python_backend.metrics import Outcome
-from triton_repo.python_backend.parse import ParsedRequest
+from triton_repo.python_backend.parse import Asked, ParsedRequest
 from triton_repo.python_backend.record import Caller, Record
 from triton_repo.python_backend.reply import Outputs, Reply
 from triton_repo.python_backend.telemetry import REFRESH_S, Telemetry
@@ -24,7 +25,7 @@ from trtllm_build.runtime.request import Block, Event, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull
 
 if TYPE_CHECKING:
-    from trtllm_build.runtime.process import RemoteTicket
+    from trtllm_build.runtime.process import EngineProcess, RemoteTicket
 
 _T = TypeVar("_T")
 _LOG = logging.getLogger(__name__)
@@ -47,7 +48,7 @@ class Channel(Protocol):
 
 
 class Call:
-    """One request under way. :meth:`on_event` may be called from any thread and does not wait."""
+    """One request under way. Its methods may be called from any thread, and do not wait."""
 
     def __init__(self, channel: Channel, courier: Courier):
         self.opened = time.monotonic()
@@ -56,12 +57,51 @@ class Call:
         self.reply: Reply | None = None
         self.ticket: RemoteTicket | None = None
         self.outcome: Outcome | None = None  # once it has ended
+        self._over = False
+        self.ends: float | None = None  # the deadline, as :func:`time.monotonic` counts
         self._courier = courier
+        self._lock = threading.Lock()
 
-    def follow(self, generation: ParsedRequest) -> Callable[[Event | Exception], None]:
-        """Get ready to send ``generation``'s events; returns what the engine is to call with them."""
-        self.reply = Reply(generation)
-        return self.on_event
+    def expect(self, asked: Asked) -> None:
+        """Be ready to answer ``asked``, whose prompt is yet to be read."""
+        deadline = asked.request.deadline
+        self.ends = None if deadline is None else self.opened + deadline
+        self.caller = replace(self.caller, traceparent=asked.traceparent or self.caller.traceparent)
+        self.reply = Reply(asked.manner)
+
+    def begin(self, generation: ParsedRequest, engine: EngineProcess) -> None:
+        """Have the engine begin, unless it has ended meanwhile."""
+        left = None if self.ends is None else self.ends - time.monotonic()
+        if left is not None and left <= 0:
+            self.end("deadline")
+            return
+        with self._lock:
+            if not self._over:
+                self.reply = Reply(generation.manner)
+                self.ticket = engine.submit(replace(generation.request, deadline=left), self.on_event)
+
+    def end(self, reason: Literal["cancelled", "deadline"]) -> None:
+        """End it, which the engine does if it has it; its last event then says ``cancelled``."""
+        with self._lock:
+            if self.ticket is not None:
+                self.ticket.cancel()
+            if self._over or self.ticket is not None:
+                return
+            self._over = True
+        self.on_event(Block(0, (), "", 0, finish_reason=reason))
+
+    def is_over(self) -> bool:
+        """Whether it ended before the engine had it."""
+        return self._over
+
+    def look(self) -> None:
+        """End it when its client has gone, or its time is over before the engine has it, which looks itself."""
+        if self._over:
+            return
+        if self.channel.is_cancelled():
+            self.end("cancelled")
+        elif self.ticket is None and self.ends is not None and time.monotonic() >= self.ends:
+            self.end("deadline")
 
     def on_event(self, event: Event | Exception) -> None:
         """Queue an event of the engine, or the error that ends the request."""
@@ -96,8 +136,8 @@ class Courier:
     def cancel(self, name: str) -> None:
         """End the request of that name; one that is unknown has ended."""
         call = self._named.get(name)
-        if call is not None and call.ticket is not None:
-            call.ticket.cancel()
+        if call is not None:
+            call.end("cancelled")
 
     def close(self) -> None:
         """Send what is queued, then end the thread."""
@@ -192,8 +232,4 @@ class Courier:
     def _look(self, call: Call) -> None:
         # Of one that has ended tritonserver knows nothing any more, and to ask would crash it.
         if call in self._calls:
-            self._guarded(call, partial(self._cancel_if_gone, call))
-
-    def _cancel_if_gone(self, call: Call) -> None:
-        if call.ticket is not None and call.channel.is_cancelled():
-            call.ticket.cancel()
+            self._guarded(call, call.look)

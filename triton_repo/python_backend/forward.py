@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import secrets
 import threading
 from collections.abc import Iterator
@@ -14,6 +13,7 @@ import triton_python_backend_utils as pb
 
 from nemo_diffgemma.errors import FieldError
 from triton_repo.python_backend import LOOK_S
+from triton_repo.python_backend.parameters import check_parameters, parameters_of
 from triton_repo.python_backend.spans import trace_context
 from triton_repo.python_backend.status import error, unmarked
 from triton_repo.tensors import CANCEL, CANCELLATION_ID, MODEL
@@ -96,10 +96,12 @@ class Forwarder:
         for request in requests:
             caller = ForwardedCall(request)
             try:
+                parameters = parameters_of(request)
+                check_parameters(parameters)
                 inputs = self._entry.inputs(request)
                 if (context := trace_context(request)) and "traceparent" not in inputs:
                     inputs["traceparent"] = np.array([[context.encode()]], dtype=object)
-                self._pool.submit(self._forward, request.request_id(), request.parameters(), inputs, caller)
+                self._pool.submit(self._forward, request.request_id(), parameters, inputs, caller)
             except Exception as failure:
                 caller.fail(str(failure), "refused" if isinstance(failure, FieldError) else "failed")
 
@@ -109,7 +111,9 @@ class Forwarder:
         self._closing.set()
         self._watcher.join()
 
-    def _forward(self, request_id: str, parameters: str, inputs: dict[str, Any], caller: ForwardedCall) -> None:
+    def _forward(
+        self, request_id: str, parameters: dict[str, Any], inputs: dict[str, Any], caller: ForwardedCall
+    ) -> None:
         name = secrets.token_hex(16)
         with self._lock:
             self._open[name] = caller
@@ -163,14 +167,14 @@ class ForwardingModel:
 
 
 def _ask(
-    request_id: str, parameters: str, inputs: dict[str, Any], outputs: tuple[str, ...], name: str
+    request_id: str, parameters: dict[str, Any], inputs: dict[str, Any], outputs: tuple[str, ...], name: str
 ) -> Iterator[Any]:
     request = pb.InferenceRequest(
         model_name=MODEL,
         request_id=request_id,
         requested_output_names=list(outputs),
         inputs=[pb.Tensor(tensor, array) for tensor, array in inputs.items()],
-        parameters={**json.loads(parameters), CANCELLATION_ID: name},
+        parameters={**parameters, CANCELLATION_ID: name},
     )
     yield from request.exec(decoupled=True)
 

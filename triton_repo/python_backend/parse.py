@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -10,17 +9,35 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from nemo_diffgemma.errors import FieldError, require
-from triton_repo.tensors import ALL_INPUTS, SAMPLER_INPUTS, SUPPORTED, TRACEPARENT, UNSUPPORTED
+from triton_repo.python_backend.parameters import TIMEOUT, check_parameters
+from triton_repo.python_backend.prompt import PROMPTS, Prompt, Room, TokenIds, tokenise
+from triton_repo.tensors import ALL_INPUTS, SAMPLER_INPUTS, TRACEPARENT, UNSUPPORTED
 from trtllm_build.runtime.request import Request
 
 if TYPE_CHECKING:
-    from nemo_diffgemma.chat import Message
-    from nemo_diffgemma.tokenizer import Tokenizer
     from trtllm_build import Engine
     from trtllm_build.runtime.process import EngineProcess
 
-PROMPTS = ("text_input", "messages", "input_ids")
-_ROLES = ("system", "user", "assistant")
+
+@dataclass(frozen=True)
+class Manner:
+    """How a request is to be answered.
+
+    Args:
+        stream: one response per block, else one with everything.
+        max_tokens: most tokens of the answer.
+        withheld: outputs the client does not want.
+        gap: with a suffix, tokens before it, which are the answer; else None.
+        decode: text of token ids.
+        prompt_tokens: tokens of the prompt; 0 while it is not read.
+    """
+
+    stream: bool
+    max_tokens: int
+    withheld: frozenset[str]
+    gap: int | None
+    decode: Callable[[Sequence[int]], str]
+    prompt_tokens: int = 0
 
 
 @dataclass(frozen=True)
@@ -29,38 +46,88 @@ class ParsedRequest:
 
     Args:
         request: what the engine is asked.
-        stream: one response per block, else one with everything.
-        max_tokens: most tokens of the answer.
-        withheld: outputs the client does not want.
-        gap: with a suffix, tokens before it, which are the answer; else None.
-        decode: text of token ids.
-        traceparent: W3C trace context of the caller; None where it sent none.
+        manner: how it is to be answered.
     """
 
     request: Request
-    stream: bool
-    max_tokens: int
-    withheld: frozenset[str]
-    gap: int | None
-    decode: Callable[[Sequence[int]], str]
+    manner: Manner
+
+
+@dataclass(frozen=True)
+class Asked:
+    """A request whose prompt is not read yet. All else that it asks for has been looked at.
+
+    Args:
+        prompt: to be read.
+        manner: how it is to be answered.
+        traceparent: W3C trace context of the caller; None where it sent none.
+        request: what the engine is asked, but for the prompt; ``max_tokens`` is what was asked for, or the context.
+        given: most tokens of the answer, where they were given.
+        cut: whether ``given`` becomes what the context has left, where that is less.
+    """
+
+    prompt: Prompt
+    manner: Manner
     traceparent: str | None
+    request: Request
+    given: int | None
+    cut: bool
+
+    def finish(self, ids: TokenIds, context: int) -> ParsedRequest:
+        """The request, once its prompt is read, for an engine of so many tokens of context.
+
+        Raises:
+            FieldError: for what does not fit together.
+        """
+        # A prompt that alone fills the context is for the engine to refuse, whose limit it is.
+        left = max(1, context - len(ids.prompt))
+        max_tokens = left if self.given is None else min(self.given, left) if self.cut else self.given
+        request = replace(
+            self.request,
+            prompt_ids=ids.prompt,
+            max_tokens=max_tokens + len(ids.suffix),
+            pinned={max_tokens + i: token for i, token in enumerate(ids.suffix)},
+        )
+        gap = max_tokens if ids.suffix else None
+        return ParsedRequest(
+            request, replace(self.manner, max_tokens=max_tokens, gap=gap, prompt_tokens=len(ids.prompt))
+        )
 
 
-def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: Engine | EngineProcess) -> ParsedRequest:
-    """Read one request.
+def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: Engine) -> ParsedRequest:
+    """Read one request, its prompt included.
+
+    Raises:
+        FieldError: for the first thing that cannot be honoured.
+    """
+    tokenizer = engine.tokenizer
+    room = Room(engine.limits.context, None if tokenizer is None else tokenizer.most_bytes_per_token)
+    asked = ask(arrays, parameters, engine, room)
+    assert tokenizer is not None or asked.prompt.name == "input_ids", "others have been refused"
+    if isinstance(asked.prompt.value, tuple) and not asked.prompt.suffix:
+        ids = TokenIds(asked.prompt.value)
+    else:
+        assert tokenizer is not None, "others have been refused"
+        ids = tokenise(asked.prompt, tokenizer, room)
+    return asked.finish(ids, room.context)
+
+
+def ask(
+    arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: Engine | EngineProcess, room: Room
+) -> Asked:
+    """Look at everything but the prompt, of which only the size.
 
     Args:
         arrays: input tensors by name, numpy, shape ``[1, *dims]``; STRING elements are bytes.
         parameters: request parameters; Triton's HTTP generate endpoints put unknown JSON keys there.
         engine: whose tokenizer, sampler defaults and limits hold.
+        room: how long a prompt may be.
 
     Raises:
         FieldError: for the first thing that cannot be honoured.
     """
-    for name, value in parameters.items():
-        if name == "id":  # of the request, for Triton, whose HTTP endpoints pass it on
-            continue
-        raise FieldError(field=name, value=value, allowed=f"only these inputs: {SUPPORTED}", fix="leave it out")
+    check_parameters(parameters)
+    _require_ids_fit(arrays, room.context)
     inputs = {name: _values(name, array) for name, array in arrays.items()}
     _refuse_unsupported(inputs)
     stream = bool(_scalar(inputs, "stream", False))
@@ -69,24 +136,21 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
     every = _scalar(inputs, "draft_every", int(drafts))
     require(stream or every == 0, field="draft_every", value=every, allowed="0 without stream", fix="pass stream=true")
     canvas: int | None = _scalar(inputs, "canvas_length", None)
-    prompt = _prompt(inputs, engine)
+    prompt = _prompt(inputs, engine, stream)
+    room.check_unread(prompt)
     end_id: int | None = _scalar(inputs, "end_id", None)
-    # A prompt that alone fills the context is for the engine to refuse, whose limit it is.
-    left = max(1, engine.limits.context - len(prompt))
-    max_tokens = _scalar(inputs, "max_tokens", left)
-    suffix = _suffix(inputs, engine, stream)
-    if _scalar(inputs, "cut_max_tokens", False):
-        require(
-            not suffix,
-            field="cut_max_tokens",
-            value=True,
-            allowed="false with suffix, whose place max_tokens is",
-            fix="leave it out",
-        )
-        max_tokens = min(max_tokens, left)
+    given: int | None = _scalar(inputs, "max_tokens", None)
+    cut = bool(_scalar(inputs, "cut_max_tokens", False))
+    require(
+        not (cut and prompt.suffix),
+        field="cut_max_tokens",
+        value=True,
+        allowed="false with suffix, whose place max_tokens is",
+        fix="leave it out",
+    )
     request = Request(
-        prompt_ids=tuple(prompt),
-        max_tokens=max_tokens + len(suffix),
+        prompt_ids=(0,),  # stands for what is not read yet
+        max_tokens=room.context if given is None else given,
         seed=_aliased(inputs, "seed", "random_seed"),
         sampler=replace(engine.sampler, **{name: inputs[name][0] for name in SAMPLER_INPUTS if name in inputs}),
         temperature=_scalar(inputs, "temperature", 1.0),
@@ -95,19 +159,36 @@ def parse(arrays: Mapping[str, Any], parameters: Mapping[str, object], engine: E
         min_tokens=_aliased(inputs, "min_tokens", "min_length"),
         stop=tuple(word for word in inputs.get("stop_words", ()) if word),
         stop_token_ids=(*inputs.get("stop_token_ids", ()), *([] if end_id in (None, -1) else [end_id])),
-        pinned={max_tokens + i: token for i, token in enumerate(suffix)},
         draft_every=every,
         priority=_scalar(inputs, "priority", 0),
         client=_scalar(inputs, "client", ""),
         cache_salt=_scalar(inputs, "cache_salt", ""),
-        deadline=_scalar(inputs, "deadline", None),
+        deadline=_deadline(_scalar(inputs, "deadline", None), parameters.get(TIMEOUT)),
         canvas_length="fit" if canvas == 0 else canvas,
     )
     counts = ("num_input_tokens", "num_output_tokens")
     withheld = frozenset(name for name in counts if not _scalar(inputs, f"return_{name}", True))
     decode = engine.tokenizer.decode if engine.tokenizer is not None else lambda _ids: ""
-    return ParsedRequest(
-        request, stream, max_tokens, withheld, max_tokens if suffix else None, decode, _traceparent(inputs)
+    manner = Manner(stream, given or 0, withheld, None, decode)
+    return Asked(prompt, manner, _traceparent(inputs), request, given, cut)
+
+
+def _deadline(seconds: float | None, timeout: Any) -> float | None:
+    """The earlier of our deadline, in seconds, and Triton's, in microseconds."""
+    ends = [end for end in (seconds, None if timeout is None else timeout / 1e6) if end is not None]
+    # what is no number is refused as the request's
+    return seconds if seconds is not None and not seconds > 0 else min(ends, default=None)
+
+
+def _require_ids_fit(arrays: Mapping[str, Any], context: int) -> None:
+    """Refuse token ids that alone fill the context, in the engine's words, before they are looked at one by one."""
+    size = np.asarray(arrays["input_ids"]).size if "input_ids" in arrays else 0
+    require(
+        size < context,
+        field="prompt",
+        value=f"{size} tokens",
+        allowed=f"at most {context - 1} tokens (context {context})",
+        fix="shorten the prompt, or build with a larger gpu.limits.context",
     )
 
 
@@ -157,11 +238,11 @@ def _aliased(inputs: Mapping[str, list[Any]], name: str, alias: str) -> int:
     return int(value if value is not None else other or 0)
 
 
-def _suffix(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess, stream: bool) -> list[int]:
-    """Token ids that follow the answer; none without ``suffix``."""
-    text = _scalar(inputs, "suffix", "")
+def _suffix(inputs: Mapping[str, list[Any]], stream: bool) -> str:
+    """Text that follows the answer; empty for none."""
+    text: str = _scalar(inputs, "suffix", "")
     if not text:
-        return []
+        return ""
     require(
         not stream,
         field="stream",
@@ -177,10 +258,7 @@ def _suffix(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess, str
         allowed="with suffix the number of tokens before it",
         fix="pass max_tokens=32",
     )
-    tokenizer = _tokenizer(engine, "suffix")
-    _require_room("suffix", text, tokenizer, engine)
-    # as the prompt is read: control tokens are for those who write the whole text themselves
-    return tokenizer.literal(text) if "messages" in inputs else tokenizer.encode(text)
+    return text
 
 
 def _traceparent(inputs: Mapping[str, list[Any]]) -> str | None:
@@ -196,15 +274,7 @@ def _traceparent(inputs: Mapping[str, list[Any]]) -> str | None:
     return value
 
 
-def _tokenizer(engine: Engine | EngineProcess, name: str) -> Tokenizer:
-    if engine.tokenizer is None:
-        raise FieldError(
-            field=name, value="text", allowed="input_ids: this engine has no tokenizer", fix="send input_ids"
-        )
-    return engine.tokenizer
-
-
-def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess) -> list[int]:
+def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess, stream: bool) -> Prompt:
     given = [name for name in PROMPTS if name in inputs]
     found = " and ".join(given) or "none of them"
     require(
@@ -215,6 +285,7 @@ def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess) -> 
         fix="send one of them",
     )
     (name,) = given
+    suffix = _suffix(inputs, stream)
     if name == "input_ids":
         size = engine.limits.vocab_size
         strange = next((token for token in inputs[name] if not 0 <= token < size), None)
@@ -222,65 +293,13 @@ def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess) -> 
         require(
             strange is None, field=name, value=strange, allowed=allowed, fix="tokenize with this checkpoint's tokenizer"
         )
-        return inputs[name]
-    tokenizer = _tokenizer(engine, name)
-    value = inputs[name][0]
-    if name == "messages":
-        return tokenizer.chat(_messages(value))
-    _require_room(name, value, tokenizer, engine)
-    return tokenizer.encode(value)
-
-
-def _require_room(name: str, text: str, tokenizer: Tokenizer, engine: Engine | EngineProcess) -> None:
-    """Refuse a text that can never fit, before it is tokenised, which takes seconds of a core for each megabyte."""
-    if (each := tokenizer.most_bytes_per_token) is None:
-        return
-    most, size = engine.limits.context * each, len(text.encode())
-    require(
-        size <= most,
-        field=name,
-        value=f"{size} bytes",
-        allowed=f"at most {most} bytes (context {engine.limits.context}, a token is at most {each} bytes)",
-        fix="shorten it, or build with a larger gpu.limits.context",
-    )
-
-
-def _messages(text: str) -> Sequence[Message]:
-    shape = 'a JSON list like [{"role": "user", "content": "..."}]'
-    try:
-        messages = json.loads(text)
-    except (ValueError, RecursionError) as error:
-        raise FieldError(field="messages", value=text, allowed=shape, fix=f"correct the JSON: {error}") from error
-    require(
-        isinstance(messages, list) and bool(messages),
-        field="messages",
-        value=text,
-        allowed=shape,
-        fix="send at least one message",
-    )
-    for i, message in enumerate(messages):
-        good = isinstance(message, dict) and set(message) == {"role", "content"}
+    if name != "input_ids" or suffix:
         require(
-            good,
-            field=f"messages[{i}]",
-            value=message,
-            allowed="an object with role and content, no more",
-            fix=f"send {shape}",
+            engine.tokenizer is not None,
+            field="suffix" if name == "input_ids" else name,
+            value="text",
+            allowed="input_ids: this engine has no tokenizer",
+            fix="send input_ids",
         )
-        role, content = message["role"], message["content"]
-        require(
-            role in _ROLES,
-            field=f"messages[{i}].role",
-            value=role,
-            allowed=" or ".join(_ROLES),
-            fix="use one of these roles",
-        )
-        whole = isinstance(content, str) and content == content.encode(errors="ignore").decode()
-        require(
-            whole,
-            field=f"messages[{i}].content",
-            value=content,
-            allowed="a string without lone surrogates",
-            fix="send text",
-        )
-    return list(messages)
+    value = tuple(inputs[name]) if name == "input_ids" else inputs[name][0]
+    return Prompt(name, value, suffix)

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from triton_repo.python_backend.parse import ParsedRequest
+from triton_repo.python_backend.parse import Manner
 from triton_repo.tensors import ALL_OUTPUTS, DType
 from trtllm_build.runtime.request import Block, Draft, Event
 
@@ -25,17 +25,19 @@ Outputs = dict[str, Any]
 class Reply:
     """The responses of one generation, in order. Not thread-safe: one thread feeds it."""
 
-    def __init__(self, generation: ParsedRequest):
-        self._generation = generation
+    def __init__(self, manner: Manner):
+        self._manner = manner
         self._blocks: list[Block] = []
         self.tokens = 0  # committed so far, as the client is told
 
     def outputs(self, event: Event) -> Outputs | None:
         """Output tensors by name, numpy, shape ``[1, *dims]``; None when this event is not sent on its own."""
         if isinstance(event, Draft):
-            return self._pack(event.text, event.token_ids, event.canvas_index, event.step, event.entropy, (), True, "")
+            return self._pack(
+                event.text, event.token_ids, event.canvas_index, event.step, event.entropy, (), True, "", None
+            )
         self.tokens += len(event.token_ids)
-        if self._generation.stream:
+        if self._manner.stream:
             return self._blocks_as_one([event])
         self._blocks.append(event)
         return self._blocks_as_one(self._blocks) if event.finish_reason else None
@@ -45,10 +47,10 @@ class Reply:
         text = "".join(block.text for block in blocks)
         ids = tuple(token for block in blocks for token in block.token_ids)
         reason = last.finish_reason or ""
-        gap = self._generation.gap
+        gap = self._manner.gap
         if gap is not None and len(ids) >= gap:
             ids, reason = ids[:gap], "length"
-            text = self._generation.decode(ids)
+            text = self._manner.decode(ids)
             self.tokens = gap
         return self._pack(
             text,
@@ -59,6 +61,7 @@ class Reply:
             [block.entropies for block in blocks if block.entropies],
             False,
             reason,
+            last.stats.reused_tokens if last.stats else None,
         )
 
     def _pack(
@@ -71,6 +74,7 @@ class Reply:
         canvases: Sequence[Sequence[float]],
         draft: bool,
         reason: str,
+        cached: int | None,
     ) -> Outputs:
         values: dict[str, list[Any]] = {
             "text_output": [text.encode()],
@@ -79,19 +83,21 @@ class Reply:
             "provisional": [draft],
             "canvas_index": [canvas],
             "denoising_steps": [steps],
-            "max_tokens": [self._generation.max_tokens],
+            "max_tokens": [self._manner.max_tokens],
             "canvas_steps": [len(entropies) for entropies in canvases],
             "step_entropies": [entropy for entropies in canvases for entropy in entropies],
             "entropy": [entropy],
-            "num_input_tokens": [len(self._generation.request.prompt_ids)],
+            "num_input_tokens": [self._manner.prompt_tokens],
+            "num_cached_tokens": [cached],
             "num_output_tokens": [self.tokens],
         }
-        if entropy is None:
-            del values["entropy"]
+        for name in ("entropy", "num_cached_tokens"):
+            if values[name] == [None]:
+                del values[name]
         if not canvases:
             del values["canvas_steps"], values["step_entropies"]
         return {
             name: np.array([value], dtype=_NUMPY[ALL_OUTPUTS[name].dtype])
             for name, value in values.items()
-            if name not in self._generation.withheld
+            if name not in self._manner.withheld
         }

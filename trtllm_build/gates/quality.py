@@ -10,6 +10,7 @@ from typing import Any
 from nemo_diffgemma.checkpoint import HELD_OUT
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.questions import Question
+from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.runtime.engine import Engine
 from trtllm_build.runtime.request import Request
 
@@ -57,6 +58,11 @@ def checked_loss(exact: Quality, found: Quality, largest: float) -> float:
     return loss
 
 
+def room(tokenizer: Tokenizer, question: Question, canvas: int) -> int:
+    """Tokens for the right answer and its end of sequence, in whole canvases: what training takes them for."""
+    return -(-(len(tokenizer.literal(question.answer)) + 1) // canvas) * canvas
+
+
 def answer(engine: Engine, questions: Sequence[Question]) -> Quality:
     """Ask every question with a seed of its own.
 
@@ -66,11 +72,8 @@ def answer(engine: Engine, questions: Sequence[Question]) -> Quality:
     tokenizer = engine.tokenizer
     assert tokenizer is not None, "questions are text"
     canvas = engine.limits.canvas
-    # room for the longest right answer and its end of sequence, in whole canvases
-    longest = max(len(tokenizer.literal(q.answer)) + 1 for q in questions)
-    room = -(-longest // canvas) * canvas
     requests = [
-        Request(tuple(tokenizer.chat(q.messages, tools=q.tools)), room, seed, engine.sampler)
+        Request(tuple(tokenizer.chat(q.messages, tools=q.tools)), room(tokenizer, q, canvas), seed, engine.sampler)
         for seed, q in enumerate(questions)
     ]
     answers = engine.run(requests)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
@@ -126,7 +126,15 @@ class Recipe:
 
     @classmethod
     def from_config(cls, config: Mapping[str, Any]) -> Self:
-        """Read one of ``conf/precision``, overrides applied."""
+        """Read one of ``conf/precision``, overrides applied.
+
+        Raises:
+            FieldError: see the class; and where a list or an object is something else.
+        """
+        kinds = {"quantize": (Sequence, "a list of classes"), "keep": (Mapping, "an object of classes and reasons")}
+        for key, (kind, allowed) in kinds.items():
+            good = isinstance(config[key], kind) and not isinstance(config[key], str)
+            require(good, field=f"precision.{key}", value=config[key], allowed=allowed, fix="leave it out")
         return cls(
             config["name"],
             config["dtype"],

@@ -120,4 +120,4 @@ def _write(path: Path, shard: list[ShardEntry], stream: Iterator[tuple[str, torc
             found = ShardEntry(name, DTYPES[tensor.dtype], tuple(tensor.shape))
             assert found == entry, f"{found} where {entry} was announced"
             file.seek(begin + offsets[name])
-            tensor.contiguous().reshape(-1).view(torch.uint8).numpy().tofile(file)
+            file.write(tensor.contiguous().reshape(-1).view(torch.uint8).numpy().data)

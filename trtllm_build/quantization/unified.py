@@ -26,7 +26,7 @@ from nemo_diffgemma.checkpoint import DECODER, Checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.files import check_replaceable, file_entries, partial_directory, put_in_place, write_json
 from nemo_diffgemma.weight_files import Shape
-from trtllm_build.bundle import MANIFEST
+from trtllm_build.manifest import MANIFEST
 from trtllm_build.network.weights import layer_file
 from trtllm_build.quantization.fp8 import DTYPE, rows_to_fp8
 from trtllm_build.quantization.nvfp4 import BLOCK, LARGEST, Nvfp4, quantize_nvfp4

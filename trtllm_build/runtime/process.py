@@ -9,15 +9,18 @@ from __future__ import annotations
 import logging
 import os
 import pickle
+import signal
 import socket
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterable
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, BinaryIO
 
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.processes import end_with_parent, python
 from trtllm_build.limits import Limits
 from trtllm_build.runtime.request import Block, Event, Request
 from trtllm_build.runtime.scheduler import QueueFull
@@ -46,6 +49,8 @@ class RemoteTicket:
 class EngineProcess:
     """A loaded bundle in another process, which has generated. Every method may be called from any thread.
 
+    It ends with the thread that makes this object, from its first moment on.
+
     Args:
         directory: the bundle.
         died: called, from a thread of its own, when that process ends unasked.
@@ -59,8 +64,14 @@ class EngineProcess:
     def __init__(self, directory: str | Path, died: Callable[[], None], cpus: Iterable[int] | None = None):
         ours, theirs = socket.socketpair()
         with theirs:
-            command = [_python(), "-m", __name__, str(theirs.fileno()), str(directory), ",".join(map(str, cpus or ()))]
-            self._process = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdin=subprocess.DEVNULL)
+            command = [python(), "-m", __name__, str(theirs.fileno()), str(directory), ",".join(map(str, cpus or ()))]
+            self._process = subprocess.Popen(
+                command,
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                # while it loads it reads nothing, and would not notice that nobody waits for it any more
+                preexec_fn=partial(end_with_parent, signal.SIGKILL, os.getpid()),
+            )
         self.pid = self._process.pid
         self._pipe = _Pipe(ours)
         self._died = died
@@ -72,10 +83,12 @@ class EngineProcess:
         from nemo_diffgemma.tokenizer import Tokenizer
 
         self.manifest: dict[str, Any]
+        tokenizer: Path | None
         self.limits: Limits
         self.sampler: SamplerConfig
         self._progress: Progress
         self.manifest, self.limits, self.sampler, tokenizer, self._progress = self._first()
+        self.tokenizer_directory = tokenizer
         self.tokenizer = None if tokenizer is None else Tokenizer(tokenizer)
         self._thread = threading.Thread(target=self._receive, name="engine-process", daemon=True)
         self._thread.start()
@@ -168,12 +181,6 @@ def _is_last(event: Event | Exception) -> bool:
 def _portable(error: Exception) -> Exception:
     """Others need not survive pickling."""
     return error if isinstance(error, FieldError | QueueFull) else RuntimeError(f"{type(error).__name__}: {error}")
-
-
-def _python() -> str:
-    """Where Python is embedded in another program, ``sys.executable`` need not be Python."""
-    own = Path(sys.prefix) / "bin" / "python3"
-    return str(own) if own.is_file() else sys.executable
 
 
 class _Service:

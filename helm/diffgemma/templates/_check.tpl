@@ -102,4 +102,27 @@
 {{- end -}}
 {{- end -}}
 {{- end -}}
+{{- if and $v.server.corsOrigins (not $v.server.openai) -}}
+{{- include "diffgemma.refuse" (dict "field" "server.corsOrigins" "value" $v.server.corsOrigins "allowed" "with server.openai: no other endpoint is asked by browsers" "fix" "--set server.openai=true") -}}
+{{- end -}}
+{{- include "diffgemma.checkExposure" . -}}
+{{- end }}
+
+{{/* What leads out of the cluster asks who is there, as the launcher does beyond loopback. */}}
+{{- define "diffgemma.checkExposure" -}}
+{{- $v := .Values -}}
+{{- $closed := or $v.auth.existingSecret (include "diffgemma.asksCertificates" .) -}}
+{{- if and $closed $v.auth.insecure -}}
+{{- include "diffgemma.refuse" (dict "field" "auth.insecure" "value" true "allowed" "false with auth.existingSecret or tls.clientCa, which ask who is there" "fix" "leave it out") -}}
+{{- end -}}
+{{- if not (or $closed $v.auth.insecure) -}}
+{{- $ways := dict "ingress.enabled" $v.ingress.enabled "grpcRoute.enabled" $v.grpcRoute.enabled "service.type" (ne $v.service.type "ClusterIP") -}}
+{{- range $field, $used := $ways -}}
+{{- if $used -}}
+{{- include "diffgemma.refuse" (dict "field" $field "value" (eq $field "service.type" | ternary $v.service.type true)
+  "allowed" "inside the cluster, or with auth.existingSecret or tls.clientCa: else anybody who reaches it may ask"
+  "fix" "--set server.openai=true --set auth.existingSecret=SECRET (its lines: diffgemma-serve --new-key NAME), or --set auth.insecure=true") -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
 {{- end }}

@@ -9,6 +9,8 @@ from tests.helm.chart.rendering import PROFILES, Case, Object, merged, render
 _WIDE = {"storage": {"accessMode": "ReadWriteMany", "storageClassName": "nfs"}}
 _TLS = {"tls": {"enabled": True, "secretName": "certificate"}}
 _OPENAI = {"server": {"openai": True}}
+_KEYS = merged(_OPENAI, {"auth": {"existingSecret": "keys"}})
+_INSECURE = {"auth": {"insecure": True}}
 _PEERS = {
     "clients": [{"namespaceSelector": {"matchLabels": {"team": "a"}}}],
     "scrapers": [{"ipBlock": {"cidr": "10.0.0.0/8", "except": ["10.9.0.0/16"]}}],
@@ -32,18 +34,22 @@ SWITCHES = {
     "keda": Case(merged(_WIDE, {"autoscaling": {"kind": "keda", "targetRatio": 0.5, "maxReplicas": 8}})),
     "service-monitor": Case(_MONITORING),
     "pod-monitor": Case(merged(_MONITORING, {"monitoring": {"scrape": "podMonitor"}})),
+    "browsers": Case(
+        {"server": {"openai": True, "corsOrigins": ["https://chat.example", "*"], "keepAliveSeconds": 400}}
+    ),
     "ingress-openai": Case(
-        merged(_OPENAI, {"ingress": {"enabled": True, "host": "gemma.example.org", "tlsSecretName": "t"}})
+        merged(_KEYS, {"ingress": {"enabled": True, "host": "gemma.example.org", "tlsSecretName": "t"}})
     ),
     "ingress-class": Case(
-        merged(_OPENAI, {"ingress": {"enabled": True, "host": "gemma.example.org", "className": "nginx"}})
+        merged(_OPENAI, _INSECURE, {"ingress": {"enabled": True, "host": "gemma.example.org", "className": "nginx"}})
     ),
-    "keys": Case(merged(_OPENAI, {"auth": {"existingSecret": "keys"}})),
+    "keys": Case(_KEYS),
     "keys-and-certificates": Case(
         merged(_OPENAI, _TLS, {"auth": {"existingSecret": "keys", "key": "mine"}, "tls": {"clientCa": True}})
     ),
     "ingress-grpc": Case(
-        {
+        _INSECURE
+        | {
             "ingress": {
                 "enabled": True,
                 "host": "gemma.example.org",
@@ -52,7 +58,7 @@ SWITCHES = {
             }
         }
     ),
-    "grpc-route": Case(merged(_GATEWAY, {"grpcRoute": {"hostnames": ["gemma.example.org"]}})),
+    "grpc-route": Case(merged(_GATEWAY, _INSECURE, {"grpcRoute": {"hostnames": ["gemma.example.org"]}})),
     "otel": Case({"otel": {"endpoint": "http://collector.observability:4318"}}),
     "otel-without-port": Case({"otel": {"endpoint": "https://collector.example.org/v1"}}),
     "no-network-policy": Case({"networkPolicy": {"enabled": False}}),
@@ -104,8 +110,10 @@ SWITCHES = {
     "names": Case({"nameOverride": "gemma", "fullnameOverride": "text", "commonLabels": {"team": "nlp"}}),
     "account": Case({"serviceAccount": {"create": False, "name": "restricted"}}),
     "no-budget": Case({"podDisruptionBudget": {"enabled": False}, "spread": "none", "server": {"preStopSeconds": 0}}),
+    "node-port": Case(merged(_TLS, {"tls": {"clientCa": True}, "service": {"type": "NodePort"}})),
     "load-balancer": Case(
-        {"service": {"type": "LoadBalancer", "annotations": {"a": "b"}}, "monitoring": {"scrape": "serviceMonitor"}}
+        _INSECURE
+        | {"service": {"type": "LoadBalancer", "annotations": {"a": "b"}}, "monitoring": {"scrape": "serviceMonitor"}}
     ),
     "environment": Case(
         {
@@ -124,6 +132,7 @@ SWITCHES = {
             _TLS,
             _OPENAI,
             _GATEWAY,
+            _INSECURE,
             _MONITORING,
             {
                 "autoscaling": {"kind": "keda"},

@@ -78,7 +78,7 @@ def test_what_decides_the_engine_changes_its_folder(change: Object) -> None:
     [
         {"server": {"replicas": 0, "openai": True}},
         {"engine": {"waitTimeoutSeconds": 60}},
-        {"service": {"type": "NodePort"}},
+        {"service": {"type": "NodePort"}, "auth": {"insecure": True}},
         {"monitoring": {"rules": True}},
         {"checkpoint": {"huggingFace": {"tokenSecret": "other"}}},
     ],

@@ -228,6 +228,22 @@ def test_who_may_ask_is_said_to_the_server() -> None:
             assert "subPath" not in mount
 
 
+def test_browsers_and_idle_connections_are_said_to_the_server() -> None:
+    args = serving(rendered("browsers"))["args"]
+    origins = [args[i + 1] for i, word in enumerate(args) if word == "--cors-origin"]
+    assert origins == ["https://chat.example", "*"]
+    assert args[args.index("--keep-alive") + 1] == "400"
+    usual = serving(rendered("openai"))["args"]
+    assert (usual[usual.index("--keep-alive") + 1], "--cors-origin" in usual) == ("75", False)
+    assert "--keep-alive" not in serving(rendered("defaults"))["args"]
+
+
+def test_tritons_http_stays_in_the_pod(objects: list[Object]) -> None:
+    ports = [port for o in of_kind(objects, "Service") for port in o["spec"]["ports"]]
+    assert {port["name"] for port in ports} <= {"grpc", "openai", "metrics", "health"}
+    assert 8000 not in {port["port"] for port in ports}
+
+
 def test_what_leads_out_of_the_cluster_has_no_metrics() -> None:
     objects = rendered("load-balancer")
     inside = {"metrics", "health"}

@@ -206,7 +206,7 @@ def test_everything_optional_is_accepted_and_goes_again(release: Release) -> Non
     switches = (
         "autoscaling.kind=keda,monitoring.scrape=serviceMonitor,monitoring.rules=true,monitoring.dashboard=true",
         "grpcRoute.enabled=true,grpcRoute.parentRefs[0].name=gateway,server.openai=true",
-        "ingress.enabled=true,ingress.host=gemma.example,storage.accessMode=ReadWriteMany",
+        "ingress.enabled=true,ingress.host=gemma.example,storage.accessMode=ReadWriteMany,auth.insecure=true",
     )
     release.installed(*ONE, "--set", ",".join(switches))
     optional = ("scaledobjects", "servicemonitors", "prometheusrules", "grpcroutes", "ingresses", "networkpolicies")

@@ -44,7 +44,7 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
     hardware = {"kind": "cuda", "name": plan.gpu.upper(), "sm": plan.sm}
     measured = {}
     if checkpoint is not None:
-        on_this_cpu = EngineSpec(work, on_cpu(plan.limits))
+        on_this_cpu = EngineSpec(work, on_cpu(plan.limits, plan.longest_question))
         measured = simulate(checkpoint, plan.recipe, on_this_cpu, plan.held_out, plan.largest_loss, note)
     if not has_gpu(plan.sm):
         source = "WEIGHTS=random" if checkpoint is None else f"CHECKPOINT={plan.checkpoint}"
@@ -98,7 +98,7 @@ def _quality(
     largest_loss: float,
     note: Note,
 ) -> dict[str, Any]:
-    questions = read_questions(held_out, QUESTIONS)
+    questions = read_questions(held_out, QUESTIONS, "held_out")
     found: dict[str, Quality] = {}
     for name in dict.fromkeys(("fp32", "bf16", recipe.name)):
         own = name == recipe.name

@@ -55,7 +55,7 @@ def compile_engine(plan: Plan, checkpoint: Checkpoint | None, work: Path, note: 
     compiled = compile_engine_file(
         graph, plan.arch, plan.sm, longest, work / ENGINE_FILE, lambda line: note(f"compile  {line}")
     )
-    spec = EngineSpec(work, on_cpu(plan.limits))
+    spec = EngineSpec(work, on_cpu(plan.limits, plan.longest_question))
     quality = _quality(checkpoint, plan.recipe, spec, plan.held_out, plan.largest_loss, note)
     shutil.rmtree(work / GRAPH)
     hardware = {"kind": "cuda", "name": plan.gpu.upper(), "sm": plan.sm}
@@ -134,7 +134,7 @@ def _quality(
     if not fits_in_memory(checkpoint):
         note("quality  not measured: the model in float32 does not fit into this machine's memory")
         return None
-    questions = read_questions(held_out, QUESTIONS)
+    questions = read_questions(held_out, QUESTIONS, "held_out")
     found = {}
     for each in (named_recipe("fp32"), recipe):
         weights = widened_weights(spec.arch, reader(checkpoint), each)

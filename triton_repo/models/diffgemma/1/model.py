@@ -2,23 +2,29 @@
 
 import json
 import os
+import resource
 import traceback
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import triton_python_backend_utils as pb
 
 from nemo_diffgemma.errors import FieldError
 from triton_repo.config import check_engine
-from triton_repo.python_backend.courier import Courier, Failure, ShuttingDown
+from triton_repo.python_backend.courier import Call, Courier, Failure, ShuttingDown
 from triton_repo.python_backend.metrics import Metrics
-from triton_repo.python_backend.parse import PROMPTS, parse
+from triton_repo.python_backend.parameters import parameters_of
+from triton_repo.python_backend.parse import Asked, ask
+from triton_repo.python_backend.prompt import PROMPTS, TokenIds
+from triton_repo.python_backend.readers import Readers
 from triton_repo.python_backend.record import Caller, Recorder
 from triton_repo.python_backend.reply import Outputs
 from triton_repo.python_backend.spans import Spans, trace_context
 from triton_repo.python_backend.status import error, marked
 from triton_repo.python_backend.telemetry import Telemetry
 from triton_repo.tensors import (
+    ALLOCATOR,
     CANCEL,
     CANCELLATION_ID,
     DRAIN_VARIABLE,
@@ -27,6 +33,9 @@ from triton_repo.tensors import (
     LOG_PROMPTS_VARIABLE,
 )
 from trtllm_build.runtime.process import EngineProcess
+from trtllm_build.runtime.scheduler import QueueFull
+
+_STACK = 8 * 2**20  # Linux's usual
 
 
 class Channel:
@@ -52,10 +61,13 @@ class TritonPythonModel:
     """Holds the engine; requests join and leave its running batch between denoising steps."""
 
     def initialize(self, args: dict[str, str]) -> None:
-        # In a process of its own: the stub holds Python's lock while it waits for tritonserver. Without its engine this
-        # one ends too, and whoever watches it starts both again.
+        _restore_limits()
+        # Processes of their own: the stub holds Python's lock while it waits for tritonserver. Without them this
+        # one ends too, and whoever watches it starts all of them again.
+        self.readers = Readers(_end)
         cpus = [int(cpu) for cpu in os.environ.get(ENGINE_CPUS_VARIABLE, "").split(",") if cpu]
-        self.engine = EngineProcess(os.environ[ENGINE_VARIABLE], lambda: os._exit(1), cpus)
+        self.engine = EngineProcess(os.environ[ENGINE_VARIABLE], _end, cpus)
+        self.readers.open(self.engine.tokenizer_directory, self.engine.limits.context)
         check_engine(json.loads(args["model_config"])["parameters"], self.engine.manifest)
         metrics = Metrics(pb, {"model": args["model_name"], "version": args["model_version"]})
         self.recorder = Recorder(Spans.from_environment())
@@ -63,33 +75,58 @@ class TritonPythonModel:
 
     def execute(self, requests: list[Any]) -> None:
         for request in requests:
-            parameters = json.loads(request.parameters())
+            parameters = parameters_of(request)
             if CANCEL in parameters:
                 self.courier.cancel(parameters[CANCEL])
                 request.get_response_sender().send(flags=pb.TRITONSERVER_RESPONSE_COMPLETE_FINAL)
                 continue
             name = parameters.pop(CANCELLATION_ID, None)
             call = self.courier.open(Channel(request, forwarded=name is not None), name)
-            call.caller = caller = Caller(request.request_id(), trace_context(request))
+            caller = call.caller = Caller(request.request_id(), trace_context(request))
             try:
                 if _draining():
                     raise ShuttingDown("the server is shutting down")
                 arrays = _arrays(request)
-                call.caller = caller = replace(caller, prompt=_prompt(arrays))
-                generation = parse(arrays, parameters, self.engine)
-                call.caller = replace(caller, traceparent=generation.traceparent or caller.traceparent)
-                call.ticket = self.engine.submit(generation.request, call.follow(generation))
-            except FieldError as refusal:
-                call.on_event(refusal)
+                call.caller = replace(caller, prompt=_prompt(arrays))
+                asked = ask(arrays, parameters, self.engine, self.readers.room)
+                call.expect(asked)
+                self.readers.read(asked.prompt, call.is_over, partial(self._begin, call, asked))
             except Exception as failure:
-                # Without an answer the client would wait for ever.
-                pb.Logger.log_error(traceback.format_exc())
-                call.on_event(failure)
+                _fail(call, failure)
+
+    def _begin(self, call: Call, asked: Asked, read: TokenIds | Exception) -> None:
+        try:
+            if isinstance(read, Exception):
+                raise read
+            call.begin(asked.finish(read, self.engine.limits.context), self.engine)
+        except Exception as failure:
+            _fail(call, failure)
 
     def finalize(self) -> None:
+        self.readers.close()
         self.engine.close()
         self.courier.close()
         self.recorder.close()
+
+
+def _fail(call: Call, failure: Exception) -> None:
+    """Without an answer the client would wait for ever."""
+    if not isinstance(failure, FieldError | QueueFull | ShuttingDown):
+        pb.Logger.log_error("".join(traceback.format_exception(failure)))
+    call.on_event(failure.with_traceback(None))  # whose frames hold all that the request brought
+
+
+def _restore_limits() -> None:
+    """For the processes below this one: what the launcher set for tritonserver alone."""
+    for name, value in ALLOCATOR.items():
+        if os.environ.get(name) == value:
+            del os.environ[name]
+    soft, hard = resource.getrlimit(resource.RLIMIT_STACK)
+    resource.setrlimit(resource.RLIMIT_STACK, (min(soft, _STACK) if soft >= 0 else _STACK, hard))
+
+
+def _end() -> None:
+    os._exit(1)
 
 
 def _prompt(arrays: dict[str, Any]) -> str | None:
