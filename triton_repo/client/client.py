@@ -134,6 +134,7 @@ class Client:
         prompt: str | None = None,
         *,
         messages: Sequence[Mapping[str, str]] | None = None,
+        grammar: Mapping[str, Any] | None = None,
         input_ids: Sequence[int] | None = None,
         max_tokens: int | None = None,
         seed: int | None = None,
@@ -162,6 +163,8 @@ class Client:
         Args:
             prompt: raw text; exactly one of it, ``messages`` and ``input_ids``.
             messages: conversation, ``{"role": ..., "content": ...}`` each, for the checkpoint's chat template.
+            grammar: form of the answer, exactly one of ``{"json_schema": {...}}``, ``{"json_object": True}``,
+                ``{"regex": "..."}`` and ``{"choice": ["...", ...]}``.
             input_ids: token ids.
             max_tokens: most tokens to return; default: all that the context has left.
             seed: all randomness follows from it; default 0.
@@ -188,6 +191,7 @@ class Client:
         values = {
             "text_input": prompt,
             "messages": None if messages is None else json.dumps(list(messages)),
+            "grammar": None if grammar is None else json.dumps(grammar),
             "input_ids": input_ids,
             "max_tokens": max_tokens,
             "seed": seed,

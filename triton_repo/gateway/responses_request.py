@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Discriminator, Field, Tag
 
 from triton_repo.gateway.fields import MOST_MESSAGES, Int32, Strict, Text, ignored, only
+from triton_repo.gateway.form import FlatFormat, Grammar, grammars
 from triton_repo.gateway.messages import OURS, TOOLS, text_or_list
 from triton_repo.gateway.schema import LOGPROBS, THINKING, Common, limited
 
@@ -45,7 +46,7 @@ class InputMessage(Strict):
 class TextConfig(Strict):
     """``text``."""
 
-    format: Any = only({"type": "text"}, instead="this model writes text alone")
+    format: FlatFormat | None = None
     verbosity: Any = ignored("medium", why="say in the prompt how long the answer is to be")
 
 
@@ -92,6 +93,10 @@ class ResponsesRequest(Common):
     max_tokens: Any = only(instead="set max_output_tokens")
     n: Any = only(1, instead="send one request for each answer")
     draft_every: Any = only(0, instead="ask /v1/chat/completions, whose streams have drafts")
+
+    def grammars(self) -> list[Grammar]:
+        form = None if self.text is None else self.text.format
+        return list(grammars(form, regex=self.regex, choice=self.choice))
 
     @property
     def limit(self) -> int | None:

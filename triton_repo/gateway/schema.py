@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -21,6 +21,7 @@ from triton_repo.gateway.fields import (
     passed_on,
     wrong,
 )
+from triton_repo.gateway.form import Grammar, ResponseFormat, grammars
 from triton_repo.gateway.messages import OURS, TOOLS, Message, require_one_name, text_or_list
 from triton_repo.tensors import ALL_INPUTS
 
@@ -83,6 +84,12 @@ class Common(Strict):
     confidence_threshold: Float32 | None = passed_on("confidence_threshold")
     stability_threshold: Int32 | None = passed_on("stability_threshold")
 
+    regex: Text | None = Field(default=None, description="a regular expression that the whole answer matches")
+    choice: list[Text] | None = Field(default=None, min_length=1, description="texts, one of which is the answer")
+    whitespace: Literal["spaced", "compact", "flexible"] | None = Field(
+        default=None, description="between the tokens of JSON; default spaced, as Python writes it"
+    )
+
     presence_penalty: Any = only(0, instead=_PENALTY)
     frequency_penalty: Any = only(0, instead=_PENALTY)
     logit_bias: Any = only({}, instead="leave it out, or send the tokens that are allowed from Python")
@@ -104,6 +111,11 @@ class Common(Strict):
     def _fits_together(self) -> Self:
         if self.draft_every and not self.stream:
             raise wrong("draft_every", "only with stream=true")
+        asked = self.grammars()
+        if len(asked) > 1:
+            raise wrong("regex" if self.regex is not None else "choice", "one form of the answer at a time")
+        if self.whitespace is not None and not any("json" in name for name in asked[0] if asked):
+            raise wrong("whitespace", "only where the answer is to be JSON")
         if (self.seed or 0) + self.choices - 1 > _MOST_SEED:
             raise wrong("seed", "seed + n - 1 has to fit into 64 bits")
         return self
@@ -119,6 +131,10 @@ class Common(Strict):
         """Answers to each prompt."""
         return self.n or 1
 
+    def grammars(self) -> list[Grammar]:
+        """Every form that the answer is asked to have; no more than one can be."""
+        return list(grammars(None, regex=self.regex, choice=self.choice))
+
     def inputs(self) -> dict[str, Any]:
         """The served model's inputs but for prompt, seed and stream; None where the request is silent."""
         names = [name for name in Common.model_fields if self.renamed.get(name, name) in ALL_INPUTS]
@@ -126,6 +142,8 @@ class Common(Strict):
         if isinstance(given["stop_words"], str):
             given["stop_words"] = [given["stop_words"]]
         given["stop_words"] = given["stop_words"] or None
+        for grammar in self.grammars():
+            given["grammar"] = grammar | ({} if self.whitespace is None else {"whitespace": self.whitespace})
         if self.user is not None and len(self.user.encode()) > _MOST_NAME:
             given["client"] = hashlib.sha256(self.user.encode()).hexdigest()
         return given
@@ -175,7 +193,7 @@ class ChatRequest(Common):
     parallel_tool_calls: Any = only(True, False, instead=TOOLS)
     functions: Any = only([], instead=TOOLS)
     function_call: Any = only("none", "auto", instead=TOOLS)
-    response_format: Any = only({"type": "text"}, instead="this model writes text alone")
+    response_format: ResponseFormat | None = None
     modalities: Any = only(["text"], instead="this model writes text alone")
     audio: Any = only(instead="this model writes text alone")
     prediction: Any = ignored(why="a canvas is denoised as quickly without")
@@ -189,6 +207,9 @@ class ChatRequest(Common):
             raise wrong("max_completion_tokens", "not the same as max_tokens")
         require_one_name(self.messages)
         return self
+
+    def grammars(self) -> list[Grammar]:
+        return list(grammars(self.response_format, regex=self.regex, choice=self.choice))
 
     @property
     def limit(self) -> int | None:

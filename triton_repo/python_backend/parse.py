@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -87,6 +88,7 @@ class Asked:
             prompt_ids=ids.prompt,
             max_tokens=max_tokens + len(ids.suffix),
             pinned={max_tokens + i: token for i, token in enumerate(ids.suffix)},
+            grammar=ids.grammar or self.request.grammar,
         )
         gap = max_tokens if ids.suffix else None
         return ParsedRequest(
@@ -165,6 +167,7 @@ def ask(
         cache_salt=_scalar(inputs, "cache_salt", ""),
         deadline=_deadline(_scalar(inputs, "deadline", None), parameters.get(TIMEOUT)),
         canvas_length="fit" if canvas == 0 else canvas,
+        grammar=json.loads(prompt.grammar) if prompt.grammar else None,
     )
     counts = ("num_input_tokens", "num_output_tokens")
     withheld = frozenset(name for name in counts if not _scalar(inputs, f"return_{name}", True))
@@ -261,6 +264,20 @@ def _suffix(inputs: Mapping[str, list[Any]], stream: bool) -> str:
     return text
 
 
+def _grammar(inputs: Mapping[str, list[Any]]) -> str:
+    """JSON of the form that the answer has; empty for any."""
+    text: str = _scalar(inputs, "grammar", "")
+    if not text:
+        return ""
+    shape = 'a JSON object, for example {"choice": ["yes", "no"]}'
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FieldError(field="grammar", value=text, allowed=shape, fix=f"correct the JSON: {error}") from error
+    require(isinstance(found, dict), field="grammar", value=text, allowed=shape, fix="send one, or leave it out")
+    return text
+
+
 def _traceparent(inputs: Mapping[str, list[Any]]) -> str | None:
     value: str | None = _scalar(inputs, "traceparent", None)
     good = value is None or TRACEPARENT.fullmatch(value) is not None
@@ -285,7 +302,7 @@ def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess, str
         fix="send one of them",
     )
     (name,) = given
-    suffix = _suffix(inputs, stream)
+    suffix, grammar = _suffix(inputs, stream), _grammar(inputs)
     if name == "input_ids":
         size = engine.limits.vocab_size
         strange = next((token for token in inputs[name] if not 0 <= token < size), None)
@@ -293,13 +310,20 @@ def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess, str
         require(
             strange is None, field=name, value=strange, allowed=allowed, fix="tokenize with this checkpoint's tokenizer"
         )
-    if name != "input_ids" or suffix:
+    require(
+        not (suffix and grammar),
+        field="suffix",
+        value=suffix,
+        allowed="nothing beside grammar, which alone says what is written",
+        fix="leave out suffix, or grammar",
+    )
+    if name != "input_ids" or suffix or grammar:
         require(
             engine.tokenizer is not None,
-            field="suffix" if name == "input_ids" else name,
+            field=name if name != "input_ids" else "suffix" if suffix else "grammar",
             value="text",
             allowed="input_ids: this engine has no tokenizer",
             fix="send input_ids",
         )
     value = tuple(inputs[name]) if name == "input_ids" else inputs[name][0]
-    return Prompt(name, value, suffix)
+    return Prompt(name, value, suffix, grammar)

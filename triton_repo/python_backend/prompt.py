@@ -13,6 +13,7 @@ from nemo_diffgemma.errors import FieldError, require
 if TYPE_CHECKING:
     from nemo_diffgemma.chat import Message
     from nemo_diffgemma.tokenizer import Tokenizer
+    from trtllm_build.grammar.token_automaton import TokenAutomaton
 
 PROMPTS = ("text_input", "messages", "input_ids")
 _ROLES = ("system", "user", "assistant")
@@ -28,24 +29,27 @@ class Prompt:
         name: the input that it came in, one of :data:`PROMPTS`.
         value: its text, or token ids for ``input_ids``.
         suffix: text after the answer; empty for none.
+        grammar: the form of the answer, JSON; empty for any.
     """
 
     name: str
     value: str | tuple[int, ...]
     suffix: str = ""
+    grammar: str = ""
 
     @property
     def size(self) -> int:
         """Characters to be read; token ids are not."""
-        return len(self.suffix) + (len(self.value) if isinstance(self.value, str) else 0)
+        return len(self.suffix) + len(self.grammar) + (len(self.value) if isinstance(self.value, str) else 0)
 
 
 @dataclass(frozen=True)
 class TokenIds:
-    """What a prompt has become, and the suffix."""
+    """What a prompt has become, the suffix, and the grammar; None for none, or one that is yet to be compiled."""
 
     prompt: tuple[int, ...]
     suffix: tuple[int, ...] = ()
+    grammar: TokenAutomaton | None = None
 
 
 @dataclass(frozen=True)

@@ -10,7 +10,7 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import partial
@@ -70,8 +70,14 @@ class Readers:
         self._aside: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self.room = Room(0, None)
 
-    def open(self, tokenizer: Path | None, context: int) -> None:
+    def open(self, tokenizer: Path | None, context: int, vocab_size: int, eos_ids: Sequence[int]) -> None:
         """Be ready to read for an engine of so many tokens of context.
+
+        Args:
+            tokenizer: where it lies; None for an engine without one.
+            context: tokens of the engine's context.
+            vocab_size: token ids run from 0 to this, exclusive.
+            eos_ids: tokens that end an answer.
 
         Raises:
             RuntimeError: when the process cannot load the tokenizer.
@@ -79,7 +85,7 @@ class Readers:
         self.room = Room(context, None)
         if tokenizer is not None:
             with Connection(os.dup(self._control.fileno())) as told:
-                told.send((tokenizer, context))
+                told.send((tokenizer, context, vocab_size, tuple(eos_ids)))
                 try:
                     self.room = told.recv()
                 except (EOFError, OSError):
@@ -140,7 +146,7 @@ class Readers:
         prompt = job.prompt
         if job.gone():
             job.done(None)
-        elif isinstance(prompt.value, tuple) and not prompt.suffix:
+        elif isinstance(prompt.value, tuple) and not prompt.suffix and not prompt.grammar:
             job.done(TokenIds(prompt.value))
         elif prompt.size > LONG or (read := reader.read(prompt, job.gone, PATIENCE_S)) is None:
             self._aside.put(job)

@@ -62,6 +62,7 @@ class Reply:
             False,
             reason,
             last.stats.reused_tokens if last.stats else None,
+            [block.log_z for block in blocks if block.log_z is not None],
         )
 
     def _pack(
@@ -75,6 +76,7 @@ class Reply:
         draft: bool,
         reason: str,
         cached: int | None,
+        forms: Sequence[float] = (),
     ) -> Outputs:
         values: dict[str, list[Any]] = {
             "text_output": [text.encode()],
@@ -89,11 +91,14 @@ class Reply:
             "entropy": [entropy],
             "num_input_tokens": [self._manner.prompt_tokens],
             "num_cached_tokens": [cached],
+            "form_log_probability": list(forms),
             "num_output_tokens": [self.tokens],
         }
         for name in ("entropy", "num_cached_tokens"):
             if values[name] == [None]:
                 del values[name]
+        if not forms:
+            del values["form_log_probability"]
         if not canvases:
             del values["canvas_steps"], values["step_entropies"]
         return {

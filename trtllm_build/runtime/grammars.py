@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Mapping
+from contextlib import suppress
 from typing import Any
 from weakref import WeakKeyDictionary
 
-from nemo_diffgemma.errors import require
+from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.grammar.compile import compile_grammar
 from trtllm_build.grammar.token_automaton import TokenAutomaton
@@ -30,6 +31,18 @@ class Grammars:
         self._vocabulary: Vocabulary | None = None
         self._laid_out: WeakKeyDictionary[TokenAutomaton, Transitions] = WeakKeyDictionary()
 
+    def prepare(self) -> None:
+        """Make now what the first grammar needs of the tokenizer; does nothing where no grammar can be had."""
+        with suppress(FieldError):
+            _ = self._texts().trie
+
+    def _texts(self) -> Vocabulary:
+        if self._vocabulary is None:
+            assert self._tokenizer is not None
+            file, controls = self._tokenizer.definition, self._tokenizer.control_ids
+            self._vocabulary = read_vocabulary(file, controls, self._vocab_size)
+        return self._vocabulary
+
     def automaton(self, grammar: Mapping[str, Any]) -> TokenAutomaton:
         """Compile a grammar.
 
@@ -43,11 +56,7 @@ class Grammars:
             allowed="nothing: this engine has no tokenizer",
             fix="add the tokenizer's files to the checkpoint and build again",
         )
-        assert self._tokenizer is not None
-        if self._vocabulary is None:
-            file, controls = self._tokenizer.definition, self._tokenizer.control_ids
-            self._vocabulary = read_vocabulary(file, controls, self._vocab_size)
-        return compile_grammar(grammar, self._vocabulary, self._eos_ids)
+        return compile_grammar(grammar, self._texts(), self._eos_ids)
 
     def transitions(self, grammar: Mapping[str, Any] | TokenAutomaton) -> Transitions:
         """Compile a grammar that is not yet, and lay it out for inference.

@@ -87,7 +87,8 @@ class EngineProcess:
         self.limits: Limits
         self.sampler: SamplerConfig
         self._progress: Progress
-        self.manifest, self.limits, self.sampler, tokenizer, self._progress = self._first()
+        self.eos_ids: tuple[int, ...]
+        self.manifest, self.limits, self.sampler, self.eos_ids, tokenizer, self._progress = self._first()
         self.tokenizer_directory = tokenizer
         self.tokenizer = None if tokenizer is None else Tokenizer(tokenizer)
         self._thread = threading.Thread(target=self._receive, name="engine-process", daemon=True)
@@ -258,7 +259,8 @@ def main(arguments: list[str]) -> None:
         # Who is told that it is loaded may rely on it: it has generated.
         engine.generate([[0]], max_tokens=1, max_denoising_steps=1)
         spec = engine.spec
-        loaded = (spec.manifest, spec.limits, spec.sampler, spec.tokenizer_directory, engine.progress())
+        eos = tuple(spec.arch.eos_token_ids)
+        loaded = (spec.manifest, spec.limits, spec.sampler, eos, spec.tokenizer_directory, engine.progress())
     except Exception as error:
         pipe.send(_portable(error))
         return

@@ -67,7 +67,8 @@ class TritonPythonModel:
         self.readers = Readers(_end)
         cpus = [int(cpu) for cpu in os.environ.get(ENGINE_CPUS_VARIABLE, "").split(",") if cpu]
         self.engine = EngineProcess(os.environ[ENGINE_VARIABLE], _end, cpus)
-        self.readers.open(self.engine.tokenizer_directory, self.engine.limits.context)
+        limits = self.engine.limits
+        self.readers.open(self.engine.tokenizer_directory, limits.context, limits.vocab_size, self.engine.eos_ids)
         check_engine(json.loads(args["model_config"])["parameters"], self.engine.manifest)
         metrics = Metrics(pb, {"model": args["model_name"], "version": args["model_version"]})
         self.recorder = Recorder(Spans.from_environment())

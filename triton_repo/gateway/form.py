@@ -1,0 +1,93 @@
+"""What form an answer is to have: ``response_format`` and its relatives."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Annotated, Any, Literal
+
+from pydantic import Discriminator, Field, Tag
+
+from triton_repo.gateway.fields import Strict, Text, ignored
+
+_NAMED = "nothing but the schema says what is written"
+Grammar = dict[str, Any]
+
+
+class TextFormat(Strict):
+    """Any text."""
+
+    type: Literal["text"]
+
+    def grammar(self) -> Grammar | None:
+        """As the served model takes it."""
+        return None
+
+
+class ObjectFormat(Strict):
+    """Any JSON object."""
+
+    type: Literal["json_object"]
+
+    def grammar(self) -> Grammar | None:
+        """As the served model takes it."""
+        return {"json_object": True}
+
+
+class Schema(Strict):
+    """``json_schema`` of a chat's ``response_format``."""
+
+    name: Text | None = ignored(why=_NAMED)
+    description: Text | None = ignored(why=_NAMED)
+    schema_: dict[str, Any] = Field(alias="schema", description="JSON Schema of the answer, kept to whatever strict is")
+    strict: bool | None = None
+
+
+class SchemaFormat(Strict):
+    """JSON of a schema, in a chat."""
+
+    type: Literal["json_schema"]
+    json_schema: Schema
+
+    def grammar(self) -> Grammar | None:
+        """As the served model takes it."""
+        return {"json_schema": self.json_schema.schema_}
+
+
+class FlatSchemaFormat(Schema):
+    """JSON of a schema, in a request for a response."""
+
+    type: Literal["json_schema"]
+
+    def grammar(self) -> Grammar | None:
+        """As the served model takes it."""
+        return {"json_schema": self.schema_}
+
+
+def _type(value: Any) -> str:
+    found = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+    return f"~{found}" if found in ("text", "json_object", "json_schema") else "~text"
+
+
+ResponseFormat = Annotated[
+    Annotated[TextFormat, Tag("~text")]
+    | Annotated[ObjectFormat, Tag("~json_object")]
+    | Annotated[SchemaFormat, Tag("~json_schema")],
+    Discriminator(_type),
+]
+FlatFormat = Annotated[
+    Annotated[TextFormat, Tag("~text")]
+    | Annotated[ObjectFormat, Tag("~json_object")]
+    | Annotated[FlatSchemaFormat, Tag("~json_schema")],
+    Discriminator(_type),
+]
+
+
+def grammars(
+    form: TextFormat | ObjectFormat | SchemaFormat | FlatSchemaFormat | None, **others: Any
+) -> Iterator[Grammar]:
+    """Every grammar that a request asks for: that of its format, and those named in ``others`` that are not None."""
+    if form is not None and (found := form.grammar()) is not None:
+        yield found
+    for name, value in others.items():
+        if value is not None:
+            yield {name: value}
