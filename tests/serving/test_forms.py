@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import json
 import re
+from collections.abc import Iterator
 from typing import Any, Literal
 
 import openai
 import pytest
 from pydantic import BaseModel
-from triton_repo.client.errors import Refused
 
+from tests.serving.gateway import Running
 from triton_repo.client.blocking import BlockingClient
-from triton_repo.launcher.server import Server
+from triton_repo.client.failures import Refused
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 ASKED: Any = [{"role": "user", "content": "Who orders what?"}]
@@ -30,9 +31,9 @@ class Order(BaseModel):
     paid: bool
 
 
-@pytest.fixture(scope="module")
-def api(server: Server) -> Any:
-    with openai.OpenAI(base_url=server.openai_url, api_key="none", max_retries=0) as connected:
+@pytest.fixture
+def api(gateway: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as connected:
         yield connected
 
 
@@ -92,6 +93,6 @@ def test_grpc_takes_a_grammar_and_says_how_likely_the_form_was(client: BlockingC
     assert [value <= 0 for value in responses[-1].form_log_probability] == [True]
     with pytest.raises(Refused, match="grammar: .*exactly one of"):
         list(client.generate("Is it so?", grammar={"regex": "a", "choice": ["b"]}, max_tokens=8))
+    schema = {"type": "object", "properties": {"a": {"type": "strange"}}}
     with pytest.raises(Refused, match=r"grammar\.json_schema at \$\.properties\.a"):
-        schema = {"type": "object", "properties": {"a": {"type": "strange"}}}
         list(client.generate("Is it so?", grammar={"json_schema": schema}, max_tokens=8))

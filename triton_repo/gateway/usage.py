@@ -128,13 +128,14 @@ def _canvases(response: Response) -> Iterator[dict[str, Any]]:
     entropies, forms = iter(response.step_entropies), iter(response.form_log_probability)
     for steps in response.canvas_steps:
         mine = list(islice(entropies, steps))
+        form = next(forms, None)
         yield {
             "denoising_steps": steps,
             "first_entropy": _short(mine[0]),
             "peak_entropy": _short(max(mine)),
             "summed_entropy": _short(sum(mine)),
             "last_entropy": _short(mine[-1]),
-            **{"form_log_probability": _short(form) for form in islice(forms, 1)},
+            **({} if form is None else {"form_log_probability": _short(form)}),
         }
 
 
