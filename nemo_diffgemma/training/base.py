@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from nemo_diffgemma.checkpoint import CALIBRATION, HELD_OUT, TOKENIZER_FILES, Checkpoint
@@ -28,11 +29,25 @@ def files_that_travel(base: Path | None, tokenizer: Path) -> dict[str, Path]:
     files: dict[str, Path] = {}
     if base is not None:
         left_out = _NOT_COPIED if tokenizer == base else (*_NOT_COPIED, *TOKENIZER_FILES)
-        for path in base.rglob("*"):
+        for path in _below(base):
             relative = path.relative_to(base)
-            if path.is_file() and not _hidden(relative) and not any(relative.match(pattern) for pattern in left_out):
+            here = len(relative.parts) == 1  # deeper, a name means nothing to us
+            if not (here and any(relative.match(pattern) for pattern in left_out)):
                 files[relative.as_posix()] = path
     return files | {name: tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()}
+
+
+def _below(base: Path) -> Iterator[Path]:
+    """Files below a folder, those in linked folders too, but hidden ones; a folder that a link leads back to, once."""
+    seen = set[str]()
+    for folder, folders, names in os.walk(base, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (Path(folder) / name for name in names if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
 
 
 def check_base(base: Path, tokenizer: Path) -> None:

@@ -233,9 +233,18 @@ def _check_together(config: TrainConfig) -> None:
         allowed=f"a folder apart from {config.run / inside}, which the run itself writes",
         fix=f"pass output={config.run / 'checkpoint'}, or leave it out",
     )
+    for field, paths in (("data.train", config.data.train), ("data.validation", config.data.validation)):
+        replaced = [path for path in paths if output in path.resolve().parents]
+        require(
+            not replaced or config.data.generate is not None,
+            field=field,
+            value=", ".join(map(str, replaced)),
+            allowed=f"files apart from output={config.output}, which is replaced",
+            fix="pass output=DIR with another folder, or move the files elsewhere",
+        )
     if config.init_from is not None:
         base = config.init_from.resolve()
-        apart = base not in (run, output) and base not in run.parents
+        apart = base not in (run, output) and base not in run.parents and base not in output.parents
         allowed = f"folders apart from init_from={config.init_from}, which stays as it is"
         require(
             apart,
@@ -307,6 +316,9 @@ def _data(values: Mapping[str, Any], init_from: Path | None) -> Data:
 def _files(field: str, value: Any) -> tuple[Path, ...]:
     if value is None:
         return ()
+    if isinstance(value, list):
+        for item in value:
+            require(isinstance(item, str), field=field, value=item, allowed="paths", fix=f"pass {field}=FILE")
     return find_files(field, [str(item) for item in value] if isinstance(value, list) else [str(value)])
 
 
