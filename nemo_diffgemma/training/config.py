@@ -375,6 +375,14 @@ def _optim(values: Mapping[str, Any]) -> Optim:
         train_router=_flag("optim.train_router", values["train_router"]),
     )
     require(optim.momentum < 1, field="optim.momentum", value=optim.momentum, allowed="0 to below 1", fix="pass 0.95")
+    probability = optim.self_conditioning_probability
+    require(
+        probability <= 1,
+        field="optim.self_conditioning_probability",
+        value=probability,
+        allowed="0 to 1",
+        fix="pass 0.5",
+    )
     require(
         optim.min_lr <= optim.lr,
         field="optim.min_lr",
