@@ -44,7 +44,7 @@ def check_paths(values: Mapping[str, Any]) -> None:
     Args:
         values: the configuration, resolved.
     """
-    for key in sorted(PATHS | SEVERAL, key=lambda key: (key not in WRITTEN, key)):  # others may lie below these
+    for key in sorted(PATHS | SEVERAL, key=lambda key: (key != "run", key not in WRITTEN, key)):  # others lie below it
         group, _, name = key.rpartition(".")
         part = values.get(group) if group else values
         found = part.get(name) if isinstance(part, Mapping) else None

@@ -372,9 +372,10 @@ def _optim(values: Mapping[str, Any]) -> Optim:
     pair = isinstance(betas, list) and len(betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in betas)
     require(pair, field="optim.betas", value=betas, allowed="two numbers in [0, 1)", fix="pass optim.betas=[0.9,0.95]")
     rates = dict.fromkeys(("lr", "matrix_lr", "clip_norm"), (_SMALLEST, _LARGEST))
-    factors = dict.fromkeys(("weight_decay", "autoregressive_weight"), (0.0, _LARGEST_FACTOR))
-    limits = rates | factors | {"min_lr": (0.0, _LARGEST), "momentum": (0.0, 1.0)}
-    limits["self_conditioning_probability"] = (0.0, 1.0)
+    factors = dict.fromkeys(
+        ("weight_decay", "autoregressive_weight", "momentum", "self_conditioning_probability"), (0.0, _LARGEST_FACTOR)
+    )
+    limits = rates | factors | {"min_lr": (0.0, _LARGEST)}
     optim = Optim(
         optimizer=_one_of("optim.optimizer", values["optimizer"], OPTIMIZERS),
         schedule=_one_of("optim.schedule", values["schedule"], SCHEDULES),
@@ -386,6 +387,14 @@ def _optim(values: Mapping[str, Any]) -> Optim:
         train_router=_flag("optim.train_router", values["train_router"]),
     )
     require(optim.momentum < 1, field="optim.momentum", value=optim.momentum, allowed="0 to below 1", fix="pass 0.95")
+    probability = optim.self_conditioning_probability
+    require(
+        probability <= 1,
+        field="optim.self_conditioning_probability",
+        value=probability,
+        allowed="0 to 1",
+        fix="pass 0.5",
+    )
     require(
         optim.min_lr <= optim.lr,
         field="optim.min_lr",
