@@ -55,16 +55,17 @@ def check_paths(values: Mapping[str, Any]) -> None:
 
 def _check_path(key: str, path: str) -> None:
     longest = _LONGEST_WRITTEN if key in WRITTEN else _LONGEST
-    names = [os.fsencode(name) for name in path.split("/")] if "\0" not in path else []
+    names = [os.fsencode(name) for name in path.split("/")]
     fix = f"pass {key}=PATH with another"
-    require(bool(names), field=key, value=path, allowed="a path without the character of number 0", fix=fix)
     allowed = f"a path of names of at most {longest} bytes each, {_LONGEST_PATH} bytes in all"
     whole = len(os.fsencode(os.path.abspath(path)))
     require(max(map(len, names)) <= longest and whole <= _LONGEST_PATH, field=key, value=path, allowed=allowed, fix=fix)
     try:
         os.stat(path)
     except OSError as error:
-        wrong = error.errno in (errno.ELOOP, errno.ENOTDIR) or (error.errno == errno.ENOENT and os.path.islink(path))
+        wrong = error.errno == errno.ELOOP or (error.errno == errno.ENOENT and os.path.islink(path))
+        # who writes says which file is in the way
+        wrong = wrong or (error.errno == errno.ENOTDIR and key not in WRITTEN)
         allowed = "a path below folders, whose links lead somewhere"
         require(not wrong, field=key, value=f"{path}: {error.strerror}", allowed=allowed, fix=fix)
 

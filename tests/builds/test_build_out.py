@@ -414,4 +414,4 @@ def test_what_other_folders_have_a_manifest(tmp_path: Path, capsys: pytest.Captu
         (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
         with pytest.raises(SystemExit, match="2"):
             main(["inspect", str(tmp_path)])
-        assert "engine:manifest.json: " in capsys.readouterr().err
+        assert "engine:manifest.json:" in capsys.readouterr().err
