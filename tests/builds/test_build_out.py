@@ -24,7 +24,8 @@ from nemo_diffgemma.files import partial_directory
 from nemo_diffgemma.hf_config import write_config
 from nemo_diffgemma.models import RELEASED, configured
 from tests.support import random_checkpoint, small_architecture
-from trtllm_build.bundle import INPUTS, Bundle
+from trtllm_build.bundle import Bundle
+from trtllm_build.bundle_files import INPUTS
 from trtllm_build.cli import main
 from trtllm_build.manifest import MANIFEST
 from trtllm_build.out import check_space, work_directory

@@ -29,16 +29,16 @@ def honest(target: Target) -> bytes:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack(name: str, target: Target, honest: bytes) -> None:
-    assert play(ATTACKS[name], target, honest).wrong == ()
+def test_an_attack(name: str, target: Target, server: Server, honest: bytes) -> None:
+    assert play(ATTACKS[name], target, server, honest).wrong == ()
 
 
-def test_the_log_is_lines_of_text(target: Target, logged: Callable[[str], bool]) -> None:
+def test_the_log_is_lines_of_text(target: Target, server: Server, logged: Callable[[str], bool]) -> None:
     """What the attacks sent is in it escaped, or not at all."""
     assert ATTACKS["control characters in an id"].run(target) == "OK"
     assert logged(r'"request_id": "a\n\u001b[31m{}\r"')
-    assert target.server.log_path is not None
-    log = target.server.log_path.read_bytes()
+    assert server.log_path is not None
+    log = server.log_path.read_bytes()
     assert re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", log) is None
 
 

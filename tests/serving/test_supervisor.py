@@ -135,6 +135,22 @@ def test_a_gateway_killed_in_the_middle_of_a_stream(demo_bundle: Path) -> None:
     assert errors == "error: it failed 4 times in 600 s: the gateway died\n"
 
 
+def test_a_gateway_that_stands_still_is_started_again(demo_bundle: Path) -> None:
+    with launched(demo_bundle, "--openai-port=0", "--stall-timeout=24") as (process, lines):
+        (api,) = (line.removeprefix("OpenAI's API: ") for line in lines if line.startswith("OpenAI"))
+        tritonserver, _ = stubs(process.pid)
+        (gateway,) = set(children(process.pid)) - {tritonserver}
+        assert health(lines)[0] == 200
+        os.kill(gateway, signal.SIGSTOP)
+        wait_until(lambda: health(lines)[0] == 503)
+        assert health(lines)[1]["reason"].startswith("the gateway takes no connection, or does not answer, for ")
+        assert health(lines, "live")[0] == 200
+        wait_until(lambda: not Path(f"/proc/{gateway}").exists())  # SIGTERM alone would wait until it goes on
+        wait_until(lambda: health(lines)[0] == 200)
+        assert httpx.post(f"{api}/completions", json=TEXT, timeout=60).status_code == 200
+        assert stubs(process.pid)[0] == tritonserver
+
+
 def test_an_engine_that_stands_still_is_started_again(demo_bundle: Path) -> None:
     with launched(demo_bundle, "--stall-timeout=15") as (process, lines):
         tritonserver, _ = stubs(process.pid)

@@ -30,9 +30,10 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "a field is wrong, unknown or unsupported"},
     401: {"model": ErrorBody, "description": "no API key, or one that is not known here"},
     408: {"model": ErrorBody, "description": "the request did not arrive in time"},
-    413: {"model": ErrorBody, "description": "the body is too large, or in too many chunks"},
+    413: {"model": ErrorBody, "description": "the body is too large, of too many values, or in too many chunks"},
     415: {"model": ErrorBody, "description": "the body is compressed"},
     429: {"model": ErrorBody, "description": "a limit of the API key; Retry-After says when to come again"},
+    431: {"model": ErrorBody, "description": "the headers are too large"},
     500: {"model": ErrorBody, "description": "the server failed"},
     503: {"model": ErrorBody, "description": "no room now, starting or ending; Retry-After says when to come again"},
 }
@@ -41,7 +42,7 @@ _LATE: dict[int | str, dict[str, Any]] = {504: {"model": ErrorBody, "description
 # Of one event; its data is a chunk, an error, or [DONE].
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 _EVENTS = {"text/event-stream": {"schema": _EVENT}}
-_GENERATION = _REFUSALS | _MODEL | _LATE | {200: {"content": _EVENTS, "description": "the answer; events with stream"}}
+STATUSES = _REFUSALS | _MODEL | _LATE | {200: {"content": _EVENTS, "description": "the answer; events with stream"}}
 
 
 Body = ChatRequest | CompletionRequest | ResponsesRequest
@@ -119,15 +120,15 @@ def create(gateway: Gateway) -> FastAPI:
 
     app = FastAPI(title="diffgemma", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
 
-    @app.post("/v1/chat/completions", response_model=answers.ChatCompletion, responses=_GENERATION)
+    @app.post("/v1/chat/completions", response_model=answers.ChatCompletion, responses=STATUSES)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         return await gateway.answer(request, body)
 
-    @app.post("/v1/completions", response_model=answers.Completion, responses=_GENERATION)
+    @app.post("/v1/completions", response_model=answers.Completion, responses=STATUSES)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         return await gateway.answer(request, body)
 
-    @app.post("/v1/responses", response_model=ModelResponse, responses=_GENERATION)
+    @app.post("/v1/responses", response_model=ModelResponse, responses=STATUSES)
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         return await gateway.answer(request, body)
 

@@ -7,15 +7,15 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
+from tests.cases.triton.attack import Attack
+from tests.cases.triton.restricted import RESTRICTED
 from tests.cases.triton.target import GRPC_ERROR, Given, Target, int32, text
 from triton_repo.tensors import MODEL, UNARY_MODEL
 
@@ -24,25 +24,12 @@ BIG = 15 * 2**20
 RACES = 1000
 
 
-@dataclass(frozen=True)
-class Attack:
-    """Something hostile.
-
-    Args:
-        run: does it; returns what the client is told.
-        told: how that begins.
-    """
-
-    run: Callable[[Target], str]
-    told: str
-
-
 def _with(told: str, **given: Given | None) -> Attack:
-    return Attack(lambda target: target.ask(target.request(**given)), told)
+    return Attack(lambda target: target.ask(target.request(MODEL, **given)), told)
 
 
 def _with_error(told: str, **given: Given | None) -> Attack:
-    return Attack(lambda target: target.ask(target.request(**given), GRPC_ERROR), told)
+    return Attack(lambda target: target.ask(target.request(MODEL, **given), GRPC_ERROR), told, statuses=True)
 
 
 def _parameter(name: str, field: str, value: object, told: str, model: str = MODEL) -> Attack:
@@ -61,7 +48,7 @@ def _outputs(name: str, count: int, told: str) -> Attack:
             request.outputs.add(name=name.format(i))
         return target.ask(request, GRPC_ERROR)
 
-    return Attack(run, told)
+    return Attack(run, told, statuses=True)
 
 
 def _http(told: str, body: bytes, path: str = GENERATE, **headers: str) -> Attack:
@@ -90,38 +77,44 @@ def _region(target: Target) -> str:
     return f"{target.call('SystemSharedMemoryRegister', register).split(',')[0]}; {told}"
 
 
+def cancel(target: Target, number: int, model: str = MODEL) -> str:
+    """Go away, in another moment of a request's life for each number."""
+    long: dict[str, Given | None] = {
+        "max_tokens": ("INT32", [1, 1], int32(200)),
+        "ignore_eos": ("BOOL", [1, 1], b"\1"),
+    }
+    request = target.request(model, **long)
+    stream = target.stub.ModelStreamInfer
+    call = stream(iter([request])) if model == MODEL else target.stub.ModelInfer.future(request)
+    time.sleep(number % 10 * 0.002)
+    call.cancel()
+    return "cancelled"
+
+
 def _races(model: str) -> Attack:
-    """Clients that go away in every moment of a request's life."""
-
-    def one(target: Target, number: int) -> None:
-        long: dict[str, Given | None] = {
-            "max_tokens": ("INT32", [1, 1], int32(200)),
-            "ignore_eos": ("BOOL", [1, 1], b"\1"),
-        }
-        request = target.request(model, **long)
-        stream = target.stub.ModelStreamInfer
-        call = stream(iter([request])) if model == MODEL else target.stub.ModelInfer.future(request)
-        time.sleep(number % 10 * 0.002)
-        call.cancel()
-
     def run(target: Target) -> str:
         with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda number: one(target, number), range(RACES)))
+            list(pool.map(lambda number: cancel(target, number, model), range(RACES)))
         return "cancelled"
 
     return Attack(run, "cancelled")
 
 
-def _resets(target: Target) -> str:
-    """Connections that are reset, some in the middle of a request."""
+def reset(target: Target, number: int) -> str:
+    """Reset a connection, every third in the middle of its request."""
     url = urlsplit(target.server.http_url)
     body = json.dumps({"text_input": "red", "max_tokens": 200, "ignore_eos": True, "stream": True}).encode()
     head = f"POST {GENERATE}_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection((url.hostname, url.port)) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.sendall(head + (body if number % 3 else body[:10]))
+        time.sleep(number % 10 * 0.002)
+    return "reset"
+
+
+def _resets(target: Target) -> str:
     for number in range(200):
-        with socket.create_connection((url.hostname, url.port)) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            connection.sendall(head + (body if number % 3 else body[:10]))
-            time.sleep(number % 10 * 0.002)
+        reset(target, number)
     return "reset"
 
 
@@ -235,6 +228,7 @@ ATTACKS: dict[str, Attack] = {
     "unloading a model": _restricted("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=MODEL)),
     "log settings": _restricted("LogSettings", pb.LogSettingsRequest()),
     "trace settings": _restricted("TraceSetting", pb.TraceSettingRequest()),
+    **RESTRICTED,
     **{
         f"POST {path}": _http(told, b"{}", path)
         for path, told in {
@@ -256,4 +250,4 @@ ATTACKS: dict[str, Attack] = {
 
 def _id(value: str) -> bytes:
     """The field of a request that names it, which then stands twice: the last one counts."""
-    return pb.ModelInferRequest(id=value).SerializeToString()
+    return bytes(pb.ModelInferRequest(id=value).SerializeToString())

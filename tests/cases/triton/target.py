@@ -6,13 +6,12 @@ import struct
 from collections.abc import Sequence
 from http.client import HTTPConnection
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 from urllib.parse import urlsplit
 
 import grpc
 from tritonclient.grpc import service_pb2, service_pb2_grpc
 
-from triton_repo.launcher.server import Server
 from triton_repo.tensors import MODEL
 
 Given = tuple[str, list[int], bytes]
@@ -30,10 +29,21 @@ def text(value: bytes) -> bytes:
     return struct.pack("<I", len(value)) + value
 
 
+class Served(Protocol):
+    """Where a server is: a running :class:`~triton_repo.launcher.server.Server`, or what another process knows of it."""
+
+    @property
+    def grpc_url(self) -> str: ...
+    @property
+    def http_url(self) -> str: ...
+    @property
+    def pid(self) -> int: ...
+
+
 class Target:
     """Raw gRPC and HTTP to ``server``."""
 
-    def __init__(self, server: Server):
+    def __init__(self, server: Served):
         self.server = server
         unlimited = [("grpc.max_send_message_length", -1), ("grpc.max_receive_message_length", -1)]
         self._channel = grpc.insecure_channel(server.grpc_url, options=unlimited)
@@ -73,6 +83,15 @@ class Target:
         """The same of a call that is no inference."""
         try:
             getattr(self.stub, method)(request, timeout=60, metadata=metadata)
+        except grpc.RpcError as error:
+            return f"{error.code().name} {error.details()}"
+        return "OK"
+
+    def named(self, path: str, request: Any) -> str:
+        """The same of a call by its whole path."""
+        call = self._channel.unary_unary(path, request_serializer=type(request).SerializeToString)
+        try:
+            call(request, timeout=60)
         except grpc.RpcError as error:
             return f"{error.code().name} {error.details()}"
         return "OK"
