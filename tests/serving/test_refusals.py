@@ -14,7 +14,7 @@ from triton_repo.client.blocking import BlockingClient
 from triton_repo.client.client import GenerationError
 from triton_repo.launcher.server import Server
 from triton_repo.python_backend.parse import parse
-from triton_repo.tensors import UNSUPPORTED, Unsupported
+from triton_repo.tensors import MOST_STEPS, UNSUPPORTED, Unsupported
 from trtllm_build import Engine
 
 
@@ -169,6 +169,17 @@ def test_lists_are_bounded(engine: Engine) -> None:
     for name, many in (("stop_words", np.array([[b"a"] * 65])), ("stop_token_ids", np.zeros((1, 1025), np.int32))):
         with pytest.raises(FieldError, match=f"{name}: '{many.size} elements' cannot be used; allowed: at most "):
             parse({"input_ids": ids, name: many}, {}, engine)
+
+
+@pytest.mark.parametrize("name", ["max_denoising_steps", "stability_threshold"])
+def test_steps_are_bounded(engine: Engine, name: str) -> None:
+    """One request must not keep its place for as long as its client stays."""
+    prompt = {"input_ids": np.array([[3]], np.int32)}
+    most = parse({**prompt, name: np.array([[MOST_STEPS]], np.int32)}, {}, engine)
+    assert getattr(most.request.sampler, name) == MOST_STEPS
+    for steps in (MOST_STEPS + 1, 2**31 - 1):
+        with pytest.raises(FieldError, match=f"^{name}: {steps} cannot be used; allowed: at most {MOST_STEPS}; fix: "):
+            parse({**prompt, name: np.array([[steps]], np.int32)}, {}, engine)
 
 
 def test_values_that_fit_no_tensor_are_refused_before_they_are_sent() -> None:
