@@ -14,7 +14,7 @@ from pathlib import Path
 
 from nemo_diffgemma.errors import FieldError, require
 
-# also in logs, and before a colon in salts
+# also in logs, and before a colon in what salts are made of
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LIMITS = ("requests", "tokens_per_minute")
