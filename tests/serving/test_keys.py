@@ -71,6 +71,18 @@ def test_what_cannot_be_used_is_named_and_never_shows_a_key(tmp_path: Path, text
     assert ADA not in str(error.value)
 
 
+def test_a_key_file_that_is_no_regular_one_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"ada:{HASH}\n")
+    access = Access(file)
+    file.unlink()
+    os.mkfifo(file)
+    assert name(access, ADA) == "ada"  # the keys before stay
+    for path in (file, tmp_path, Path("/dev/null")):
+        with pytest.raises(FieldError, match="^--api-key-file: .*not a regular file"):
+            read(path)
+
+
 def test_without_a_valid_key_nobody_is_admitted(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"ada:{HASH}\n")
     access = Access(tmp_path / "keys")
