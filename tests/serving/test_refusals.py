@@ -223,3 +223,9 @@ def test_a_port_in_use_and_a_missing_bundle_stop_the_launcher_before_it_starts(d
         )
     with pytest.raises(FieldError, match=r"engine: .* a bundle directory with a manifest.json"), Server("/nowhere"):
         pass
+
+
+def test_a_log_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    for log in (tmp_path, tmp_path / "missing" / "log"):
+        with pytest.raises(FieldError, match=f"^--log-file: '{log}' cannot be used; allowed: a file in a folder"):
+            Server(tmp_path, log_file=log)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -62,6 +64,7 @@ class Gateway:
         self.client = client
         self._model = model
         self._created = int(time.time())
+        self._secret = secrets.token_bytes(32)
 
     def models(self) -> list[dict[str, Any]]:
         """The one model there is."""
@@ -80,6 +83,9 @@ class Gateway:
         form, counter, seed = _form(request_id, body), Counter(body.choices), body.first_seed()
         generations = self._generations(body, seed, request_id, _trace(request), request.state.key)
         record |= {"stream": bool(body.stream), "choices": len(generations)}
+        if (share := request.state.share) is not None:
+            share.owed = counter.owed
+            share.take(len(generations) - 1)  # it has one
         responses = _recorded(generations, record, counter)
         if not body.stream:
             whole = await unless_gone(request, _whole(form, responses, counter, len(generations)))
@@ -97,7 +103,7 @@ class Gateway:
         shared, prompts = body.inputs(), body.prompts()
         if key is not None:
             # Keys take turns: with several names one would get more of them. And no key finds what another has sent.
-            shared |= {"client": key, "cache_salt": f"{key}:{shared.get('cache_salt') or ''}"}
+            shared |= {"client": key, "cache_salt": self._salt(key, shared["cache_salt"] or "")}
         # An infilled gap comes in one piece.
         stream = bool(body.stream) and not any(prompt.get("suffix") for prompt in prompts)
         jobs = [(prompt, i) for prompt in prompts for i in range(body.choices)]
@@ -108,6 +114,10 @@ class Gateway:
             )
             for (prompt, i), name in zip(jobs, names, strict=True)
         ]
+
+    def _salt(self, key: str, salt: str) -> str:
+        """A key's own salt, which nobody can spell who asks tritonserver past the gateway."""
+        return hmac.digest(self._secret, f"{key}:{salt}".encode(), "sha256").hex()
 
 
 def create(gateway: Gateway) -> FastAPI:
