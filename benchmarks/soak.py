@@ -32,6 +32,7 @@ from benchmarks.soak_traffic import CLIENTS, Seen, Traffic
 from nemo_diffgemma.errors import require
 from triton_repo.client.client import Client
 from triton_repo.launcher.server import Server, ServerFailed
+from triton_repo.tensors import MOST_STEPS
 from trtllm_build import load_engine
 
 FLAT = 0.05  # mean memory of the last third of the samples over that of the first, less 1
@@ -280,7 +281,7 @@ async def _fill(url: str, slots: int, request: Known) -> bool:
     holding = asyncio.Barrier(slots)
 
     async def hold(client: Client) -> None:
-        asked = {**request.inputs, "max_denoising_steps": 2**31 - 1, "drafts": True}
+        asked = {**request.inputs, "max_denoising_steps": MOST_STEPS, "drafts": True}
         async with aclosing(client.generate(**asked)) as responses:
             async for response in responses:
                 # A draft comes only from a slot; one that got none could not come to the barrier.
