@@ -35,8 +35,8 @@ def parameters() -> int:
 
     values = OmegaConf.to_container(OmegaConf.load(_CONFIG))
     assert isinstance(values, dict)
-    values = {str(name): value for name, value in values.items()}
-    return sum(torch.Size(shape).numel() for shape in text_tensors(Architecture.from_dict(values)).values())
+    arch = Architecture.from_dict({str(name): value for name, value in values.items()})
+    return sum(torch.Size(shape).numel() for shape in text_tensors(arch).values())
 
 
 def code() -> str:
