@@ -60,12 +60,12 @@ def _check_path(key: str, path: str) -> None:
     allowed = f"a path of names of at most {longest} bytes each, {_LONGEST_PATH} bytes in all"
     whole = len(os.fsencode(os.path.abspath(path)))
     require(max(map(len, names)) <= longest and whole <= _LONGEST_PATH, field=key, value=path, allowed=allowed, fix=fix)
+    free = key != "run" or not os.path.isfile(path)  # before what lies below it by default
+    require(free, field=key, value=path, allowed="a folder, or a path where nothing is", fix=fix)
     try:
         os.stat(path)
     except OSError as error:
-        wrong = error.errno == errno.ELOOP or (error.errno == errno.ENOENT and os.path.islink(path))
-        # who writes says which file is in the way
-        wrong = wrong or (error.errno == errno.ENOTDIR and key not in WRITTEN)
+        wrong = error.errno in (errno.ELOOP, errno.ENOTDIR) or (error.errno == errno.ENOENT and os.path.islink(path))
         allowed = "a path below folders, whose links lead somewhere"
         require(not wrong, field=key, value=f"{path}: {error.strerror}", allowed=allowed, fix=fix)
 

@@ -218,8 +218,8 @@ def test_a_port_in_use_and_a_missing_bundle_stop_the_launcher_before_it_starts(d
         with pytest.raises(FieldError) as error, Server(demo_bundle, http_port=0, grpc_port=port, metrics_port=0):
             pass
         assert str(error.value) == (
-            f"--grpc-port: {port} cannot be used; allowed: a free port on 127.0.0.1 ([Errno 98] Address already in "
-            "use); fix: stop what listens there, or pass --grpc-port 0 to take any free port"
+            f"--grpc-port: {port} cannot be used; allowed: a free port on 127.0.0.1 (Address already in use)"
+            "; fix: stop what listens there, or pass --grpc-port 0 to take any free port"
         )
     with pytest.raises(FieldError, match=r"engine: .* a bundle directory with a manifest.json"), Server("/nowhere"):
         pass
