@@ -10,10 +10,12 @@ from nemo_diffgemma.checkpoint import CALIBRATION, HELD_OUT, TOKENIZER_FILES, Ch
 from nemo_diffgemma.checkpoint_writer import MARKER
 from nemo_diffgemma.errors import require
 
-# Of a base checkpoint: weights in any form, and what this project writes itself.
-_NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.index.json", MARKER, CALIBRATION, HELD_OUT)
+# Of a base checkpoint, at any depth: weights in any form, which are those of another model by then.
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.safetensors.index.json", "*.bin.index.json")
+# At its top: what this project writes itself.
+_OURS = (MARKER, CALIBRATION, HELD_OUT)
 # No folder may have such a name: the model has a file there.
-_WRITTEN = (*_NOT_COPIED, "config.json", "generation_config.json", *TOKENIZER_FILES)
+_WRITTEN = (*_WEIGHTS, *_OURS, "config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
 def files_that_travel(base: Path | None, tokenizer: Path) -> dict[str, Path]:
@@ -28,11 +30,10 @@ def files_that_travel(base: Path | None, tokenizer: Path) -> dict[str, Path]:
     """
     files: dict[str, Path] = {}
     if base is not None:
-        left_out = _NOT_COPIED if tokenizer == base else (*_NOT_COPIED, *TOKENIZER_FILES)
+        ours = _OURS if tokenizer == base else (*_OURS, *TOKENIZER_FILES)
         for path in _below(base):
             relative = path.relative_to(base)
-            here = len(relative.parts) == 1  # deeper, a name means nothing to us
-            if not (here and any(relative.match(pattern) for pattern in left_out)):
+            if str(relative) not in ours and not any(relative.match(pattern) for pattern in _WEIGHTS):
                 files[relative.as_posix()] = path
     return files | {name: tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()}
 

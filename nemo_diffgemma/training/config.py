@@ -236,7 +236,7 @@ def _check_together(config: TrainConfig) -> None:
     for field, paths in (("data.train", config.data.train), ("data.validation", config.data.validation)):
         replaced = [path for path in paths if output in path.resolve().parents]
         require(
-            not replaced or config.data.generate is not None,
+            not replaced,
             field=field,
             value=", ".join(map(str, replaced)),
             allowed=f"files apart from output={config.output}, which is replaced",
