@@ -101,7 +101,7 @@ def _attack(place: Place, ending: Event, ours: Any) -> None:
     raise_open_files()
     done = Done()
     target = Target(place)
-    triton = {name: attack for name, attack in ATTACKS.items() if not attack.statuses and not _crowd(name)}
+    triton = {name: attack for name, attack in ATTACKS.items() if not _crowd(name)}
     kinds: dict[str, tuple[int, Callable[[int], str | None]]] = {
         "Triton's ports": (len(triton), _each(triton, lambda attack: _told(attack, target))),
         "bytes": (len(RAW), _each(RAW, lambda given: _raw(place, *given))),

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,13 @@ from tests.cases.triton.target import Target, text
 from triton_repo.launcher.server import Server
 
 pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def server(demo_bundle: Path, same_threads: None) -> Iterator[Server]:
+    """One of its own: should an attack end it, other tests have theirs."""
+    with Server(demo_bundle, http_port=0, grpc_port=0, metrics_port=0) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")

@@ -15,9 +15,7 @@ class Attack:
     Args:
         run: does it; returns what the client is told.
         told: how that begins.
-        statuses: asks for gRPC statuses instead of messages, by which tritonserver 2.51 ends now and then.
     """
 
     run: Callable[[Target], str]
     told: str
-    statuses: bool = False

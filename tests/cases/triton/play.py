@@ -38,5 +38,5 @@ def play(attack: Attack, target: Target, server: Server, honest: bytes) -> Outco
     except ServerFailed as error:
         wrong.append(str(error).splitlines()[0])
     except Exception as error:
-        wrong.append(f"no answer to the honest question: {type(error).__name__}")
+        wrong.append(f"no answer to the honest question: {type(error).__name__}: {str(error)[:200]}")
     return Outcome(told, tuple(wrong))
