@@ -6,20 +6,25 @@ import asyncio
 import random
 import time
 from collections import Counter
+from collections.abc import Coroutine
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from itertools import cycle
 from typing import Any
 
 import grpc
+import httpx
 from tritonclient.grpc import service_pb2_grpc
 
 from benchmarks.soak_requests import MALFORMED, Known, over_long
 from triton_repo.client.client import Client, GenerationError, Refused, Retry, Unavailable, Unreachable
 from triton_repo.client.failures import explained, unqualified
+from triton_repo.tensors import MODEL
 
 CLIENTS = 32
 NAMES = ("north", "east", "south", "west")
+GRPC, OPENAI = "gRPC", "OpenAI"
+_THROUGH_GATEWAY = 0.25  # of plain requests, where there is one
 SHARES = {"cancelled": 10, "malformed": 5, "over-long": 2}  # of a hundred requests; the others are plain
 _PATIENCE_S = 300.0  # a request that has not ended by then hangs
 
@@ -37,6 +42,7 @@ class Seen:
         ended_at: seconds since the beginning, and how.
         problems: what must not happen, in words.
         tokens: output tokens of answered requests, and of the parts of cancelled ones that came.
+        took_s: seconds of each plain request that was answered, by where it was sent: ``gRPC``, ``OpenAI``.
     """
 
     sent: int = 0
@@ -47,6 +53,7 @@ class Seen:
     ended_at: list[tuple[float, str]] = field(default_factory=list)
     problems: list[str] = field(default_factory=list)
     tokens: int = 0
+    took_s: dict[str, list[float]] = field(default_factory=lambda: {GRPC: [], OPENAI: []})
 
 
 def kinds() -> list[str]:
@@ -65,9 +72,19 @@ class Traffic:
         context: tokens that the engine's context holds.
         seconds: after which no request is sent any more.
         clients: how many.
+        openai_url: of a gateway, which then gets a quarter of the plain requests.
     """
 
-    def __init__(self, url: str, short: list[Known], long: list[Known], context: int, seconds: float, clients: int):
+    def __init__(
+        self,
+        url: str,
+        short: list[Known],
+        long: list[Known],
+        context: int,
+        seconds: float,
+        clients: int,
+        openai_url: str | None = None,
+    ):
         self.seen = Seen()
         self._url = url
         self._short = short
@@ -75,6 +92,7 @@ class Traffic:
         self._context = context
         self._seconds = seconds
         self._clients = clients
+        self._openai_url = openai_url
         self._began = 0.0
         self._kinds = cycle(kinds())
 
@@ -84,6 +102,7 @@ class Traffic:
         async with (
             Client(self._url, retry=Retry(attempts=1)) as client,
             grpc.aio.insecure_channel(self._url) as channel,
+            httpx.AsyncClient(timeout=_PATIENCE_S, trust_env=False) as self._http,
             asyncio.TaskGroup() as group,
         ):
             stub = service_pb2_grpc.GRPCInferenceServiceStub(channel)
@@ -103,9 +122,13 @@ class Traffic:
             elif kind == "over-long":
                 asked = {"max_tokens": 8, **over_long(draw, self._context)}
                 end = await self._counted(kind, self._must_refuse(client, asked, name))
+            elif self._openai_url is not None and draw.random() < _THROUGH_GATEWAY:
+                asking = self._through_gateway(self._openai_url, draw.choice(self._short), name)
+                end = await self._counted(kind, self._timed(OPENAI, asking))
             else:
                 style = draw.choice(({}, {}, {"stream": False}, {"drafts": True}))
-                end = await self._counted(kind, self._answered(client, draw.choice(self._short), name, style))
+                asking = self._answered(client, draw.choice(self._short), name, style)
+                end = await self._counted(kind, self._timed(GRPC, asking))
             if end in ("unavailable", "unreachable"):
                 await asyncio.sleep(0.1)
 
@@ -136,6 +159,13 @@ class Traffic:
         seen.ended_at.append((time.perf_counter() - self._began, end))
         return end
 
+    async def _timed(self, where: str, request: Coroutine[Any, Any, str]) -> str:
+        began = time.perf_counter()
+        end = await request
+        if end == "answered":
+            self.seen.took_s[where].append(time.perf_counter() - began)
+        return end
+
     def _refusal(self, message: str) -> None:
         # Ours say what is allowed; tritonserver's do not.
         self.seen.by_model += "cannot be used; allowed: " in message
@@ -153,11 +183,37 @@ class Traffic:
                     text += response.text
                     reason = response.finish_reason
         assert reason is not None, "the client raises for a stream without an end"
+        if tokens != known.tokens:
+            self.seen.problems.append(f"other tokens than those of {known.text!r}")
+        return self._compared(known, style, text, reason)
+
+    def _compared(self, known: Known, style: dict[str, Any], text: str, reason: str) -> str:
         self.seen.reasons[reason] += 1
-        if (tokens, text, reason) != (known.tokens, known.text, known.reason):
+        if (text, reason) != (known.text, known.reason):
             asked = {**known.inputs, **style}
             self.seen.problems.append(f"another answer to {str(asked)[:200]}: {text!r}, {reason}; not {known.text!r}")
         return "answered"
+
+    async def _through_gateway(self, url: str, known: Known, name: str) -> str:
+        body: dict[str, Any] = {"model": MODEL, **known.inputs, "user": name}
+        if "input_ids" in body:
+            body["prompt"] = body.pop("input_ids")
+        path = "chat/completions" if "messages" in body else "completions"
+        try:
+            answer = await self._http.post(f"{url}/{path}", json=body)
+        except httpx.HTTPError as error:
+            self.seen.problems.append(f"OpenAI: {type(error).__name__}: {error}")
+            return "failed"
+        if answer.status_code == 503:
+            return "unavailable"
+        if answer.status_code != 200:
+            self.seen.problems.append(f"OpenAI: status {answer.status_code}: {answer.text[:200]}")
+            return "failed"
+        found = answer.json()
+        choice = found["choices"][0]
+        self.seen.tokens += found["usage"]["completion_tokens"]
+        text = choice["message"]["content"] if "message" in choice else choice["text"]
+        return self._compared(known, {"openai": path}, text, choice["finish_reason"])
 
     async def _cancelled(self, client: Client, draw: random.Random, name: str) -> str:
         """Go away at a random moment, from before the first response to after the last."""

@@ -19,9 +19,6 @@ from typing import IO, Any
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.machine import writing
 
-# Files up to this size are compared by content, larger ones by length: a user edits texts, not weights.
-_COMPARED = 2**20
-
 
 @contextmanager
 def new_file(path: Path) -> Iterator[IO[bytes]]:
@@ -86,7 +83,7 @@ def check_replaceable(directory: Path, marker: str, field: str) -> None:
     """Refuse to replace a folder that holds anything which this product did not write there.
 
     Allowed are a path where nothing is, an empty folder, and a folder whose ``marker`` (a JSON file) lists every other
-    file in it under ``files``, each as it is listed (see :data:`_COMPARED`). What a killed process had moved aside and
+    file in it under ``files``, each as it is listed. What a killed process had moved aside and
     not replaced yet is put back first.
 
     Args:
@@ -192,10 +189,10 @@ def _foreign(directory: Path, marker: str) -> list[str]:
 
 
 def as_listed(path: Path, entry: Any) -> bool:
-    """Whether a file is what a marker's entry for it says; a large one is judged by its length."""
+    """Whether a file is what a marker's entry for it says, to the last byte: weights can be changed in place."""
     if not isinstance(entry, dict) or not path.is_file() or path.stat().st_size != entry.get("bytes"):
         return False
-    return path.stat().st_size > _COMPARED or file_sha256(path) == entry.get("sha256")
+    return file_sha256(path) == entry.get("sha256")
 
 
 def _put_back(place: Path, marker: str) -> None:
@@ -212,7 +209,7 @@ def _put_back(place: Path, marker: str) -> None:
 
 @contextmanager
 def locked(path: Path, busy: Callable[[], None], unsupported: Callable[[], None]) -> Iterator[None]:
-    """Hold the kernel's lock on the file ``path``, which is made when missing and removed at the end.
+    """Hold the kernel's lock on the file ``path``, which is made when missing and removed at the end if it is empty.
 
     The lock ends with its process however that ends (NFS hands it to its server). Folders that were made for the file
     and are empty at the end go, too.
@@ -231,11 +228,17 @@ def locked(path: Path, busy: Callable[[], None], unsupported: Callable[[], None]
             try:
                 yield
             finally:
-                path.unlink(missing_ok=True)
+                if is_lock(path):
+                    path.unlink()
     finally:
         with suppress(OSError):  # something lies in it by now
             for folder in made:
                 folder.rmdir()
+
+
+def is_lock(path: Path) -> bool:
+    """Whether this is what :func:`locked` makes: an empty file. One that somebody wrote into is somebody's."""
+    return path.is_file() and path.stat().st_size == 0
 
 
 def _lock_file(path: Path) -> IO[str]:

@@ -44,7 +44,7 @@ def check_paths(values: Mapping[str, Any]) -> None:
     Args:
         values: the configuration, resolved.
     """
-    for key in sorted(PATHS | SEVERAL, key=lambda key: (key not in WRITTEN, key)):  # others may lie below these
+    for key in sorted(PATHS | SEVERAL, key=lambda key: (key != "run", key not in WRITTEN, key)):  # others lie below it
         group, _, name = key.rpartition(".")
         part = values.get(group) if group else values
         found = part.get(name) if isinstance(part, Mapping) else None
@@ -55,12 +55,13 @@ def check_paths(values: Mapping[str, Any]) -> None:
 
 def _check_path(key: str, path: str) -> None:
     longest = _LONGEST_WRITTEN if key in WRITTEN else _LONGEST
-    names = [os.fsencode(name) for name in path.split("/")] if "\0" not in path else []
+    names = [os.fsencode(name) for name in path.split("/")]
     fix = f"pass {key}=PATH with another"
-    require(bool(names), field=key, value=path, allowed="a path without the character of number 0", fix=fix)
     allowed = f"a path of names of at most {longest} bytes each, {_LONGEST_PATH} bytes in all"
     whole = len(os.fsencode(os.path.abspath(path)))
     require(max(map(len, names)) <= longest and whole <= _LONGEST_PATH, field=key, value=path, allowed=allowed, fix=fix)
+    free = key != "run" or not os.path.isfile(path)  # before what lies below it by default
+    require(free, field=key, value=path, allowed="a folder, or a path where nothing is", fix=fix)
     try:
         os.stat(path)
     except OSError as error:

@@ -12,6 +12,7 @@ from typing import Any
 from nemo_diffgemma.errors import FieldError, require
 
 _DEEPEST = 100  # brackets in each other: what reads and copies them afterwards may call itself once for each
+_LARGEST = 2**26  # bytes; the index of the largest checkpoint there is takes a tenth of it
 
 
 def read_object(path: Path, field: str, fix: str) -> dict[str, Any]:
@@ -39,6 +40,8 @@ def read_object(path: Path, field: str, fix: str) -> dict[str, Any]:
             raise refuse("a folder" if path.is_dir() else "no regular file")
         if path.is_file() and not os.access(path, os.R_OK):
             raise refuse(f"not readable for user {os.getuid()}")
+        if path.is_file() and path.stat().st_size > _LARGEST:
+            raise refuse(f"{path.stat().st_size} bytes, more than {_LARGEST}")
         text = path.read_bytes().decode("utf-8")
         found = json.loads(text, object_pairs_hook=_without_repeats)
     except FieldError:

@@ -119,21 +119,26 @@ def find_weights(directory: Path) -> Weights:
     return Weights(tensors, tuple(passed_over))
 
 
-def read_header(path: Path) -> dict[str, Stored]:
-    """What a safetensors file holds.
+def read_header(path: Path, field: str = "", fix: str = REFETCH) -> dict[str, Stored]:
+    """What a safetensors file holds; of its content only the header is read.
+
+    Args:
+        path: of the file.
+        field: what messages call it (default: ``checkpoint:`` and its name).
+        fix: what to do when it is not whole.
 
     Raises:
         FieldError: when it is not readable or not whole.
     """
-    field = f"checkpoint:{path.name}"
+    field = field or f"checkpoint:{path.name}"
     # safetensors writes files that their owner alone may read: another user's, as in a container, stops here
-    fix = f"chmod -R a+rX {path.parent}, or run as their owner"
+    readable = f"chmod -R a+rX {path.parent}, or run as their owner"
     require(
         os.access(path, os.R_OK),
         field=field,
         value=f"not readable for user {os.getuid()}",
         allowed="a readable file",
-        fix=fix,
+        fix=readable,
     )
     try:
         with safe_open(path, "np") as file:
@@ -141,7 +146,7 @@ def read_header(path: Path) -> dict[str, Stored]:
             return {n: Stored(path, n, str(s.get_dtype()), tuple(s.get_shape())) for n, s in slices.items()}
     except SafetensorError as error:
         found = f"{path.stat().st_size} bytes: {str(error).rpartition('header: ')[2]}"
-        raise FieldError(field=field, value=found, allowed="a whole safetensors file", fix=REFETCH) from None
+        raise FieldError(field=field, value=found, allowed="a whole safetensors file", fix=fix) from None
 
 
 def _index(directory: Path) -> dict[str, str] | None:

@@ -5,16 +5,18 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import re
 import secrets
+import stat
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from nemo_diffgemma.errors import FieldError, require
 
-# also in logs, and before a colon in salts
+# also in logs, and before a colon in what salts are made of
 _NAME = re.compile(r"[A-Za-z0-9._-]{1,64}")
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _LIMITS = ("requests", "tokens_per_minute")
@@ -65,6 +67,9 @@ def read(path: Path) -> tuple[ApiKey, ...]:
             stands in place of its hash.
     """
     try:
+        # A pipe would wait for who writes to it, and can be read but once.
+        if not stat.S_ISREG(path.stat().st_mode):
+            raise OSError(errno.EINVAL, "not a regular file")
         text = path.read_text(encoding="utf-8")
     except (OSError, ValueError) as error:
         reason = error.strerror if isinstance(error, OSError) else "not UTF-8"

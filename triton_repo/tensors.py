@@ -71,6 +71,9 @@ def _unsupported(
     return Unsupported(Tensor(name, dtype, f"{accepted}: {instead}", dims), neutral, instead)
 
 
+# Denoising steps per canvas that a request may ask for, where the checkpoint itself does not take more: one that asks
+# for billions would hold its place for as long as its client stays.
+MOST_STEPS = 1024
 _TEXT = 16 * 2**20  # bytes; four for each token of the longest context
 
 INPUTS: tuple[Tensor, ...] = (
@@ -115,12 +118,20 @@ INPUTS: tuple[Tensor, ...] = (
     ),
     Tensor("deadline", "FP32", "seconds from arrival after which the request is ended; default: never"),
     Tensor("ignore_eos", "BOOL", "go on to max_tokens whatever the model writes; default false"),
-    Tensor("max_denoising_steps", "INT32", "most steps per canvas; default: the checkpoint's"),
+    Tensor(
+        "max_denoising_steps",
+        "INT32",
+        f"most steps per canvas, up to {MOST_STEPS} or the checkpoint's, if those are more; default: the checkpoint's",
+    ),
     Tensor("t_min", "FP32", "temperature at the end of the schedule; default: the checkpoint's"),
     Tensor("t_max", "FP32", "temperature at its start; default: the checkpoint's"),
     Tensor("entropy_bound", "FP32", "nats of summed entropy accepted in one step; default: the checkpoint's"),
     Tensor("confidence_threshold", "FP32", "mean entropy in nats at which a stable canvas stops; default likewise"),
-    Tensor("stability_threshold", "INT32", "earlier steps that the argmax canvas must equal; default likewise"),
+    Tensor(
+        "stability_threshold",
+        "INT32",
+        f"earlier steps that the argmax canvas must equal, up to {MOST_STEPS} likewise; default likewise",
+    ),
     Tensor("temperature", "FP32", "times the schedule's where tokens are drawn, 0 to 2; 0: the likeliest; default 1"),
     Tensor("top_p", "FP32", "draw from the likeliest tokens that weigh as much, 0 to 1; default 1: from all"),
     Tensor(

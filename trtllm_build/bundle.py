@@ -19,35 +19,21 @@ import hashlib
 import json
 import os
 from dataclasses import dataclass
-from fnmatch import fnmatch
 from pathlib import Path
 from typing import Any, Self
 
 import torch
 
-from nemo_diffgemma.checkpoint import TOKENIZER_FILES
 from nemo_diffgemma.errors import require
-from nemo_diffgemma.files import file_entries, file_sha256, write_json
+from nemo_diffgemma.files import file_entries, write_json
+from trtllm_build.bundle_files import LOG, check_files
 from trtllm_build.hardware import has_gpu, this_machine
 from trtllm_build.limits import Limits
 from trtllm_build.manifest import CONTRACT, MANIFEST, read_manifest
-from trtllm_build.spec import INPUT_SCALES, PIECES, EngineSpec
+from trtllm_build.spec import PIECES, EngineSpec
 
-LOG = "build.log"
-INPUTS = "inputs.json"
 # Parts of the manifest that differ from one build of the same inputs to the next.
 _VOLATILE = ("manifest_hash", "measured", "runtime", "verified", "remaining", "log")
-# What bundles are made of, beside their manifest: by name, and by folder and the names in it.
-_FILES = {"architecture.json", "sampler.json", INPUTS, INPUT_SCALES, LOG, "plan", "plan.log"}
-_FOLDERS = {"weights": "*.safetensors", PIECES: "*.pt2"}
-
-
-def is_bundle_file(name: str) -> bool:
-    """Whether a file of this name, relative to a folder, is one that bundles have there."""
-    folder, _, rest = name.rpartition("/")
-    if folder == "tokenizer":
-        return rest in TOKENIZER_FILES
-    return name in _FILES or (folder in _FOLDERS and fnmatch(rest, _FOLDERS[folder]))
 
 
 @dataclass(frozen=True)
@@ -90,7 +76,7 @@ class Bundle:
         bundle = cls(directory, manifest)
         if not elsewhere:
             bundle._check_hardware()
-        bundle._check_files(rebuild)
+        check_files(bundle.spec, rebuild)
         return bundle
 
     def _check_hardware(self) -> None:
@@ -125,29 +111,6 @@ class Bundle:
             allowed=f"what this machine has: {torch.cuda.get_device_name() if has_any else 'no CUDA GPU'}",
             fix=f"run `make engine GPU=cpu` here, or load it on {describe(built_for)}",
         )
-
-    def _check_files(self, rebuild: str) -> None:
-        for name, entry in self.manifest["files"].items():
-            path = self.directory / name
-            field = f"engine:{name}"
-            require(path.is_file(), field=field, value="missing", allowed="every file of the manifest", fix=rebuild)
-            size = path.stat().st_size
-            require(
-                size == entry["bytes"],
-                field=field,
-                value=f"{size} bytes",
-                allowed=f"{entry['bytes']} bytes",
-                fix=rebuild,
-            )
-        for name, entry in self.manifest["files"].items():
-            found = file_sha256(self.directory / name)
-            require(
-                found == entry["sha256"],
-                field=f"engine:{name}",
-                value=f"sha256 {found}",
-                allowed=entry["sha256"],
-                fix=rebuild,
-            )
 
     @property
     def spec(self) -> EngineSpec:

@@ -24,7 +24,7 @@ from nemo_diffgemma.files import (
     some,
 )
 from nemo_diffgemma.machine import writing
-from trtllm_build.bundle import INPUTS, is_bundle_file
+from trtllm_build.bundle_files import INPUTS, is_bundle_file
 from trtllm_build.manifest import MANIFEST
 from trtllm_build.spec import PIECES
 

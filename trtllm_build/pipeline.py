@@ -25,7 +25,8 @@ from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_sha256, write_json, write_text
 from nemo_diffgemma.questions import read_questions
 from nemo_diffgemma.tokenizer import Tokenizer
-from trtllm_build.bundle import LOG, Bundle, write_manifest
+from trtllm_build.bundle import Bundle, write_manifest
+from trtllm_build.bundle_files import LOG
 from trtllm_build.compilers import Outcome, compiler
 from trtllm_build.gates.questions import CALIBRATION_QUESTIONS, check_questions
 from trtllm_build.hardware import has_gpu

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-import json
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 from nemo_diffgemma.architecture import Architecture
+from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.json_files import read_object
 from trtllm_build.limits import Limits
 from trtllm_build.sampling import SamplerConfig
 
 PIECES = "pieces"
 INPUT_SCALES = "input_scales.json"
+_REBUILD = "build the engine again"
+_AS_BUILT = "what a build writes there"
+_Made = TypeVar("_Made")
 
 
 @dataclass(frozen=True)
@@ -37,12 +42,19 @@ class EngineSpec:
     @cached_property
     def arch(self) -> Architecture:
         """The network's shapes."""
-        return Architecture.from_dict(json.loads((self.directory / "architecture.json").read_text()))
+        return self._made("architecture.json", Architecture.from_dict)
 
     @cached_property
     def sampler(self) -> SamplerConfig:
         """The checkpoint's sampler defaults."""
-        return SamplerConfig(**json.loads((self.directory / "sampler.json").read_text()))
+        return self._made("sampler.json", lambda values: SamplerConfig(**values))
+
+    def _made(self, name: str, make: Callable[[dict[str, Any]], _Made]) -> _Made:
+        values = read_object(self.directory / name, f"engine:{name}", _REBUILD)
+        try:
+            return make(values)
+        except (TypeError, ValueError) as error:
+            raise FieldError(field=f"engine:{name}", value=str(error), allowed=_AS_BUILT, fix=_REBUILD) from None
 
     @property
     def threads(self) -> int:
@@ -78,4 +90,4 @@ def on_cpu(limits: Limits, asked: int = 0) -> Limits:
 def input_scales(directory: Path) -> dict[str, float]:
     """Scales of activations that calibration found for a bundle; none for recipes that need none."""
     path = directory / INPUT_SCALES
-    return dict(json.loads(path.read_text())) if path.is_file() else {}
+    return read_object(path, f"engine:{INPUT_SCALES}", _REBUILD) if path.is_file() else {}

@@ -8,7 +8,8 @@ from glob import escape
 from pathlib import Path
 
 from nemo_diffgemma.errors import require
-from trtllm_build.bundle import INPUTS, describe
+from trtllm_build.bundle import describe
+from trtllm_build.bundle_files import INPUTS
 from trtllm_build.manifest import MANIFEST, read_manifest
 
 _POLL_S = 2.0

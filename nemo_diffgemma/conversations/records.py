@@ -36,8 +36,8 @@ _OTHERS = (
     (b"\xff\xfe", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 {} > NEW.jsonl"),
     (b"\xfe\xff", "UTF-16 text", "iconv -f UTF-16 -t UTF-8 {} > NEW.jsonl"),
     (b"ARROW1", "an Arrow file", "write it as Parquet: datasets.Dataset.from_file(FILE).to_parquet('NEW.parquet')"),
-    (_GZIP, "gzipped twice", "gunzip --keep {} and pass the result"),
-    (_PARQUET, "gzipped Parquet", "gunzip --keep {} and pass the result"),
+    (_GZIP, "gzipped twice", "gunzip"),
+    (_PARQUET, "gzipped Parquet", "gunzip"),
     (b"PARE", "an encrypted Parquet file", "write it without encryption"),
     (b"version https://git-lfs", "a pointer of Git LFS, not the file", "git lfs pull"),
 )
@@ -166,21 +166,21 @@ def _lines(
 
 def _record(where: str, line: bytes, start: int, path: Path) -> Record:
     """One line, which starts at byte ``start`` of the file."""
-    quoted = shlex.quote(str(path))
+    first, quoted = _as_text(path)
     try:
         value = json.loads(line.decode())
     except UnicodeDecodeError as error:
         found = f"byte 0x{line[error.start]:02x} at byte {start + error.start} of the file"
         # the bytes that Latin-1 has no characters for are punctuation of Windows'
         encoding = "WINDOWS-1252" if any(0x80 <= byte <= 0x9F for byte in line) else "ISO-8859-1"
-        fix = f"iconv -f {encoding} -t UTF-8 {quoted} > NEW.jsonl, if that is its encoding"
+        fix = f"{first}iconv -f {encoding} -t UTF-8 {quoted} > NEW.jsonl, if that is its encoding"
         raise FieldError(field=where, value=found, allowed=f"UTF-8 ({error.reason})", fix=fix) from None
     except json.JSONDecodeError as error:
         rest, fix = error.doc[error.pos :].lstrip(), f"write {ONE_A_LINE}"
         if error.msg == "Extra data" and rest == ",":
-            fix = f"no comma after an object: sed 's/,[[:space:]]*$//' {quoted} > NEW.jsonl"
+            fix = f"no comma after an object: {first}sed 's/,[[:space:]]*$//' {quoted} > NEW.jsonl"
         elif error.msg == "Extra data" and "\r" in error.doc:
-            fix = f"lines end with a line feed: tr '\\r' '\\n' < {quoted} > NEW.jsonl"
+            fix = f"lines end with a line feed: {first}tr '\\r' '\\n' < {quoted} > NEW.jsonl"
         found = f"{error.msg} at column {error.colno}"
         raise FieldError(field=where, value=found, allowed="a JSON object", fix=fix) from None
     except ValueError:
@@ -196,28 +196,41 @@ def _record(where: str, line: bytes, start: int, path: Path) -> Record:
     return dict(value)
 
 
+def _as_text(path: Path) -> tuple[str, str]:
+    """For a shell: what has to come before a command that reads the file's text, and the name it then has."""
+    quoted = shlex.quote(str(path))
+    with path.open("rb") as file:
+        zipped = file.read(len(_GZIP)) == _GZIP
+    return (f"gunzip --stdout {quoted} > TEXT && ", "TEXT") if zipped else ("", quoted)
+
+
 def _refuse_others(head: bytes, path: Path, field: str) -> None:
     """Raise :class:`FieldError` for what has no JSON lines, as far as its beginning tells."""
-    quoted = shlex.quote(str(path))
+    unzip, quoted = _as_text(path)
 
     def refuse(what: str, command: str) -> None:
+        command = command.format(quoted)
+        if what.startswith("gzipped"):
+            command = f"gunzip --stdout {shlex.quote(str(path))} > NEW, and pass that"
+        elif quoted in command:
+            command = unzip + command
         raise FieldError(
             field=field, value=f"{path} is {what}", allowed="JSON lines, which may be gzipped, or Parquet", fix=command
         )
 
     for start, what, command in _OTHERS:
         if head.startswith(start):
-            refuse(what, command.format(quoted))
+            refuse(what, command)
     if head[257:262] == b"ustar":
-        refuse("a tar archive", f"tar --extract --file {quoted} and pass what is in it")
+        refuse("a tar archive", "tar --extract --file {} and pass what is in it")
     if b"\0" in head:
         order = "BE" if head.startswith(b"\0") else "LE"
         refuse("binary", f"pass a text file; UTF-16 becomes UTF-8 by iconv -f UTF-16{order} -t UTF-8")
     first, _, rest = head.removeprefix(_BOM).lstrip().partition(b"\n")
     first = first.strip()
     if first.startswith(b"[") and not rest.lstrip().startswith(b"["):
-        refuse("one JSON array", _ARRAY.format(quoted))
+        refuse("one JSON array", _ARRAY)
     if first == b"{":
-        refuse("JSON objects of several lines each", _SPREAD.format(quoted))
+        refuse("JSON objects of several lines each", _SPREAD)
     if path.suffix.lower() in (".csv", ".tsv") or (first[:1].isalpha() and b"," in first and b"{" not in first):
-        refuse("a table of separated values", _TABLE.format(quoted))
+        refuse("a table of separated values", _TABLE)

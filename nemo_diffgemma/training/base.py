@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path, PurePath
 
 from nemo_diffgemma.checkpoint import CALIBRATION, HELD_OUT, TOKENIZER_FILES, Checkpoint
 from nemo_diffgemma.checkpoint_writer import MARKER
 from nemo_diffgemma.errors import require
 
-# Of a base checkpoint: weights in any form, and what this project writes itself.
-_NOT_COPIED = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.index.json", MARKER, CALIBRATION, HELD_OUT)
+# Of a base checkpoint, at any depth: weights in any form, which are those of another model by then.
+_WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.safetensors.index.json", "*.bin.index.json")
+# At its top: what this project writes itself.
+_OURS = (MARKER, CALIBRATION, HELD_OUT)
 # No folder may have such a name: the model has a file there.
-_WRITTEN = (*_NOT_COPIED, "config.json", "generation_config.json", *TOKENIZER_FILES)
+_WRITTEN = (*_WEIGHTS, *_OURS, "config.json", "generation_config.json", *TOKENIZER_FILES)
 
 
 def files_that_travel(base: Path | None, tokenizer: Path) -> dict[str, Path]:
@@ -27,12 +30,25 @@ def files_that_travel(base: Path | None, tokenizer: Path) -> dict[str, Path]:
     """
     files: dict[str, Path] = {}
     if base is not None:
-        left_out = _NOT_COPIED if tokenizer == base else (*_NOT_COPIED, *TOKENIZER_FILES)
-        for path in base.rglob("*"):
+        ours = _OURS if tokenizer == base else (*_OURS, *TOKENIZER_FILES)
+        for path in _below(base):
             relative = path.relative_to(base)
-            if path.is_file() and not _hidden(relative) and not any(relative.match(pattern) for pattern in left_out):
+            if str(relative) not in ours and not any(relative.match(pattern) for pattern in _WEIGHTS):
                 files[relative.as_posix()] = path
     return files | {name: tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()}
+
+
+def _below(base: Path) -> Iterator[Path]:
+    """Files below a folder, those in linked folders too, but hidden ones; a folder that a link leads back to, once."""
+    seen = set[str]()
+    for folder, folders, names in os.walk(base, followlinks=True):
+        if (real := os.path.realpath(folder)) in seen:
+            folders.clear()
+            continue
+        seen.add(real)
+        folders[:] = sorted(name for name in folders if not name.startswith("."))
+        paths = (Path(folder) / name for name in names if not name.startswith("."))
+        yield from (path for path in paths if path.is_file())
 
 
 def check_base(base: Path, tokenizer: Path) -> None:

@@ -233,9 +233,18 @@ def _check_together(config: TrainConfig) -> None:
         allowed=f"a folder apart from {config.run / inside}, which the run itself writes",
         fix=f"pass output={config.run / 'checkpoint'}, or leave it out",
     )
+    for field, paths in (("data.train", config.data.train), ("data.validation", config.data.validation)):
+        replaced = [path for path in paths if output in path.resolve().parents]
+        require(
+            not replaced,
+            field=field,
+            value=", ".join(map(str, replaced)),
+            allowed=f"files apart from output={config.output}, which is replaced",
+            fix="pass output=DIR with another folder, or move the files elsewhere",
+        )
     if config.init_from is not None:
         base = config.init_from.resolve()
-        apart = base not in (run, output) and base not in run.parents
+        apart = base not in (run, output) and base not in run.parents and base not in output.parents
         allowed = f"folders apart from init_from={config.init_from}, which stays as it is"
         require(
             apart,
@@ -307,6 +316,9 @@ def _data(values: Mapping[str, Any], init_from: Path | None) -> Data:
 def _files(field: str, value: Any) -> tuple[Path, ...]:
     if value is None:
         return ()
+    if isinstance(value, list):
+        for item in value:
+            require(isinstance(item, str), field=field, value=item, allowed="paths", fix=f"pass {field}=FILE")
     return find_files(field, [str(item) for item in value] if isinstance(value, list) else [str(value)])
 
 
@@ -360,9 +372,10 @@ def _optim(values: Mapping[str, Any]) -> Optim:
     pair = isinstance(betas, list) and len(betas) == 2 and all(_is_number(b) and 0 <= b < 1 for b in betas)
     require(pair, field="optim.betas", value=betas, allowed="two numbers in [0, 1)", fix="pass optim.betas=[0.9,0.95]")
     rates = dict.fromkeys(("lr", "matrix_lr", "clip_norm"), (_SMALLEST, _LARGEST))
-    factors = dict.fromkeys(("weight_decay", "autoregressive_weight"), (0.0, _LARGEST_FACTOR))
-    limits = rates | factors | {"min_lr": (0.0, _LARGEST), "momentum": (0.0, 1.0)}
-    limits["self_conditioning_probability"] = (0.0, 1.0)
+    factors = dict.fromkeys(
+        ("weight_decay", "autoregressive_weight", "momentum", "self_conditioning_probability"), (0.0, _LARGEST_FACTOR)
+    )
+    limits = rates | factors | {"min_lr": (0.0, _LARGEST)}
     optim = Optim(
         optimizer=_one_of("optim.optimizer", values["optimizer"], OPTIMIZERS),
         schedule=_one_of("optim.schedule", values["schedule"], SCHEDULES),
@@ -374,6 +387,14 @@ def _optim(values: Mapping[str, Any]) -> Optim:
         train_router=_flag("optim.train_router", values["train_router"]),
     )
     require(optim.momentum < 1, field="optim.momentum", value=optim.momentum, allowed="0 to below 1", fix="pass 0.95")
+    probability = optim.self_conditioning_probability
+    require(
+        probability <= 1,
+        field="optim.self_conditioning_probability",
+        value=probability,
+        allowed="0 to 1",
+        fix="pass 0.5",
+    )
     require(
         optim.min_lr <= optim.lr,
         field="optim.min_lr",

@@ -80,6 +80,7 @@ def _end(line: str, status: int) -> int:
         if status > 128:
             return status
         # The launcher ends all processes as soon as one has: the first has most likely the same to say.
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
         time.sleep(_FIRST_S)
     print(line, file=sys.stderr, flush=True)
     return status

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_diffgemma.errors import FieldError, require
-from nemo_diffgemma.files import locked, some, write_json
+from nemo_diffgemma.files import is_lock, locked, some, write_json
 from nemo_diffgemma.training.checkpoint_files import CHECKPOINTS
 from nemo_diffgemma.training.signals import Stopped
 
@@ -22,6 +22,13 @@ LOGS = "nemo"
 _LOCK = ".lock"
 # where no model may lie: the run writes or moves them; data: the demo task's
 OWN_NAMES = re.compile(rf"{CHECKPOINTS}|{LOGS}|data|{re.escape(CURVE)}|{re.escape(MARKER)}|run_\d+|{re.escape(_LOCK)}")
+# what a run writes in these folders; other files in them are somebody's, and stay
+_OWN_INSIDE = {
+    LOGS: re.compile(
+        r"nemo_.*\.txt|lightning_logs\.txt|cmd-args\.log|git-info\.log|hparams\.yaml|events\.out\.tfevents\..*"
+    ),
+    CHECKPOINTS: re.compile(r"step=\d+\.(ckpt|json)(\.damaged-\d+)?"),
+}
 _CLAIMED = {"begun": False}  # the marker of a run that has not begun
 _SAID = {"model", "seed", "data.train"}  # what the marker of one that has begun says, among other things
 
@@ -71,8 +78,8 @@ def _check_ours(run: Path) -> None:
     require(
         run.is_dir(), field="run", value=str(run), allowed="a folder, or a path where nothing is", fix="pass run=DIR"
     )
-    found = sorted(p.name for p in run.iterdir() if p.name != _LOCK)
-    ours = not found or _is_ours(run / MARKER)
+    found = sorted(p.name for p in run.iterdir() if p.name != _LOCK or not is_lock(p))
+    ours = not found or (_is_ours(run / MARKER) and _LOCK not in found)
     allowed = "a new or empty folder, or one of an earlier run"
     require(
         ours,
@@ -121,7 +128,21 @@ def begin(run: Path, about: dict[str, Any]) -> None:
         aside.mkdir()
         # copied, not moved: a folder without it would not be known as ours if this is interrupted
         shutil.copyfile(run / MARKER, aside / MARKER)
-        for name in (CURVE, LOGS, CHECKPOINTS):
-            if (run / name).exists():
-                (run / name).rename(aside / name)
+        if (run / CURVE).exists():
+            (run / CURVE).rename(aside / CURVE)
+        for name, own in _OWN_INSIDE.items():
+            _move_own(run / name, aside / name, own)
     write_json(run / MARKER, about)
+
+
+def _move_own(folder: Path, aside: Path, own: re.Pattern[str]) -> None:
+    """Move what a run wrote in ``folder`` to ``aside``, and the folder with it if that is all."""
+    names = [path.name for path in folder.iterdir()] if folder.is_dir() else []
+    if all(own.fullmatch(name) for name in names):
+        if folder.is_dir():
+            folder.rename(aside)
+        return
+    aside.mkdir()
+    for name in names:
+        if own.fullmatch(name):
+            (folder / name).rename(aside / name)

@@ -24,7 +24,8 @@ from nemo_diffgemma.files import partial_directory
 from nemo_diffgemma.hf_config import write_config
 from nemo_diffgemma.models import RELEASED, configured
 from tests.support import random_checkpoint, small_architecture
-from trtllm_build.bundle import INPUTS, Bundle
+from trtllm_build.bundle import Bundle
+from trtllm_build.bundle_files import INPUTS
 from trtllm_build.cli import main
 from trtllm_build.manifest import MANIFEST
 from trtllm_build.out import check_space, work_directory
@@ -128,7 +129,7 @@ def test_paths_that_are_no_place(checkpoint: Path, tmp_path: Path, monkeypatch: 
     file = tmp_path / "file"
     file.write_text("mine")
     assert "a folder, or a path where nothing is" in refusal(checkpoint, file)
-    assert f"a path below a folder, which {file} is not" in refusal(checkpoint, file / "engine")
+    assert "a path below folders" in refusal(checkpoint, file / "engine")
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
     assert "the one you are in" in refusal(checkpoint, ".")
@@ -333,11 +334,18 @@ def test_manifests_list_every_file(text_checkpoint: Path, tmp_path: Path) -> Non
 # -- when it is stopped ----------------------------------------------------------------------------------------------
 
 
+def _heed() -> None:
+    """What runs tests in the background ignores it, and so would what they start."""
+    signal.signal(signal.SIGINT, signal.SIG_DFL)
+
+
 @pytest.mark.parametrize(("number", "status"), [(signal.SIGTERM, 143), (signal.SIGINT, 130)])
 def test_a_build_that_is_told_to_end(checkpoint: Path, tmp_path: Path, number: int, status: int) -> None:
     out = tmp_path / "engine"
     command = [sys.executable, "-m", "trtllm_build", "build", "gpu=cpu", f"checkpoint={checkpoint}", f"out={out}"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed
+    ) as process:
         assert process.stdout is not None
         assert process.stderr is not None
         for line in process.stdout:
@@ -373,7 +381,9 @@ def test_a_volume_that_fills_up(checkpoint: Path, tmp_path: Path) -> None:
 
 def test_waiting_that_is_interrupted(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trtllm_build", "wait", str(tmp_path), "--gpu", "h100", "--timeout", "60"]
-    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+    with subprocess.Popen(
+        command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, preexec_fn=_heed
+    ) as process:
         assert process.stdout is not None
         assert process.stdout.readline().startswith("waiting for")
         time.sleep(0.1)
@@ -414,4 +424,4 @@ def test_what_other_folders_have_a_manifest(tmp_path: Path, capsys: pytest.Captu
         (tmp_path / MANIFEST).write_bytes(text.encode("latin-1"))
         with pytest.raises(SystemExit, match="2"):
             main(["inspect", str(tmp_path)])
-        assert "engine:manifest.json: " in capsys.readouterr().err
+        assert "engine:manifest.json:" in capsys.readouterr().err

@@ -131,17 +131,17 @@ def test_config_of_another_model(checkpoint: Path) -> None:
         (["gpu.limits.slots=1000000000"], "gpu.limits.slots: 1000000000 cannot be used; allowed: an integer >= 1 (one"),
         (["gpu.limits.slots=true"], "gpu.limits.slots: True cannot be used; allowed: an integer >= 1"),
         (["gpu.limits.slots=8.0"], "fix: pass gpu.limits.slots=8"),
-        (["gpu.limits.context=1"], "allowed: an integer >= 17 (a canvas of 16 and one token of a prompt), at most 256"),
-        (["gpu.limits.context=16"], "gpu.limits.context: 16 cannot be used"),
+        (["gpu.limits.context=1"], "allowed: an integer >= 9 (a canvas of 8 and one token of a prompt), at most 256"),
+        (["gpu.limits.context=8"], "gpu.limits.context: 8 cannot be used"),
         (["gpu.limits.context=-1"], "gpu.limits.context: -1 cannot be used"),
         (["gpu.limits.queue=0"], "gpu.limits.queue: 0 cannot be used; allowed: an integer >= 1"),
         (["gpu.limits.queue=1000000000000000000"], "at most 1000000, requests that wait with their prompts"),
-        (["gpu.limits.cache_tokens=16"], "gpu.limits.cache_tokens: 16 cannot be used; allowed: an integer >= 17"),
+        (["gpu.limits.cache_tokens=8"], "gpu.limits.cache_tokens: 8 cannot be used; allowed: an integer >= 9"),
         (["gpu.limits.cache_tokens=1000000000000"], "GB of memory hold; or null"),
         (["gpu=h100", "gpu.limits.slots=1000000000"], "what the GPU's 80 GB of memory hold"),
         (["gpu=h100", "gpu.limits.cache_tokens=1000000000000"], "what the GPU's 80 GB of memory hold; or null"),
         (["gpu=h200", "gpu.limits.slots=9000000"], "gpu.limits"),
-        (["gpu=dgx-spark", "gpu.limits.slots=1000000"], "what the GPU's 128 GB of memory hold, not"),
+        (["gpu=dgx-spark", "gpu.limits.slots=9000000"], "what the GPU's 128 GB of memory hold, not"),
         (["gpu.limits=5"], "gpu.limits: '5' cannot be used; allowed: what gpu=cpu says, but for gpu.limits"),
         (["precision.quantize=5"], "precision.quantize: 5 cannot be used; allowed: a list of classes"),
         (["precision.quantize=null"], "precision.quantize: None cannot be used; allowed: a list of classes"),
@@ -159,8 +159,8 @@ def test_bad_plans(checkpoint: Path, overrides: list[str], text: str) -> None:
 
 
 def test_the_least_limits_and_a_gpu_s_own_are_taken(checkpoint: Path) -> None:
-    given = [f"checkpoint={checkpoint}", "gpu.limits.context=17", "gpu.limits.cache_tokens=17", "gpu.limits.slots=1"]
-    assert make_plan(given).limits.context == 17
+    given = [f"checkpoint={checkpoint}", "gpu.limits.context=9", "gpu.limits.cache_tokens=9", "gpu.limits.slots=1"]
+    assert make_plan(given).limits.context == 9
     for gpu in ("h100", "h200"):  # the released model's shapes
         assert make_plan([f"gpu={gpu}", "weights=random", "precision=bf16"]).limits.slots == 16
 

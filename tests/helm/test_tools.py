@@ -59,7 +59,6 @@ def test_a_binary_that_is_not_the_one_is_fetched_anew(tmp_path: Path, damaged: b
     assert sorted(path.name for path in folder.iterdir() if "some_layer" not in path.name) == [
         "helm",
         "kubectl",
-        "lock",
     ]
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Callable, Iterator
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -14,6 +15,13 @@ from tests.cases.triton.target import Target, text
 from triton_repo.launcher.server import Server
 
 pytestmark = pytest.mark.server
+
+
+@pytest.fixture(scope="module")
+def server(demo_bundle: Path, same_threads: None) -> Iterator[Server]:
+    """One of its own: should an attack end it, other tests have theirs."""
+    with Server(demo_bundle, http_port=0, grpc_port=0, metrics_port=0) as running:
+        yield running
 
 
 @pytest.fixture(scope="module")
@@ -29,16 +37,16 @@ def honest(target: Target) -> bytes:
 
 
 @pytest.mark.parametrize("name", ATTACKS)
-def test_an_attack(name: str, target: Target, honest: bytes) -> None:
-    assert play(ATTACKS[name], target, honest).wrong == ()
+def test_an_attack(name: str, target: Target, server: Server, honest: bytes) -> None:
+    assert play(ATTACKS[name], target, server, honest).wrong == ()
 
 
-def test_the_log_is_lines_of_text(target: Target, logged: Callable[[str], bool]) -> None:
+def test_the_log_is_lines_of_text(target: Target, server: Server, logged: Callable[[str], bool]) -> None:
     """What the attacks sent is in it escaped, or not at all."""
     assert ATTACKS["control characters in an id"].run(target) == "OK"
     assert logged(r'"request_id": "a\n\u001b[31m{}\r"')
-    assert target.server.log_path is not None
-    log = target.server.log_path.read_bytes()
+    assert server.log_path is not None
+    log = server.log_path.read_bytes()
     assert re.search(rb"[\x00-\x08\x0b-\x1f\x7f]", log) is None
 
 

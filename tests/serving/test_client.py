@@ -108,6 +108,7 @@ def test_what_went_wrong_is_told_apart(server: Server) -> None:
         ("Request for unknown model: 'x' is not found", Refused),
         ("Request for unknown model: 'x' has no available versions", Unavailable),
         ("1 requests wait already; the limit is 1", Unavailable),
+        ("the queue is full: 256 prompts of 9 characters wait to be read; try again later", Unavailable),
         ("the server is shutting down", Unavailable),
         ("RuntimeError: out of memory", GenerationError),
     ],

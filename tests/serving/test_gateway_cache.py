@@ -20,10 +20,8 @@ pytestmark = [pytest.mark.server, pytest.mark.slow]
 LENGTH = PREFILL_CHUNK + 8  # of a prompt; a shorter beginning than a chunk is not kept
 
 
-@pytest.fixture(scope="module")
-def server(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def long_server(text_checkpoint: Path, folder: Path) -> Server:
     """Of a model whose context holds such prompts."""
-    folder = tmp_path_factory.mktemp("long")
     config = json.loads((text_checkpoint / "config.json").read_text())
     config["text_config"]["max_position_embeddings"] = 4 * PREFILL_CHUNK
     long = folder / "base"
@@ -32,7 +30,12 @@ def server(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> I
         (long / path.name).symlink_to(path)
     (long / "config.json").unlink()
     (long / "config.json").write_text(json.dumps(config))
-    with Server(quick_engine(long, folder), http_port=0, grpc_port=0, metrics_port=0, openai_port=0) as running:
+    return Server(quick_engine(long, folder), http_port=0, grpc_port=0, metrics_port=0, openai_port=0)
+
+
+@pytest.fixture(scope="module")
+def server(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    with long_server(text_checkpoint, tmp_path_factory.mktemp("long")) as running:
         yield running
 
 

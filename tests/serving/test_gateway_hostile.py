@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
 import json
 import socket
 import struct
@@ -14,37 +13,8 @@ from pathlib import Path
 import httpx
 import pytest
 
+from tests.cases.serving.hostile import BODIES, GET, POST, RAW, sent, until_closed
 from tests.serving.gateway import Running, request, running
-
-GET = b"GET /v1/models HTTP/1.1\r\nHost: x\r\n"
-POST = b"POST /v1/completions HTTP/1.1\r\nHost: x\r\ncontent-type: application/json\r\n"
-OTHER = b"GET /secret HTTP/1.1\r\nHost: x\r\n\r\n"
-EVIL = "evil\x1b[31m"
-
-RAW: dict[str, tuple[bytes, tuple[int, ...]]] = {
-    "not HTTP": (b"\x16\x03\x01\x02\x00\x01\x00\x01\xfc\x03\x03" * 9 + b"\r\n\r\n", (400,)),
-    "HTTP/2 preface": (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n", (400, 404, 405)),
-    "NUL in a header": (GET + b"x-a: a\0b\r\n\r\n", (400,)),
-    "NUL in the path": (b"GET /v1/\0models HTTP/1.1\r\nHost: x\r\n\r\n", (400,)),
-    "a line in a header": (GET + b"x-request-id: a\rb\r\n\r\n", (400,)),
-    "a header without a name": (GET + b": a\r\n\r\n", (400,)),
-    "a header that goes on": (GET + b"x-a : a\r\n\r\n", (400,)),
-    "ten thousand headers": (GET + b"x-a: a\r\n" * 10_000 + b"\r\n", (400, 431)),
-    "a header of a megabyte": (GET + b"x-request-id: " + b"a" * 2**20 + b"\r\n\r\n", (400, 431)),
-    "a traceparent of a megabyte": (GET + b"traceparent: " + b"a" * 2**20 + b"\r\n\r\n", (400, 431)),
-    "a path of a megabyte": (b"GET /" + b"a" * 2**20 + b" HTTP/1.1\r\nHost: x\r\n\r\n", (400, 431)),
-    "both lengths": (POST + b"content-length: 4\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n" + OTHER, (400,)),
-    "both lengths, the other way": (POST + b"Transfer-Encoding: chunked\r\nContent-Length: 4\r\n\r\n" + OTHER, (400,)),
-    "two lengths": (POST + b"content-length: 4\r\ncontent-length: 5\r\n\r\n{}   " + OTHER, (400,)),
-    "a negative length": (POST + b"content-length: -1\r\n\r\n" + OTHER, (400,)),
-    "a length beyond integers": (POST + b"content-length: " + b"9" * 40 + b"\r\n\r\n", (400, 413)),
-    "another coding": (POST + b"transfer-encoding: gzip, chunked\r\n\r\n0\r\n\r\n", (400, 501)),
-    "a chunk of 2^64": (POST + b"transfer-encoding: chunked\r\n\r\nffffffffffffffff1\r\na", (400, 413)),
-    "a chunk without a length": (POST + b"transfer-encoding: chunked\r\n\r\nzz\r\na", (400,)),
-    "no host": (b"GET /v1/models HTTP/1.1\r\n\r\n", (400,)),
-    "a websocket": (GET.replace(b"/v1", b"/v2") + b"connection: upgrade\r\nupgrade: websocket\r\n\r\n", (404,)),
-    "a method of its own": (b"E" * 30 + b" /v1/models HTTP/1.1\r\nHost: x\r\n\r\n", (405,)),
-}
 
 
 @pytest.fixture(scope="module")
@@ -69,32 +39,20 @@ def unharmed(gateway: Running) -> Iterator[None]:
     assert all(json.loads(line)["level"] in ("info", "warning") for line in log.splitlines())
 
 
-def connected(gateway: Running) -> socket.socket:
+def address(gateway: Running) -> tuple[str, int]:
     url = httpx.URL(gateway.url)
-    return socket.create_connection((url.host, url.port), timeout=60)
+    assert url.port is not None
+    return url.host, url.port
 
 
-def said(one: socket.socket) -> bytes:
-    """All that comes until the other end closes."""
-    found = b""
-    try:
-        while part := one.recv(2**16):
-            found += part
-    except ConnectionResetError:
-        pass
-    return found
+def connected(gateway: Running) -> socket.socket:
+    return socket.create_connection(address(gateway), timeout=60)
 
 
 @pytest.mark.parametrize("name", RAW)
 def test_raw(gateway: Running, name: str) -> None:
     content, statuses = RAW[name]
-    with connected(gateway) as one:
-        try:
-            one.sendall(content)
-            one.shutdown(socket.SHUT_WR)
-        except OSError:
-            return  # closed with the rest unread
-        found = said(one)
+    found = sent(address(gateway), content)
     # nothing may come of what stands behind a message whose end is in doubt
     assert found.count(b"HTTP/1.1 ") <= 1 or name == "HTTP/2 preface"
     if found:
@@ -105,7 +63,7 @@ def test_many_requests_in_one_segment_are_answered_in_order(gateway: Running) ->
     asked = [GET + b"x-request-id: %d\r\n\r\n" % i for i in range(50)]
     with connected(gateway) as one:
         one.sendall(b"".join(asked)[:-2] + b"connection: close\r\n\r\n")
-        found = said(one)
+        found = until_closed(one)
     ids = [line.split()[-1] for line in found.split(b"\r\n") if line.startswith(b"x-request-id")]
     assert ids == [b"%d" % i for i in range(50)]
 
@@ -119,30 +77,6 @@ def test_connections_that_are_reset_or_half_closed(gateway: Running) -> None:
                     one.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
                 else:
                     one.shutdown(socket.SHUT_WR)
-
-
-BODIES: dict[str, tuple[dict[str, str], bytes, int]] = {
-    "a gzip bomb": ({"content-encoding": "gzip"}, gzip.compress(bytes(2**24)), 415),
-    "another compression": ({"content-encoding": "br, gzip"}, b"{}", 415),
-    "no compression": ({"content-encoding": "identity"}, b"{}", 400),
-    "deep": ({}, b"[" * 10**5, 400),
-    "deep metadata": ({}, b'{"model":"diffgemma","prompt":"a","metadata":' + b"[" * 10**5 + b"]" * 10**5 + b"}", 400),
-    "a million digits": ({}, b'{"model":"diffgemma","prompt":"a","seed":' + b"1" * 10**6 + b"}", 400),
-    "a million values": ({}, b'{"model":"diffgemma","prompt":[' + b"1," * 10**6 + b"1]}", 413),
-    "a million prompts": ({}, b'{"model":"diffgemma","prompt":[' + b'"a",' * 10**6 + b'"a"]}', 413),
-    "many prompts": ({}, b'{"model":"diffgemma","prompt":[' + b'"a",' * 10**5 + b'"a"]}', 400),
-    "many wrong tokens": ({}, b'{"model":"diffgemma","prompt":[1,' + b'"a",' * 10**5 + b'"a"]}', 400),
-    "many fields": (
-        {},
-        b'{"model":"diffgemma","prompt":"a"' + b"".join(b',"k%d":1' % i for i in range(9999)) + b"}",
-        400,
-    ),
-    "many answers": ({}, b'{"model":"diffgemma","prompt":"a","n":1000000000}', 400),
-    "a model of a megabyte": ({}, json.dumps({"model": EVIL * 10**5, "prompt": "a"}).encode(), 404),
-    "a model with lines": ({}, json.dumps({"model": f"\r\n{EVIL}\u2028\x85", "prompt": "a"}).encode(), 404),
-    "a template": ({}, b'{"model":"diffgemma","prompt":"a","chat_template":"{{ evil }}"}', 400),
-    "a cycle": ({}, b'{"model":"diffgemma","prompt":"a","response_format":{"$ref":"#/response_format"}}', 400),
-}
 
 
 @pytest.mark.parametrize("name", BODIES)

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
+import httpx
 import openai
 import pytest
 
-from tests.serving.gateway import request, running
+from tests.cases.serving.hostile import sent
+from tests.cases.spellings import SPELLINGS
+from tests.serving.gateway import Running, request, running
 from triton_repo.keys import new
 from triton_repo.launcher.server import Server
 
@@ -48,3 +52,68 @@ def test_keys_from_openai_s_client_to_the_log(server: Server, tmp_path: Path) ->
         assert {record.get("key") for record in gateway.records()} == {"ada", "bob", None}
         log = gateway.log.read_text()
         assert all(key not in log for key in (ada, bob, "dg-nobody"))
+
+
+OPEN = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/openapi.json")
+ASKED = b'{"model": "diffgemma", "prompt": "red", "max_tokens": 1}'
+
+
+@pytest.fixture(scope="module")
+def locked(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[Running, str]]:
+    folder = tmp_path_factory.mktemp("locked")
+    key, line = new("ada")
+    (folder / "keys").write_text(f"{line}\n")
+    with running(server.grpc_url, folder / "log", f"--api-key-file={folder / 'keys'}") as gateway:
+        yield gateway, key
+
+
+def status(gateway: Running, method: str, target: str, *headers: str) -> int:
+    """Of an answer to a request that is written as it stands."""
+    url = httpx.URL(gateway.url)
+    assert url.port is not None
+    lines = (f"{method} {target} HTTP/1.1", "Host: x", f"Content-Length: {len(ASKED)}", "Connection: close", *headers)
+    head = "\r\n".join((*lines, "Content-Type: application/json", "", ""))
+    return int(sent((url.host, url.port), head.encode() + ASKED).split()[1])
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_no_spelling_of_an_address_goes_without_a_key(name: str, locked: tuple[Running, str]) -> None:
+    gateway, _ = locked
+    for path in OPEN:
+        for method in ("GET", "POST", "HEAD", "OPTIONS", "PUT", "post"):
+            assert status(gateway, method, SPELLINGS[name](path)) in (400, 401)
+    # what probes ask may be found under another spelling, and says no more there
+    assert status(gateway, "POST", SPELLINGS[name]("/health")) in (400, 401, 405)
+
+
+@pytest.mark.parametrize(
+    ("header", "expected"),
+    [
+        ("AUTHORIZATION: Bearer {key}", 200),
+        ("aUtHoRiZaTiOn: bearer {key}", 200),
+        ("authorization:Bearer {key}", 200),
+        ("authorization : Bearer {key}", 400),
+        ("authorization: Bearer {key}x", 401),
+        ("authorization: Basic {key}", 401),
+        ("authorization: Bearer", 401),
+        ("authorization: {key}", 401),
+        ("x-authorization: Bearer {key}", 401),
+        ("proxy-authorization: Bearer {key}", 401),
+        ("x-original-url: /health", 401),
+        ("x-forwarded-for: 127.0.0.1", 401),
+        ("x-http-method-override: HEAD", 401),
+        ("authorization: Bearer no\r\nauthorization: Bearer {key}", 401),
+    ],
+)
+def test_the_header_of_a_key(header: str, expected: int, locked: tuple[Running, str]) -> None:
+    gateway, key = locked
+    assert status(gateway, "GET", "/v1/models", header.format(key=key)) == expected
+
+
+@pytest.mark.parametrize("name", SPELLINGS)
+def test_what_tritonserver_keeps_for_operators_is_not_here(name: str, locked: tuple[Running, str]) -> None:
+    gateway, key = locked
+    for path in ("/v2/repository/index", "/v2/logging", "/v2/models/diffgemma/generate"):
+        for method in ("GET", "POST"):
+            found = status(gateway, method, SPELLINGS[name](path), f"Authorization: Bearer {key}")
+            assert found in (400, 404, 405)

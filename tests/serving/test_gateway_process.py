@@ -32,7 +32,7 @@ ENDLESS: dict[str, Any] = {
     **TEXT,
     "max_tokens": 200,
     "ignore_eos": True,
-    "max_denoising_steps": 2**31 - 1,
+    "max_denoising_steps": 1024,
     "draft_every": 1,
     "stream": True,
 }

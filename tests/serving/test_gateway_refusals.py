@@ -3,13 +3,16 @@
 from __future__ import annotations
 
 import json
+import re
 import socket
+from pathlib import Path
 from typing import Any
 
 import openai
 import pytest
 
 from tests.serving.gateway import Running, request
+from triton_repo.gateway import app
 from triton_repo.gateway.middleware import MOST_BODY_BYTES
 
 pytestmark = pytest.mark.server
@@ -18,6 +21,13 @@ CHAT: dict[str, Any] = {"model": "diffgemma", "messages": [{"role": "user", "con
 TEXT: dict[str, Any] = {"model": "diffgemma", "prompt": "red", "max_tokens": 1}
 TOOL = {"type": "function", "function": {"name": "f"}}
 IMAGE = {"type": "image_url", "image_url": {"url": "data:"}}
+
+
+def test_the_page_has_every_status() -> None:
+    """Of the schema, and so of what the gateway answers with."""
+    described = {str(status) for status in app.STATUSES if status != 200}
+    page = (Path(__file__).parents[2] / "docs" / "openai.md").read_text(encoding="utf-8")
+    assert set(re.findall(r"^\| (\d{3}) \| `", page, re.MULTILINE)) == described
 
 
 def refusal(gateway: Running, body: Any) -> tuple[int, str | None, str]:

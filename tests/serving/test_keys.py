@@ -4,14 +4,17 @@ from __future__ import annotations
 
 import os
 from contextlib import ExitStack
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 from nemo_diffgemma.errors import FieldError
+from triton_repo.client.wire import Response
 from triton_repo.gateway.access import Access
 from triton_repo.gateway.errors import ApiError
+from triton_repo.gateway.usage import Counter
 from triton_repo.keys import digest, new, read
 
 ADA, HASH = "dg-key-of-ada", digest("dg-key-of-ada").hex()
@@ -68,6 +71,18 @@ def test_what_cannot_be_used_is_named_and_never_shows_a_key(tmp_path: Path, text
     assert ADA not in str(error.value)
 
 
+def test_a_key_file_that_is_no_regular_one_is_refused_at_once(tmp_path: Path) -> None:
+    file = tmp_path / "keys"
+    file.write_text(f"ada:{HASH}\n")
+    access = Access(file)
+    file.unlink()
+    os.mkfifo(file)
+    assert name(access, ADA) == "ada"  # the keys before stay
+    for path in (file, tmp_path, Path("/dev/null")):
+        with pytest.raises(FieldError, match="^--api-key-file: .*not a regular file"):
+            read(path)
+
+
 def test_without_a_valid_key_nobody_is_admitted(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"ada:{HASH}\n")
     access = Access(tmp_path / "keys")
@@ -116,13 +131,40 @@ def test_a_limit_of_requests_counts_those_under_way(tmp_path: Path) -> None:
     assert name(access, ADA) == "ada"
 
 
+def test_a_limit_of_requests_counts_each_answer(tmp_path: Path) -> None:
+    (tmp_path / "keys").write_text(f"ada:{HASH}:requests=4\n")
+    access = Access(tmp_path / "keys")
+    one, other = scope(f"Bearer {ADA}"), scope(f"Bearer {ADA}")
+    with access.admitted(one), access.admitted(other):
+        with pytest.raises(ApiError, match="n: 5 answers") as never:
+            one["state"]["share"].take(4)
+        with pytest.raises(ApiError) as later:
+            one["state"]["share"].take(3)
+        assert (never.value.status, never.value.param, later.value.status) == (400, "n", 429)
+        one["state"]["share"].take(2)
+        assert refusal(access, f"Bearer {ADA}").status == 429
+    with access.admitted(one):
+        one["state"]["share"].take(3)  # all has been given back
+
+
+def test_what_a_stream_has_shown_is_owed_when_it_is_left() -> None:
+    counter = Counter(1)
+    draft = Response("red", (1, 2, 3), True, 0, 1, 0.5, None, 10, 0)
+    counter.add(0, draft)
+    assert (counter.owed(), counter.tokens()["completion_tokens"]) == (13, 0)
+    counter.add(0, replace(draft, provisional=False, num_output_tokens=2, token_ids=(1, 2)))
+    assert counter.owed() == 12  # what the draft became
+    counter.add(0, replace(draft, canvas_index=1, num_output_tokens=2))
+    assert counter.owed() == 15
+
+
 def test_a_limit_of_tokens_is_a_bucket_that_fills_steadily(tmp_path: Path) -> None:
     (tmp_path / "keys").write_text(f"ada:{HASH}:tokens_per_minute=60\n")
     now = 0.0
     access = Access(tmp_path / "keys", lambda: now)
     asked = scope(f"Bearer {ADA}")
     with access.admitted(asked):
-        asked["state"]["record"]["total_tokens"] = 70  # known when it has ended
+        asked["state"]["share"].owed = lambda: 70  # known when it has ended
     error = refusal(access, f"Bearer {ADA}")
     assert (error.status, error.body()["error"]["type"], error.headers["retry-after"]) == (429, "tokens", "11")
     now = 10.0
@@ -137,7 +179,7 @@ def test_a_limit_that_is_new_does_not_count_what_was_free(tmp_path: Path) -> Non
     access = Access(tmp_path / "keys", lambda: now)
     asked = scope(f"Bearer {ADA}")
     with access.admitted(asked):
-        asked["state"]["record"]["total_tokens"] = 10**6
+        asked["state"]["share"].owed = lambda: 10**6
     (tmp_path / "keys").write_text(f"ada:{HASH}:tokens_per_minute=60\n")
     now = 1.0
     assert name(access, ADA) == "ada"

@@ -14,7 +14,7 @@ from triton_repo.client.blocking import BlockingClient
 from triton_repo.client.client import GenerationError
 from triton_repo.launcher.server import Server
 from triton_repo.python_backend.parse import parse
-from triton_repo.tensors import UNSUPPORTED, Unsupported
+from triton_repo.tensors import MOST_STEPS, UNSUPPORTED, Unsupported
 from trtllm_build import Engine
 
 
@@ -171,6 +171,17 @@ def test_lists_are_bounded(engine: Engine) -> None:
             parse({"input_ids": ids, name: many}, {}, engine)
 
 
+@pytest.mark.parametrize("name", ["max_denoising_steps", "stability_threshold"])
+def test_steps_are_bounded(engine: Engine, name: str) -> None:
+    """One request must not keep its place for as long as its client stays."""
+    prompt = {"input_ids": np.array([[3]], np.int32)}
+    most = parse({**prompt, name: np.array([[MOST_STEPS]], np.int32)}, {}, engine)
+    assert getattr(most.request.sampler, name) == MOST_STEPS
+    for steps in (MOST_STEPS + 1, 2**31 - 1):
+        with pytest.raises(FieldError, match=f"^{name}: {steps} cannot be used; allowed: at most {MOST_STEPS}; fix: "):
+            parse({**prompt, name: np.array([[steps]], np.int32)}, {}, engine)
+
+
 def test_values_that_fit_no_tensor_are_refused_before_they_are_sent() -> None:
     with BlockingClient("127.0.0.1:1") as client:
         for inputs, text in (
@@ -207,8 +218,14 @@ def test_a_port_in_use_and_a_missing_bundle_stop_the_launcher_before_it_starts(d
         with pytest.raises(FieldError) as error, Server(demo_bundle, http_port=0, grpc_port=port, metrics_port=0):
             pass
         assert str(error.value) == (
-            f"--grpc-port: {port} cannot be used; allowed: a free port on 127.0.0.1 ([Errno 98] Address already in "
-            "use); fix: stop what listens there, or pass --grpc-port 0 to take any free port"
+            f"--grpc-port: {port} cannot be used; allowed: a free port on 127.0.0.1 (Address already in use)"
+            "; fix: stop what listens there, or pass --grpc-port 0 to take any free port"
         )
     with pytest.raises(FieldError, match=r"engine: .* a bundle directory with a manifest.json"), Server("/nowhere"):
         pass
+
+
+def test_a_log_that_cannot_be_written_is_refused_by_name(tmp_path: Path) -> None:
+    for log in (tmp_path, tmp_path / "missing" / "log"):
+        with pytest.raises(FieldError, match=f"^--log-file: '{log}' cannot be used; allowed: a file in a folder"):
+            Server(tmp_path, log_file=log)

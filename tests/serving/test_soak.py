@@ -8,7 +8,8 @@ from pathlib import Path
 import pytest
 
 import benchmarks.soak
-from benchmarks.soak import adds_up, soak
+from benchmarks.soak import soak
+from benchmarks.soak_metrics import adds_up
 from benchmarks.soak_requests import MALFORMED
 from benchmarks.soak_traffic import Seen, kinds
 
@@ -18,13 +19,23 @@ from benchmarks.soak_traffic import Seen, kinds
 def test_ten_seconds_of_it(demo_bundle: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(benchmarks.soak, "SHORT", 16)  # a model that never converges takes its time for each
     monkeypatch.setattr(benchmarks.soak, "LONG", 6)
-    monkeypatch.setattr(benchmarks.soak, "FLAT", 0.25)  # processes that began seconds ago still fill their caches
-    result = soak(demo_bundle, seconds=10, clients=12, picture=tmp_path / "a.png")
-    assert result.seen.problems == []
+    # processes that began seconds ago still fill their caches, tritonserver its rooms for large requests
+    monkeypatch.setattr(benchmarks.soak, "FLAT", 0.5)
+    monkeypatch.setattr(benchmarks.soak, "SLOWER", float("inf"))  # no test measures time
+    result = soak(demo_bundle, seconds=10, clients=12, picture=tmp_path / "a.png", hostile=True)
+    assert result.problems == []
     assert [condition for condition, good in result.conditions.items() if not good] == []
-    assert set(result.seen.kinds) == {"plain", "cancelled", "malformed", "over-long"}
-    assert {"answered", "refused", "cancelled"} <= set(result.seen.ends)
-    assert (tmp_path / "a.png").read_bytes().startswith(b"\x89PNG")
+    for phase in result.phases:
+        assert set(phase.seen.kinds) == {"plain", "cancelled", "malformed", "over-long"}
+        assert {"answered", "refused", "cancelled"} <= set(phase.seen.ends)
+        assert all(phase.seen.took_s.values())
+    alone, beside = result.phases
+    assert alone.hostile is None
+    assert beside.hostile is not None
+    assert min(beside.hostile.counts.values()) > 0
+    assert set(result.p99_ratio) == {"all", "gRPC", "OpenAI"}
+    for name in ("a", "a_hostile"):
+        assert (tmp_path / f"{name}.png").read_bytes().startswith(b"\x89PNG")
 
 
 def counted(**outcomes: float) -> dict[str, float]:

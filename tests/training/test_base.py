@@ -76,10 +76,25 @@ def test_what_is_not_ours_travels(base: Path) -> None:
     (base / "notes" / "mine.json").write_text("NaN")
     (base / "README.md").write_text("mine")
     (base / ".git").mkdir()
+    (base / "my.index.json").write_text("{}")
+    # as a cache of downloads lays them out
+    (base.parent / "elsewhere" / "deep").mkdir(parents=True)
+    (base.parent / "elsewhere" / "logo.png").write_text("mine")
+    (base / "assets").symlink_to(base.parent / "elsewhere")
+    (base / "assets" / "deep" / "round").symlink_to(base)
+    for folder_ in (base, base / "notes"):
+        for name in ("training.json", "held_out.jsonl", "old.pth", "old.bin.index.json"):
+            (folder_ / name).write_text("{}")
     check_base(base, base)
     found = files_that_travel(base, base)
-    assert {"notes/mine.json", "README.md", "config.json", "tokenizer.json"} <= found.keys()
-    assert not {"training.json", "held_out.jsonl"} & found.keys()
+    assert {"notes/mine.json", "README.md", "config.json", "tokenizer.json", "my.index.json"} <= found.keys()
+    assert {name for name in found if name.startswith(("assets", "notes/"))} == {
+        "assets/logo.png",
+        "notes/mine.json",
+        "notes/training.json",
+        "notes/held_out.jsonl",
+    }
+    assert not {"training.json", "held_out.jsonl", "old.pth", "old.bin.index.json"} & found.keys()
 
 
 @pytest.mark.skipif(os.getuid() == 0, reason="root reads everything")

@@ -62,7 +62,9 @@ def test_an_empty_folder_and_a_link_to_a_folder_of_ours_are_replaced(tmp_path: P
     assert (tmp_path / "empty" / "weights").read_text() == "second"
 
 
-@pytest.mark.parametrize("kind", ["file", "foreign", "added", "edited", "nested", "broken marker", "link inside"])
+@pytest.mark.parametrize(
+    "kind", ["file", "foreign", "added", "edited", "edited, large", "nested", "broken marker", "link inside"]
+)
 def test_anything_of_somebody_elses_is_refused_by_name(kind: str, tmp_path: Path) -> None:
     target = tmp_path / "model"
     if kind == "file":
@@ -71,11 +73,13 @@ def test_anything_of_somebody_elses_is_refused_by_name(kind: str, tmp_path: Path
         target.mkdir()
         (target / "thesis.tex").write_text("mine")
     else:
-        make(target, "first")
+        make(target, "first" if kind != "edited, large" else "a" * 2**21)
         if kind == "added":
             (target / "notes").write_text("mine")
         elif kind == "edited":
             (target / "weights").write_text("tsrif")  # as long as it was
+        elif kind == "edited, large":
+            (target / "weights").write_text("b" + "a" * (2**21 - 1))
         elif kind == "nested":
             (target / "more").mkdir()
             (target / "more" / "notes").write_text("mine")

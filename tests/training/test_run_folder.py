@@ -148,6 +148,31 @@ def test_a_new_run_moves_only_the_earlier_ones_files(used: Path, options: list[s
     assert newest_step(used) is None
 
 
+def test_files_of_somebody_elses_in_its_folders_stay(used: Path, options: list[str]) -> None:
+    mine = [used / "nemo" / "my_notes.txt", used / "checkpoints" / "keep_this.ckpt"]
+    for path in mine:
+        path.write_text("mine")
+    (used / "nemo" / "hparams.yaml").write_text("a run's")
+    begin(used, *options)
+    assert [path.read_text() for path in mine] == ["mine", "mine"]
+    assert sorted(path.name for path in (used / "checkpoints").iterdir()) == ["keep_this.ckpt"]
+    aside = used / "run_0"
+    assert sorted(path.name for path in (aside / "checkpoints").iterdir()) == ["step=6.ckpt", "step=6.json"]
+    assert [path.name for path in (aside / "nemo").iterdir()] == ["hparams.yaml"]
+
+
+def test_a_lock_that_is_somebody_elses_stays(tmp_path: Path, options: list[str]) -> None:
+    run = tmp_path / "run"
+    run.mkdir()
+    (run / ".lock").write_text("precious notes")
+    with pytest.raises(FieldError, match=r"^run: .*holds \.lock.*nothing was changed"):
+        begin(run, *options)
+    assert (run / ".lock").read_text() == "precious notes"
+    (run / ".lock").write_text("")  # what a killed run leaves
+    begin(run, *options)
+    assert not (run / ".lock").exists()
+
+
 @pytest.mark.parametrize(
     ("overrides", "said"),
     [
@@ -211,7 +236,7 @@ def test_what_a_killed_run_left_half_written_is_removed(used: Path, options: lis
     assert sorted(path.name for path in (used / "checkpoints").iterdir()) == ["step=6.ckpt", "step=6.json"]
 
 
-@pytest.mark.parametrize("output", ["runs", ".", "runs/x", "base"])
+@pytest.mark.parametrize("output", ["runs", ".", "runs/x", "base", "base/ft"])
 def test_an_output_that_would_swallow_another_folder_is_refused(
     output: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_checkpoint: Path
 ) -> None:
@@ -221,3 +246,20 @@ def test_an_output_that_would_swallow_another_folder_is_refused(
     options = ["data=chat", "data.train=d.jsonl", "data.max_tokens=99", "init_from=base", "run=runs/x"]
     with pytest.raises(FieldError, match=r"^output: "):
         load_config([*options, f"output={output}"])
+
+
+def test_an_output_that_holds_the_data_is_refused(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, text_checkpoint: Path
+) -> None:
+    """An earlier output holds conversations where that was asked for; to train on them is no reason to lose them."""
+    monkeypatch.chdir(tmp_path)
+    Path("out").mkdir()
+    for name in ("d.jsonl", "out/held_out.jsonl"):
+        Path(name).write_text("{}")
+    options = ["data=chat", "data.max_tokens=99", f"init_from={text_checkpoint}", "run=run", "output=out"]
+    with pytest.raises(FieldError, match=r"^data.train: 'out/held_out.jsonl' .*apart from output=out"):
+        load_config([*options, "data.train=out/held_out.jsonl"])
+    with pytest.raises(FieldError, match=r"^data.validation: 'out/held_out.jsonl' .*apart from output=out"):
+        load_config([*options, "data.train=d.jsonl", "data.validation=[out/held_out.jsonl]"])
+    with pytest.raises(FieldError, match=r"^data.train: None .*allowed: paths"):
+        load_config([*options, "data.train=[null]"])

@@ -50,13 +50,13 @@ class Cancelled(GenerationError):
     """Somebody else ended it: the server, or who closed this client."""
 
 
-# An error of a stream comes without its status; then its text decides. A FieldError, the scheduler's and the drain's
-# refusals, and what tritonserver itself says of a request that it has not handed to a model.
+# An error of a stream comes without its status; then its text decides. A FieldError, the refusals of scheduler,
+# readers and drain, and what tritonserver itself says of a request that it has not handed to a model.
 _REFUSAL = re.compile(
     r"^[\w.\[\]]+: .* cannot be used; allowed: |^Request for unknown model: .* is not found$", re.DOTALL
 )
 _NOT_NOW = re.compile(
-    r"^\d+ requests wait already; the limit is \d+$|^the server is shutting down"
+    r"^\d+ requests wait already; the limit is \d+$|^the queue is full: |^the server is shutting down"
     r"|has no available versions|is not at ready state|Server is stopping|Server exiting"
 )
 

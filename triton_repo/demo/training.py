@@ -33,8 +33,10 @@ def parameters() -> int:
     """Parameters of the demo's text model, by its config."""
     from omegaconf import OmegaConf
 
-    values = {str(name): value for name, value in OmegaConf.load(_CONFIG).items()}
-    return sum(torch.Size(shape).numel() for shape in text_tensors(Architecture.from_dict(values)).values())
+    values = OmegaConf.to_container(OmegaConf.load(_CONFIG))
+    assert isinstance(values, dict)
+    arch = Architecture.from_dict({str(name): value for name, value in values.items()})
+    return sum(torch.Size(shape).numel() for shape in text_tensors(arch).values())
 
 
 def code() -> str:

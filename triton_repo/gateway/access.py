@@ -17,7 +17,7 @@ from starlette.datastructures import Headers
 from starlette.types import Scope
 
 from nemo_diffgemma.errors import FieldError
-from triton_repo.gateway.errors import too_many, unauthorized
+from triton_repo.gateway.errors import refused, too_many, unauthorized
 from triton_repo.keys import ApiKey, digest, read
 
 # What probes ask, who have no key; it answers with one word.
@@ -33,6 +33,37 @@ class _Use:
     running: int = 0
     tokens: float = 0.0
     seen: float = 0.0
+
+
+class Share:
+    """What one request has of its key's limits.
+
+    Args:
+        use: its key's.
+        limit: most generations of the key at once; None for any number.
+    """
+
+    def __init__(self, use: _Use, limit: int | None):
+        self._use = use
+        self._limit = limit
+        self.taken = 0
+        self.owed: Callable[[], int] = lambda: 0
+
+    def take(self, generations: int) -> None:
+        """Run so many more.
+
+        Raises:
+            ApiError: 400 for more than the key may ever have at once, 429 for more than it may have now.
+        """
+        if self._limit is not None and self.taken + generations > self._limit:
+            raise refused(
+                f"n: {self.taken + generations} answers are more than this key may have at once: {self._limit}"
+            )
+        if self._limit is not None and self._use.running + generations > self._limit:
+            message = f"{self._use.running} requests of this key run already; its limit is {self._limit}"
+            raise too_many("requests", message, 1)
+        self._use.running += generations
+        self.taken += generations
 
 
 class Access:
@@ -75,14 +106,15 @@ class Access:
         scope["state"]["key"] = record["key"] = key.name
         use = self._uses.setdefault(key.name, _Use(tokens=float(key.tokens_per_minute or 0), seen=self._clock()))
         self._refill(use, key)
-        _require_room(use, key)
-        use.running += 1
+        _require_tokens(use, key)
+        share = scope["state"]["share"] = Share(use, key.requests)
+        share.take(1)
         try:
             yield
         finally:
-            use.running -= 1
+            use.running -= share.taken
             if key.tokens_per_minute is not None:
-                use.tokens -= record.get("total_tokens", 0)
+                use.tokens -= share.owed()
 
     def _refresh(self) -> None:
         """Read the file again when it, or what a link leads to, has changed. One that cannot be used changes nothing:
@@ -117,9 +149,7 @@ class Access:
         use.seen = now
 
 
-def _require_room(use: _Use, key: ApiKey) -> None:
-    if key.requests is not None and use.running >= key.requests:
-        raise too_many("requests", f"{use.running} requests of this key run already; its limit is {key.requests}", 1)
+def _require_tokens(use: _Use, key: ApiKey) -> None:
     if key.tokens_per_minute is not None and use.tokens <= 0:
         # One token more than is owed.
         wait = ceil((1 - use.tokens) * _WINDOW_S / key.tokens_per_minute)
@@ -133,4 +163,4 @@ def _mark(file: Path) -> object:
         found = os.stat(file)
     except OSError as error:
         return error.errno
-    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns
+    return found.st_dev, found.st_ino, found.st_size, found.st_mtime_ns, found.st_ctime_ns

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hmac
+import secrets
 import time
 from collections.abc import AsyncGenerator, AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -30,9 +32,10 @@ _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "a field is wrong, unknown or unsupported"},
     401: {"model": ErrorBody, "description": "no API key, or one that is not known here"},
     408: {"model": ErrorBody, "description": "the request did not arrive in time"},
-    413: {"model": ErrorBody, "description": "the body is too large, or in too many chunks"},
+    413: {"model": ErrorBody, "description": "the body is too large, of too many values, or in too many chunks"},
     415: {"model": ErrorBody, "description": "the body is compressed"},
     429: {"model": ErrorBody, "description": "a limit of the API key; Retry-After says when to come again"},
+    431: {"model": ErrorBody, "description": "the headers are too large"},
     500: {"model": ErrorBody, "description": "the server failed"},
     503: {"model": ErrorBody, "description": "no room now, starting or ending; Retry-After says when to come again"},
 }
@@ -41,7 +44,7 @@ _LATE: dict[int | str, dict[str, Any]] = {504: {"model": ErrorBody, "description
 # Of one event; its data is a chunk, an error, or [DONE].
 _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "required": ["data"]}
 _EVENTS = {"text/event-stream": {"schema": _EVENT}}
-_GENERATION = _REFUSALS | _MODEL | _LATE | {200: {"content": _EVENTS, "description": "the answer; events with stream"}}
+STATUSES = _REFUSALS | _MODEL | _LATE | {200: {"content": _EVENTS, "description": "the answer; events with stream"}}
 
 
 Body = ChatRequest | CompletionRequest | ResponsesRequest
@@ -61,6 +64,7 @@ class Gateway:
         self.client = client
         self._model = model
         self._created = int(time.time())
+        self._secret = secrets.token_bytes(32)
 
     def models(self) -> list[dict[str, Any]]:
         """The one model there is."""
@@ -79,6 +83,9 @@ class Gateway:
         form, counter, seed = _form(request_id, body), Counter(body.choices), body.first_seed()
         generations = self._generations(body, seed, request_id, _trace(request), request.state.key)
         record |= {"stream": bool(body.stream), "choices": len(generations)}
+        if (share := request.state.share) is not None:
+            share.owed = counter.owed
+            share.take(len(generations) - 1)  # it has one
         responses = _recorded(generations, record, counter)
         if not body.stream:
             whole = await unless_gone(request, _whole(form, responses, counter, len(generations)))
@@ -96,7 +103,7 @@ class Gateway:
         shared, prompts = body.inputs(), body.prompts()
         if key is not None:
             # Keys take turns: with several names one would get more of them. And no key finds what another has sent.
-            shared |= {"client": key, "cache_salt": f"{key}:{shared.get('cache_salt') or ''}"}
+            shared |= {"client": key, "cache_salt": self._salt(key, shared["cache_salt"] or "")}
         # An infilled gap comes in one piece.
         stream = bool(body.stream) and not any(prompt.get("suffix") for prompt in prompts)
         jobs = [(prompt, i) for prompt in prompts for i in range(body.choices)]
@@ -107,6 +114,10 @@ class Gateway:
             )
             for (prompt, i), name in zip(jobs, names, strict=True)
         ]
+
+    def _salt(self, key: str, salt: str) -> str:
+        """A key's own salt, which nobody can spell who asks tritonserver past the gateway."""
+        return hmac.digest(self._secret, f"{key}:{salt}".encode(), "sha256").hex()
 
 
 def create(gateway: Gateway) -> FastAPI:
@@ -119,15 +130,15 @@ def create(gateway: Gateway) -> FastAPI:
 
     app = FastAPI(title="diffgemma", lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url="/openapi.json")
 
-    @app.post("/v1/chat/completions", response_model=answers.ChatCompletion, responses=_GENERATION)
+    @app.post("/v1/chat/completions", response_model=answers.ChatCompletion, responses=STATUSES)
     async def chat_completions(request: Request, body: ChatRequest) -> Response:
         return await gateway.answer(request, body)
 
-    @app.post("/v1/completions", response_model=answers.Completion, responses=_GENERATION)
+    @app.post("/v1/completions", response_model=answers.Completion, responses=STATUSES)
     async def completions(request: Request, body: CompletionRequest) -> Response:
         return await gateway.answer(request, body)
 
-    @app.post("/v1/responses", response_model=ModelResponse, responses=_GENERATION)
+    @app.post("/v1/responses", response_model=ModelResponse, responses=STATUSES)
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         return await gateway.answer(request, body)
 

@@ -14,6 +14,9 @@ from triton_repo.tensors import ALL_INPUTS
 MOST_INT32 = 2**31 - 1
 # Up to here a JSON number that a client wrote as 32.0 is the integer that it meant.
 _EXACT = 2**53
+# OpenAI's own, of metadata.
+_MOST_PAIRS, _MOST_PAIR_NAME, _MOST_PAIR_TEXT = 16, 64, 512
+PAIRS = f"at most {_MOST_PAIRS} pairs of texts, of {_MOST_PAIR_NAME} and {_MOST_PAIR_TEXT} characters at most"
 
 
 def _whole(value: Any) -> Any:
@@ -26,11 +29,33 @@ def _all_whole(value: Any) -> Any:
     return [_whole(each) for each in value] if isinstance(value, list) and float in set(map(type, value)) else value
 
 
+def _is_text(value: str) -> bool:
+    return value == value.encode(errors="ignore").decode()
+
+
 def _encodable(value: str) -> str:
     # Half of a surrogate pair, which JSON can spell, is no character: it has no UTF-8.
-    if value != value.encode(errors="ignore").decode():
+    if not _is_text(value):
         raise PydanticCustomError("string_unicode", "no character")
     return value
+
+
+def _few_pairs(value: Any) -> Any:
+    # All of it here, before pydantic looks: an error for each of half a million would hold up all other requests.
+    if value is None or (isinstance(value, dict) and len(value) <= _MOST_PAIRS and all(map(_is_pair, value.items()))):
+        return value
+    raise PydanticCustomError("pairs", PAIRS)
+
+
+def _is_pair(pair: tuple[str, Any]) -> bool:
+    name, text = pair
+    return (
+        isinstance(text, str)
+        and len(name) <= _MOST_PAIR_NAME
+        and len(text) <= _MOST_PAIR_TEXT
+        and _is_text(name)
+        and _is_text(text)
+    )
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
@@ -38,6 +63,7 @@ Whole = BeforeValidator(_whole)
 Int32 = Annotated[int, Whole, Field(ge=-MOST_INT32 - 1, le=MOST_INT32)]
 Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0, le=MOST_INT32)]], Field(fail_fast=True), BeforeValidator(_all_whole)]
+Pairs = BeforeValidator(_few_pairs)
 MOST_MESSAGES = 2**14
 _MOST_FIELDS = 256
 

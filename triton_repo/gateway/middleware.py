@@ -67,7 +67,8 @@ class Observe:
     """The outermost layer.
 
     A handler finds the request's id in ``scope["state"]["request_id"]`` and adds to its line in the log through
-    ``scope["state"]["record"]``; ``scope["state"]["key"]`` is the name of its API key, None where none is asked for.
+    ``scope["state"]["record"]``; ``scope["state"]["key"]`` is the name of its API key, ``"share"`` what it has
+    of that key's limits; both are None where no key is asked for.
     """
 
     def __init__(self, app: ASGIApp, traffic: Traffic, access: Access):
@@ -84,7 +85,8 @@ class Observe:
         request_id = given if _ID.fullmatch(given) else uuid.uuid4().hex
         record: dict[str, Any] = {}
         # A copy: the server's own state is one for all requests.
-        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "record": record, "key": None}
+        scope["state"] = {**scope.get("state", {}), "request_id": request_id, "record": record}
+        scope["state"] |= {"key": None, "share": None}
         status = 499
 
         async def marked(message: Message) -> None:

@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Discriminator, Field, Tag
 
-from triton_repo.gateway.fields import MOST_MESSAGES, Int32, Strict, Text, ignored, only
+from triton_repo.gateway.fields import MOST_MESSAGES, PAIRS, Int32, Pairs, Strict, Text, ignored, only
 from triton_repo.gateway.form import FlatFormat, Grammar, grammars
 from triton_repo.gateway.messages import OURS, TOOLS, text_or_list
 from triton_repo.gateway.schema import LOGPROBS, THINKING, Common, limited
@@ -68,7 +68,9 @@ class ResponsesRequest(Common):
     ] = Field(description="what the user says, or a conversation")
     instructions: Text | None = Field(default=None, description="a system message before the input")
     max_output_tokens: Int32 | None = Field(default=None, ge=1, description="most tokens of the answer")
-    metadata: dict[Text, Text] | None = Field(default=None, description="comes back with the answer")
+    metadata: Annotated[dict[str, str] | None, Pairs] = Field(
+        default=None, description=f"comes back with the answer; {PAIRS}"
+    )
     text: TextConfig | None = None
     reasoning: Reasoning | None = None
     truncation: Literal["auto", "disabled"] | None = ignored(

@@ -12,6 +12,7 @@ from triton_repo.gateway.fields import (
     MOST_MESSAGES,
     Float32,
     Int32,
+    Pairs,
     Strict,
     Text,
     Tokens,
@@ -99,7 +100,7 @@ class Common(Strict):
     repetition_penalty: Any = only(1, instead=_PENALTY)
     length_penalty: Any = only(0, 1, instead=_PENALTY)
 
-    metadata: Any = ignored({}, why=_STORED)
+    metadata: Annotated[Any, Pairs] = ignored({}, why=_STORED)
     store: Any = ignored(False, why=_STORED)
     service_tier: Any = ignored("auto", "default", why="there is one tier; set priority")
     prompt_cache_key: Any = ignored(why=_CACHE)

@@ -81,15 +81,17 @@ class Counter:
     _prompts: dict[int, int] = field(default_factory=dict)
     _cached: dict[int, int] = field(default_factory=dict)
     _answers: dict[int, int] = field(default_factory=dict)
+    _shown: dict[int, int] = field(default_factory=dict)
     _canvases: dict[int, list[dict[str, Any]]] = field(default_factory=dict)
 
     def add(self, index: int, response: Response) -> None:
         """Count a response to choice ``index``."""
         self.max_tokens = response.max_tokens
-        if response.provisional:
-            return
         prompt = index // self.choices
         self._prompts[prompt] = response.num_input_tokens or 0
+        self._shown[index] = len(response.token_ids) if response.provisional else 0
+        if response.provisional:
+            return
         if response.num_cached_tokens is not None:
             # A prompt that is asked for several times counts once: by the choice for which least of it was there.
             found = response.num_cached_tokens
@@ -101,6 +103,10 @@ class Counter:
         """What has been used so far."""
         prompt, answer = sum(self._prompts.values()), sum(self._answers.values())
         return {"prompt_tokens": prompt, "completion_tokens": answer, "total_tokens": prompt + answer}
+
+    def owed(self) -> int:
+        """Tokens that a key has used, those of a draft included that no block has followed: they were shown."""
+        return self.tokens()["total_tokens"] + sum(self._shown.values())
 
     def cached(self) -> int:
         """Tokens of the prompts that did not have to be encoded."""

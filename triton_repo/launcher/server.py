@@ -114,6 +114,15 @@ class Server:
             field, fix = "--api-key-file", "pass --openai-port PORT"
             require(openai_port is not None, field=field, value=value, allowed=allowed, fix=fix)
             read_keys(api_key_file)
+        if log_file not in (None, "-"):
+            path = Path(str(log_file))
+            require(
+                path.parent.is_dir() and not path.is_dir(),
+                field="--log-file",
+                value=str(path),
+                allowed="a file in a folder that is there",
+                fix="make the folder, or pass another file",
+            )
         self.bundle = Path(bundle).resolve()
         self._host = resolved("--host", host)
         self._near = _NEAR.get(self._host, self._host)

@@ -12,8 +12,9 @@ import numpy as np
 from nemo_diffgemma.errors import FieldError, require
 from triton_repo.python_backend.parameters import TIMEOUT, check_parameters
 from triton_repo.python_backend.prompt import PROMPTS, Prompt, Room, TokenIds, tokenise
-from triton_repo.tensors import ALL_INPUTS, SAMPLER_INPUTS, TRACEPARENT, UNSUPPORTED
+from triton_repo.tensors import ALL_INPUTS, MOST_STEPS, SAMPLER_INPUTS, TRACEPARENT, UNSUPPORTED
 from trtllm_build.runtime.request import Request
+from trtllm_build.sampling import SamplerConfig
 
 if TYPE_CHECKING:
     from trtllm_build import Engine
@@ -154,7 +155,7 @@ def ask(
         prompt_ids=(0,),  # stands for what is not read yet
         max_tokens=room.context if given is None else given,
         seed=_aliased(inputs, "seed", "random_seed"),
-        sampler=replace(engine.sampler, **{name: inputs[name][0] for name in SAMPLER_INPUTS if name in inputs}),
+        sampler=_sampler(inputs, engine.sampler),
         temperature=_scalar(inputs, "temperature", 1.0),
         top_p=_scalar(inputs, "top_p", 1.0),
         ignore_eos=bool(_scalar(inputs, "ignore_eos", False)) or end_id is not None,
@@ -174,6 +175,17 @@ def ask(
     decode = engine.tokenizer.decode if engine.tokenizer is not None else lambda _ids: ""
     manner = Manner(stream, given or 0, withheld, None, decode)
     return Asked(prompt, manner, _traceparent(inputs), request, given, cut)
+
+
+def _sampler(inputs: Mapping[str, list[Any]], own: SamplerConfig) -> SamplerConfig:
+    """The checkpoint's own sampler with what the request changes; a canvas has to end while its client stays."""
+    given = {name: inputs[name][0] for name in SAMPLER_INPUTS if name in inputs}
+    for name in ("max_denoising_steps", "stability_threshold"):
+        most = max(MOST_STEPS, getattr(own, name))
+        require(
+            given.get(name, 0) <= most, field=name, value=given.get(name), allowed=f"at most {most}", fix="lower it"
+        )
+    return replace(own, **given)
 
 
 def _deadline(seconds: float | None, timeout: Any) -> float | None:

@@ -121,7 +121,7 @@ RIGHT: dict[str, Right] = {
     "91-best-of-a-completion": _refused("best_of"),
     "92-completion": _taken("metadata"),
     "93-completion-beyond-context": _taken(headers=(MAX_TOKENS,)),
-    "94-deep-metadata": _same("metadata"),
+    "94-deep-metadata": _refused("metadata"),
     "a0-responses": _same(),
     "a1-responses-messages": _taken("input.id"),
     "a2-responses-previous": _refused("previous_response_id"),

@@ -28,7 +28,7 @@ def main() -> None:
         with Server(engine, http_port=0, grpc_port=0, metrics_port=0) as server:
             target = Target(server)
             honest, before = target.honest(), target.memory()
-            outcomes = {name: play(attack, target, honest) for name, attack in ATTACKS.items()}
+            outcomes = {name: play(attack, target, server, honest) for name, attack in ATTACKS.items()}
             after = target.memory()
             target.close()
     table = Table("attack", "the client is told", "verdict")

@@ -7,16 +7,16 @@ import json
 import socket
 import struct
 import time
-from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
 import grpc
 from tritonclient.grpc import service_pb2 as pb
 
-from tests.cases.triton.target import GRPC_ERROR, Given, Target, int32, text
+from tests.cases.triton.attack import Attack
+from tests.cases.triton.restricted import RESTRICTED
+from tests.cases.triton.target import Given, Target, int32, text
 from triton_repo.tensors import MODEL, UNARY_MODEL
 
 GENERATE = f"/v2/models/{MODEL}/generate"
@@ -24,25 +24,8 @@ BIG = 15 * 2**20
 RACES = 1000
 
 
-@dataclass(frozen=True)
-class Attack:
-    """Something hostile.
-
-    Args:
-        run: does it; returns what the client is told.
-        told: how that begins.
-    """
-
-    run: Callable[[Target], str]
-    told: str
-
-
 def _with(told: str, **given: Given | None) -> Attack:
-    return Attack(lambda target: target.ask(target.request(**given)), told)
-
-
-def _with_error(told: str, **given: Given | None) -> Attack:
-    return Attack(lambda target: target.ask(target.request(**given), GRPC_ERROR), told)
+    return Attack(lambda target: target.ask(target.request(MODEL, **given)), told)
 
 
 def _parameter(name: str, field: str, value: object, told: str, model: str = MODEL) -> Attack:
@@ -59,7 +42,7 @@ def _outputs(name: str, count: int, told: str) -> Attack:
         request = target.request()
         for i in range(count):
             request.outputs.add(name=name.format(i))
-        return target.ask(request, GRPC_ERROR)
+        return target.ask(request)
 
     return Attack(run, told)
 
@@ -90,38 +73,44 @@ def _region(target: Target) -> str:
     return f"{target.call('SystemSharedMemoryRegister', register).split(',')[0]}; {told}"
 
 
+def cancel(target: Target, number: int, model: str = MODEL) -> str:
+    """Go away, in another moment of a request's life for each number."""
+    long: dict[str, Given | None] = {
+        "max_tokens": ("INT32", [1, 1], int32(200)),
+        "ignore_eos": ("BOOL", [1, 1], b"\1"),
+    }
+    request = target.request(model, **long)
+    stream = target.stub.ModelStreamInfer
+    call = stream(iter([request])) if model == MODEL else target.stub.ModelInfer.future(request)
+    time.sleep(number % 10 * 0.002)
+    call.cancel()
+    return "cancelled"
+
+
 def _races(model: str) -> Attack:
-    """Clients that go away in every moment of a request's life."""
-
-    def one(target: Target, number: int) -> None:
-        long: dict[str, Given | None] = {
-            "max_tokens": ("INT32", [1, 1], int32(200)),
-            "ignore_eos": ("BOOL", [1, 1], b"\1"),
-        }
-        request = target.request(model, **long)
-        stream = target.stub.ModelStreamInfer
-        call = stream(iter([request])) if model == MODEL else target.stub.ModelInfer.future(request)
-        time.sleep(number % 10 * 0.002)
-        call.cancel()
-
     def run(target: Target) -> str:
         with ThreadPoolExecutor(16) as pool:
-            list(pool.map(lambda number: one(target, number), range(RACES)))
+            list(pool.map(lambda number: cancel(target, number, model), range(RACES)))
         return "cancelled"
 
     return Attack(run, "cancelled")
 
 
-def _resets(target: Target) -> str:
-    """Connections that are reset, some in the middle of a request."""
+def reset(target: Target, number: int) -> str:
+    """Reset a connection, every third in the middle of its request."""
     url = urlsplit(target.server.http_url)
     body = json.dumps({"text_input": "red", "max_tokens": 200, "ignore_eos": True, "stream": True}).encode()
     head = f"POST {GENERATE}_stream HTTP/1.1\r\nHost: x\r\nContent-Length: {len(body)}\r\n\r\n".encode()
+    with socket.create_connection((url.hostname, url.port)) as connection:
+        connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+        connection.sendall(head + (body if number % 3 else body[:10]))
+        time.sleep(number % 10 * 0.002)
+    return "reset"
+
+
+def _resets(target: Target) -> str:
     for number in range(200):
-        with socket.create_connection((url.hostname, url.port)) as connection:
-            connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
-            connection.sendall(head + (body if number % 3 else body[:10]))
-            time.sleep(number % 10 * 0.002)
+        reset(target, number)
     return "reset"
 
 
@@ -134,10 +123,8 @@ ATTACKS: dict[str, Attack] = {
     "token id beyond the vocabulary": _with(
         "error input_ids: 99999999 cannot", text_input=None, input_ids=("INT32", [1, 2], int32(5, 99999999))
     ),
-    "the same with triton_grpc_error": _with_error(
-        "INVALID_ARGUMENT input_ids: -2147483648 cannot",
-        text_input=None,
-        input_ids=("INT32", [1, 1], int32(-(2**31))),
+    "token id far below 0": _with(
+        "error input_ids: -2147483648 cannot", text_input=None, input_ids=("INT32", [1, 1], int32(-(2**31)))
     ),
     "token id 2**63": _with(
         "error [request id: hostile] inference input 'input_ids' data-type is 'UINT64'",
@@ -235,6 +222,7 @@ ATTACKS: dict[str, Attack] = {
     "unloading a model": _restricted("RepositoryModelUnload", pb.RepositoryModelUnloadRequest(model_name=MODEL)),
     "log settings": _restricted("LogSettings", pb.LogSettingsRequest()),
     "trace settings": _restricted("TraceSetting", pb.TraceSettingRequest()),
+    **RESTRICTED,
     **{
         f"POST {path}": _http(told, b"{}", path)
         for path, told in {
@@ -256,4 +244,4 @@ ATTACKS: dict[str, Attack] = {
 
 def _id(value: str) -> bytes:
     """The field of a request that names it, which then stands twice: the last one counts."""
-    return pb.ModelInferRequest(id=value).SerializeToString()
+    return bytes(pb.ModelInferRequest(id=value).SerializeToString())

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from tests.cases.triton.attacks import Attack
+from tests.cases.triton.attack import Attack
 from tests.cases.triton.target import Target
-from triton_repo.launcher.server import ServerFailed
+from triton_repo.launcher.server import Server, ServerFailed
 
 
 @dataclass(frozen=True)
@@ -22,8 +22,8 @@ class Outcome:
     wrong: tuple[str, ...]
 
 
-def play(attack: Attack, target: Target, honest: bytes) -> Outcome:
-    """Attack; ``honest`` is the answer to the honest question, before and afterwards."""
+def play(attack: Attack, target: Target, server: Server, honest: bytes) -> Outcome:
+    """Attack ``target``, which is ``server``; ``honest`` is the answer to the honest question, before and afterwards."""
     wrong = []
     try:
         told = attack.run(target)
@@ -32,11 +32,11 @@ def play(attack: Attack, target: Target, honest: bytes) -> Outcome:
     if not told.startswith(attack.told):
         wrong.append(f"told {told[:100]!r}, not {attack.told!r}")
     try:
-        target.server.check()
+        server.check()
         if target.honest() != honest:
             wrong.append("another answer to the honest question")
     except ServerFailed as error:
         wrong.append(str(error).splitlines()[0])
     except Exception as error:
-        wrong.append(f"no answer to the honest question: {type(error).__name__}")
+        wrong.append(f"no answer to the honest question: {type(error).__name__}: {str(error)[:200]}")
     return Outcome(told, tuple(wrong))
