@@ -3,6 +3,9 @@
 The vocabulary is read chunk by chunk as in :mod:`trtllm_build.network.vocabulary`. Of large classes running statistics
 are kept, of small ones the logits; nothing of vocabulary width is. Soft embeddings take a second sweep, of those
 positions at which large classes still weigh anything.
+
+The network's side of it runs on the device that holds the hidden states; inference over classes runs on the host, which
+gets four numbers of each large class and the logits of small ones.
 """
 
 from __future__ import annotations
@@ -58,16 +61,20 @@ def read_out(
 
     Args:
         hidden: normed hidden states ``[rows, hidden]``.
-        table: what they are multiplied with.
+        table: what they are multiplied with, on the same device.
         temperature: of this step.
-        draws: ``[rows]`` uniforms in [0, 1).
+        draws: ``[rows]`` uniforms in [0, 1), on the host.
         soft: whether soft embeddings are wanted; they are not scaled.
         constraint: the grammar, and where in it this canvas begins.
         sampling: how tokens are drawn; no nucleus.
+
+    Returns:
+        Soft embeddings on the device of ``hidden``, all else on the host.
     """
     canvas = _Canvas(hidden, table, constraint.transitions, 1.0 / temperature)
     where = constraint.transitions, constraint.state, constraint.remaining
-    found = infer(*where, canvas.statistics, draws.double().numpy())
+    uniforms = draws.double().numpy()
+    found = infer(*where, canvas.statistics, uniforms)
     argmax_ids = torch.from_numpy(found.argmax_ids)
     if sampling.certain(temperature):
         sampled_ids = argmax_ids
@@ -75,7 +82,7 @@ def read_out(
         sampled_ids = canvas.choose(found.classes, found.shares)
     else:
         other = _Canvas(hidden, table, constraint.transitions, 1.0 / (temperature * sampling.temperature))
-        drawn = infer(*where, other.statistics, draws.double().numpy())
+        drawn = infer(*where, other.statistics, uniforms)
         sampled_ids = other.choose(drawn.classes, drawn.shares)
     embeddings = canvas.expected(found.marginals) if soft else None
     return ReadOut(argmax_ids, sampled_ids, torch.from_numpy(found.entropy), embeddings, found.log_z)
@@ -95,8 +102,9 @@ class _Canvas:
         self._table = table
         self._transitions = transitions
         self._inverse = inverse
-        self._bulk = {c: _Running(len(hidden)) for c in transitions.bulk}
-        few = torch.from_numpy(transitions.few)
+        self._device = hidden.device
+        self._bulk = {c: _Running(len(hidden), self._device) for c in transitions.bulk}
+        few = self._there(transitions.few)
         ascending, place = few.sort()
         parts = []
         for start, rows in table.chunks():
@@ -105,31 +113,36 @@ class _Canvas:
             inside = (ascending >= start) & (ascending < stop)
             parts.append(tempered[:, ascending[inside] - start])
             for c, running in self._bulk.items():
-                columns = _within(transitions.bulk[c], start, stop)
+                columns = self._there(_within(transitions.bulk[c], start, stop))
                 running.add(columns, tempered if len(columns) == len(rows) else tempered[:, columns - start])
-        self._few = torch.empty(len(hidden), len(few))
+        self._few = torch.empty(len(hidden), len(few), device=self._device)
         self._few[:, place] = torch.cat(parts, dim=-1)
         self.statistics = self._statistics()
 
+    def _there(self, values: Integers | Floats) -> Tensor:
+        """On the device."""
+        return torch.from_numpy(values).to(self._device)
+
     def _statistics(self) -> ClassStatistics:
         t = self._transitions
-        found = walks.statistics(self._few.numpy(), t.few, t.few_begin)
+        found = walks.statistics(self._few.cpu().numpy(), t.few, t.few_begin)
         for c, running in self._bulk.items():
             for whole, part in zip(found, running.statistics(), strict=True):
-                whole[:, c] = part.numpy()
+                whole[:, c] = part.cpu().numpy()
         return ClassStatistics(*found)
 
     def choose(self, classes: Integers, shares: Floats) -> Tensor:
         """Tokens ``[rows]`` int64 of classes ``[rows]``, each by a share ``[rows]`` in [0, 1) of its class's weight."""
         t = self._transitions
-        tokens = torch.empty(len(classes), dtype=torch.int64)
+        tokens = torch.empty(len(classes), dtype=torch.int64, device=self._device)
+        every = self._there(shares)
         for c in sorted(set(classes.tolist())):
-            rows = torch.from_numpy(np.flatnonzero(classes == c))
-            share = torch.from_numpy(shares)[rows]
+            rows = self._there(np.flatnonzero(classes == c))
+            share = every[rows]
             if c not in self._bulk:
                 columns = slice(t.few_begin[c], t.few_begin[c + 1])
                 index, _ = _pick(_weights(self._few[rows, columns]), share)
-                tokens[rows] = torch.from_numpy(t.few[columns])[index]
+                tokens[rows] = self._there(t.few[columns])[index]
                 continue
             part, share = _pick(self._bulk[c].weights(rows), share)
             for number in sorted(set(part.tolist())):
@@ -138,24 +151,25 @@ class _Canvas:
                 products = self._table.logits(self._hidden[rows[here]], self._table.rows[ids]) * self._inverse
                 index, _ = _pick(_weights(products), share[here])
                 tokens[rows[here]] = ids[index]
-        return tokens
+        return tokens.cpu()
 
     def expected(self, marginals: Floats) -> Tensor:
         """Expected rows of the embedding table ``[rows, hidden]``, in the dtype of the hidden states."""
         t = self._transitions
         weights = np.where(marginals > 0, marginals, 1.0)
         # times exp(logit) it is the probability of a token
-        factor = torch.from_numpy(np.where(marginals > 0, np.log(weights) - self.statistics.log_sum, -np.inf)).float()
-        owner = torch.from_numpy(t.automaton.class_of[t.few].astype(np.int64))
+        factor = self._there(np.where(marginals > 0, np.log(weights) - self.statistics.log_sum, -np.inf)).float()
+        owner = self._there(t.automaton.class_of[t.few].astype(np.int64))
         few = torch.exp(self._few + factor[:, owner]).to(self._hidden.dtype)
-        expected = linear(few, self._table.rows[torch.from_numpy(t.few)].T).float()
+        expected = linear(few, self._table.rows[self._there(t.few)].T).float()
         for c in self._bulk:
-            rows = torch.from_numpy(np.flatnonzero(marginals[:, c] > _NOTHING))
+            rows = self._there(np.flatnonzero(marginals[:, c] > _NOTHING))
             if not len(rows):
                 continue
-            hidden, total = self._hidden[rows], torch.zeros(len(rows), self._hidden.shape[1])
+            hidden = self._hidden[rows]
+            total = torch.zeros(hidden.shape, device=self._device)
             for start, chunk in self._table.chunks():
-                columns = _within(t.bulk[c], start, start + len(chunk))
+                columns = self._there(_within(t.bulk[c], start, start + len(chunk)))
                 if len(columns):
                     part = chunk if len(columns) == len(chunk) else chunk[columns - start]
                     exponentials = torch.exp(self._table.logits(hidden, part) * self._inverse + factor[rows, c, None])
@@ -167,14 +181,14 @@ class _Canvas:
 class _Running:
     """Online statistics of one class's logits, chunk by chunk, relative to its own highest."""
 
-    def __init__(self, rows: int):
+    def __init__(self, rows: int, device: torch.device):
         self.tokens: list[Tensor] = []
         self._tops: list[Tensor] = []
         self._sums: list[Tensor] = []
-        self._highest = torch.full((rows,), float("-inf"), dtype=torch.float64)
-        self._argmax = torch.zeros(rows, dtype=torch.int64)
-        self._total = torch.zeros(rows, dtype=torch.float64)
-        self._below = torch.zeros(rows, dtype=torch.float64)
+        self._highest = torch.full((rows,), float("-inf"), dtype=torch.float64, device=device)
+        self._argmax = torch.zeros(rows, dtype=torch.int64, device=device)
+        self._total = torch.zeros_like(self._highest)
+        self._below = torch.zeros_like(self._highest)
 
     def add(self, tokens: Tensor, logits: Tensor) -> None:
         """Take the tempered logits ``[rows, tokens]`` of some tokens."""
@@ -209,10 +223,10 @@ class _Running:
         return torch.exp(tops - tops.max(-1, keepdim=True).values) * sums
 
 
-def _within(tokens: Integers, start: int, stop: int) -> Tensor:
+def _within(tokens: Integers, start: int, stop: int) -> Integers:
     """Those of ascending ids from ``start`` up to ``stop``."""
     low, high = np.searchsorted(tokens, (start, stop))
-    return torch.from_numpy(tokens[low:high])
+    return tokens[low:high]
 
 
 def _weights(logits: Tensor) -> Tensor:

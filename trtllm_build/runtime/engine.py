@@ -314,7 +314,7 @@ class Engine:
             field="grammar",
             value="a grammar",
             allowed="nothing: this engine's backend does not keep answers to a form",
-            fix="leave it out, or build with gpu=cpu",
+            fix="leave it out, or build with the torch or the cuda backend",
         )
         canvas = request.canvas(limits.canvas)
         require(
