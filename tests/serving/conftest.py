@@ -43,6 +43,23 @@ def narrow_server(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
 
 
 @pytest.fixture(scope="session")
+def wide_server(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With room for a schema, or tools, in the prompt."""
+    limits = ["gpu.limits.slots=4", "gpu.limits.context=4096"]
+    out = tmp_path_factory.mktemp("wide") / "cpu"
+    build(make_plan(["compile=false", f"checkpoint={text_checkpoint}", f"out={out}", *limits]), lambda line: None)
+    with Server(out, http_port=0, grpc_port=0, metrics_port=0) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def wide_gateway(wide_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """OpenAI's API in front of ``wide_server``."""
+    with running(wide_server.grpc_url, tmp_path_factory.mktemp("wide_gateway") / "log") as found:
+        yield found
+
+
+@pytest.fixture(scope="session")
 def gateway(server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
     """OpenAI's API in front of ``server``."""
     with running(server.grpc_url, tmp_path_factory.mktemp("gateway") / "log") as found:

@@ -6,6 +6,7 @@ import json
 import threading
 from collections import OrderedDict
 from collections.abc import Callable, Collection, Mapping
+from functools import partial
 from typing import Any
 
 from nemo_diffgemma.errors import FieldError, require
@@ -111,7 +112,7 @@ def _compiled(
     budget = Budget(field, value)
     try:
         if tool_tokens is not None and kind == "tools":
-            expression = tools_expression(value, tool_tokens, field, budget)
+            expression = tools_expression(value, tool_tokens, field, budget, partial(_text, budget))
         else:
             expression = _expression(kind, value, field, grammar.get("whitespace", "spaced"), budget)
         texts = automaton(expression, budget)
@@ -121,6 +122,13 @@ def _compiled(
         not texts.empty, field=field, value=value, allowed="a grammar that some text fits", fix="correct the grammar"
     )
     return token_automaton(texts, vocabulary, end_ids, budget)
+
+
+def _text(budget: Budget, grammar: Any, field: str) -> Expression:
+    """Of an answer that calls no tool."""
+    kind = _kind(grammar)
+    require(kind != "tools", field=field, value=grammar, allowed="any other grammar", fix="leave tools out of it")
+    return _expression(kind, grammar[kind], f"{field}.{kind}", grammar.get("whitespace", "spaced"), budget)
 
 
 def _expression(kind: str, value: Any, field: str, spacing: str, budget: Budget) -> Expression:
