@@ -115,7 +115,7 @@ def test_a_round_trip_of_a_chat(api: openai.OpenAI) -> None:
     message = ask(api, tool_choice=NAMED, parallel_tool_calls=False).choices[0].message
     history = [*ASKED, message, {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "9 degrees"}]
     found = api.chat.completions.parse(
-        model="diffgemma", messages=history, tools=TOOLS, tool_choice="none", response_format=Answer, max_tokens=40
+        model="diffgemma", messages=history, tools=TOOLS[:1], tool_choice="none", response_format=Answer, max_tokens=40
     )
     assert isinstance(found.choices[0].message.parsed, Answer)
     # what the history says is in the prompt

@@ -32,12 +32,14 @@ class Prompt:
         value: its text, or token ids for ``input_ids``.
         suffix: text after the answer; empty for none.
         grammar: the form of the answer, JSON; empty for any.
+        compiled: whether that is compiled already.
     """
 
     name: str
     value: str | tuple[int, ...]
     suffix: str = ""
     grammar: str = ""
+    compiled: bool = False
 
     @property
     def size(self) -> int:

@@ -5,12 +5,12 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from contextlib import suppress
 from typing import Any
-from weakref import WeakKeyDictionary
 
 from nemo_diffgemma.chat import CALL, CALL_END, QUOTE, RESULT
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.grammar.compile import compile_grammar
+from trtllm_build.grammar.kept import Kept
 from trtllm_build.grammar.token_automaton import TokenAutomaton
 from trtllm_build.grammar.tools import ToolTokens, read_calls
 from trtllm_build.grammar.transitions import Transitions
@@ -36,7 +36,7 @@ class Grammars:
         self.tool_tokens = None
         if call is not None and call_end is not None and quote is not None:
             self.tool_tokens = ToolTokens(call, call_end, quote)
-        self._laid_out: WeakKeyDictionary[TokenAutomaton, Transitions] = WeakKeyDictionary()
+        self._laid_out = Kept[Transitions]()
 
     def prepare(self) -> None:
         """Make now what the first grammar needs of the tokenizer; does nothing where no grammar can be had."""
@@ -90,7 +90,7 @@ class Grammars:
         from trtllm_build.grammar import walks  # noqa: F401
 
         automaton = grammar if isinstance(grammar, TokenAutomaton) else self.automaton(grammar)
-        found = self._laid_out.get(automaton)
-        if found is None:
-            found = self._laid_out[automaton] = Transitions.of(automaton)
-        return found
+        # from the processes that read requests it comes as another object every time
+        if (found := self._laid_out.find(automaton.key)) is not None:
+            return found
+        return self._laid_out.keep(automaton.key, Transitions.of(automaton), automaton.bytes)
