@@ -154,7 +154,9 @@ def _functions(value: Any, field: str) -> dict[str, Any]:
         require(good, place, function, "an object of name, description, parameters and strict", "correct it")
         name = function.get("name")
         good = isinstance(name, str) and bool(_NAME.fullmatch(name)) and name not in (*_CHOICES, *found)
-        allowed = f"a name of 1 to 64 letters, digits, _, . and -, of no other function; not {', '.join(_CHOICES)}"
+        allowed = (
+            f"a name of 1 to 64 letters, digits, _, . and -, that no other function has; not {', '.join(_CHOICES)}"
+        )
         require(good, f"{place}.name", name, allowed, "rename it")
         found[name] = function.get("parameters", {"type": "object", "properties": {}})
         good = isinstance(found[name], Mapping) and found[name].get("type") == "object"
