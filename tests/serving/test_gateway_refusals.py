@@ -47,7 +47,7 @@ def refusal(gateway: Running, body: Any) -> tuple[int, str | None, str]:
         ({"logit_bias": {"5": 1}}, "logit_bias: not supported here"),
         ({"logprobs": True}, "logprobs: not supported here"),
         ({"top_logprobs": 2}, "top_logprobs: not supported here"),
-        ({"tools": [TOOL]}, "tools: not supported here"),
+        ({"tools": [TOOL, TOOL]}, "tools[1]: another tool has this name"),
         ({"tool_choice": "required"}, "tool_choice: not supported here"),
         ({"functions": [{"name": "f"}]}, "functions: not supported here"),
         ({"response_format": {"type": "xml"}}, "response_format"),

@@ -41,6 +41,7 @@ class Response:
         canvas_steps: denoising steps of each canvas that is part of this response; none in drafts.
         step_entropies: the canvas's mean entropy after each of these steps, in nats, canvas after canvas.
         form_log_probability: with a grammar, of each of these canvases, nats, that it keeps to the form by itself.
+        tool_calls: calls of this response, JSON of ``name`` and ``arguments`` each.
         num_cached_tokens: tokens of the prompt that were in the cache of an earlier request; None before the last
             response, and from a server that does not say.
     """
@@ -59,6 +60,7 @@ class Response:
     step_entropies: tuple[float, ...] = ()
     num_cached_tokens: int | None = None
     form_log_probability: tuple[float, ...] = ()
+    tool_calls: tuple[str, ...] = ()
 
 
 def encode(values: Mapping[str, object], request_id: str, model: str = MODEL) -> Any:
@@ -104,6 +106,7 @@ def decode(message: Any) -> Response:
         step_entropies=tuple(values["step_entropies"]),
         num_cached_tokens=values["num_cached_tokens"][0],
         form_log_probability=tuple(values["form_log_probability"]),
+        tool_calls=tuple(values["tool_calls"]),
     )
 
 

@@ -69,6 +69,7 @@ class TritonPythonModel:
         self.engine = EngineProcess(os.environ[ENGINE_VARIABLE], _end, cpus)
         limits = self.engine.limits
         self.readers.open(self.engine.tokenizer_directory, limits.context, limits.vocab_size, self.engine.eos_ids)
+        self.engine.grammars.prepare_calls()
         check_engine(json.loads(args["model_config"])["parameters"], self.engine.manifest)
         metrics = Metrics(pb, {"model": args["model_name"], "version": args["model_version"]})
         self.recorder = Recorder(Spans.from_environment())
