@@ -178,6 +178,9 @@ def _each(record: Record, where: str, key: str, make: Callable[[str, Record], Me
 def _message(field: str, value: Record) -> Message:
     role = value.get("role")
     require(role in ROLES, field=f"{field}.role", value=role, allowed=", ".join(ROLES), fix="correct the role")
+    old, allowed = value.get("function_call"), "tool_calls in its place"
+    fix = 'write "tool_calls": [{"type": "function", "function": {...}}]'
+    require(is_absent(old), field=f"{field}.function_call", value=old, allowed=allowed, fix=fix)
     calls = calls_of(f"{field}.tool_calls", role, value.get("tool_calls"))
     if not calls:
         message = _plain("system" if role == "developer" else str(role), f"{field}.content", value.get("content"))
