@@ -56,8 +56,9 @@ class EngineSpec:
         for key in sorted(names ^ values.keys()):
             found = "not a key of it" if key in values else "missing"
             raise FieldError(field=f"{where}:{key}", value=found, allowed=_AS_BUILT, fix=_REBUILD)
+        made: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         try:
-            return kind(**{key: tuple(value) if isinstance(value, list) else value for key, value in values.items()})
+            return kind(**made)
         except FieldError as error:
             field = f"{where}:{error.field.removeprefix('model.')}"
             raise FieldError(field=field, value=error.value, allowed=error.allowed, fix=_REBUILD) from None
