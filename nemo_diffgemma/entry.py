@@ -26,6 +26,11 @@ def enter() -> None:
     :func:`status_of_output`. Names of files and what is printed are UTF-8, whatever the locale (``LC_ALL=C``).
     """
     _be_utf8()
+    try:
+        os.getcwd()
+    except OSError as error:  # in which some libraries cannot even be loaded
+        _say(f"error: the folder you are in: {error.strerror}; fix: cd to a folder that there is\n")
+        raise SystemExit(2) from None
     for number in SIGNALS:
         # ignored ones stay ignored: nohup, and what a shell starts in the background
         if signal.getsignal(number) != signal.SIG_IGN:
