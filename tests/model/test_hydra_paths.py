@@ -160,6 +160,8 @@ def test_paths_come_through_to_the_configuration(tmp_path: Path, text_checkpoint
         ("optim.lr=1,2", r"^optim.lr: '1,2'.*allowed: one value; fix: pass one, or quote it"),
         ("optim.lr=[", r"^optim.lr: '\['.*a value that Hydra reads.*fix: quote it"),
         ("run=a${b}", r"^run: .*Interpolation key 'b' not found.*fix: write \\\$\{"),
+        ("optim.lr=???", r"^optim.lr: '\?\?\?'.*still missing; fix: leave it out$"),
+        ("optim.betas=[0.9,???]", r"^optim.betas: .*still missing; fix: leave it out$"),
         ("x=1", r"^x: '1'.*allowed: model, data, .*threads; fix: see --help$"),
         ("data.train.foo=3", r"^data.train.foo: '3'.*allowed: data.train, .*fix: pass data.train=\.\.\.$"),
     ],
