@@ -20,9 +20,9 @@ from nemo_diffgemma.training.checkpoint_files import (
     remove_unfinished,
     set_aside,
 )
-from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.corpus import Corpus, load_corpus
 from nemo_diffgemma.training.experiment import changes, describe
+from nemo_diffgemma.training.settings import TrainConfig
 from nemo_diffgemma.training.space import check_space, checkpoint_bytes
 from nemo_diffgemma.training.vision import check_vision
 from nemo_diffgemma.waiting import waiting
