@@ -96,8 +96,8 @@ serve: $(INSTALLED)  ## serve ENGINE with Triton and OpenAI's API on 127.0.0.1
 chat: $(INSTALLED)  ## send PROMPT to the server and watch the canvas
 	@$(BIN)/diffgemma -- $(call quoted,PROMPT)
 
-test: $(INSTALLED)  ## run every test, two at a time
-	@$(BIN)/python -m pytest --numprocesses=2 --no-loadscope-reorder
+test: $(INSTALLED)  ## run every test, three processes at a time
+	@$(BIN)/python -m pytest --numprocesses=3 --no-loadscope-reorder
 
 test-fast: $(INSTALLED)  ## run what needs no server, no process and no compiler
 	@$(BIN)/python -m pytest --numprocesses=2 -m 'not slow and not server and not distributed and not edge_llm and not helm and not helm_e2e'

@@ -23,8 +23,14 @@ def enter() -> None:
     Until the command has handlers of its own, a signal ends it at once with one line and the status that shells give
     (128 plus the number); there is nothing to clean up yet. A standard stream that is closed or goes away (``| head``,
     ``>&-``, a full disk, a terminal that is closed) does not end a command: its work goes on, see
-    :func:`status_of_output`.
+    :func:`status_of_output`. Names of files and what is printed are UTF-8, whatever the locale (``LC_ALL=C``).
     """
+    _be_utf8()
+    try:
+        os.getcwd()
+    except OSError as error:  # in which some libraries cannot even be loaded
+        _say(f"error: the folder you are in: {error.strerror}; fix: cd to a folder that there is\n")
+        raise SystemExit(2) from None
     for number in SIGNALS:
         # ignored ones stay ignored: nohup, and what a shell starts in the background
         if signal.getsignal(number) != signal.SIG_IGN:
@@ -37,6 +43,14 @@ def enter() -> None:
             os.open(os.devnull, os.O_RDWR)
             _lost[descriptor] = OSError(errno.EBADF, "closed from the start")
     sys.stdout, sys.stderr = _steady(1, sys.stdout), _steady(2, sys.stderr)
+
+
+def _be_utf8() -> None:
+    """Begin anew in Python's UTF-8 mode where the locale is another: libraries in Rust open no other names."""
+    if sys.getfilesystemencoding() == "utf-8" or os.environ.get("PYTHONUTF8") == "1":
+        return
+    os.environ["PYTHONUTF8"] = "1"  # what is started from here has it, too
+    os.execv(sys.executable, [sys.executable, *sys.orig_argv[1:]])
 
 
 class Stopped(BaseException):

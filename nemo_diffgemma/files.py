@@ -11,6 +11,7 @@ import re
 import shutil
 import uuid
 from collections.abc import Callable, Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import ExitStack, contextmanager, suppress
 from glob import escape
 from pathlib import Path
@@ -73,10 +74,26 @@ def file_sha256(path: Path) -> str:
 # -- folders that are written as one thing ---------------------------------------------------------------------------
 
 
-def file_entries(directory: Path, marker: str) -> dict[str, dict[str, Any]]:
-    """``{relative path: {"bytes": ..., "sha256": ...}}`` of every file below ``directory`` but ``marker``."""
-    files = sorted(p for p in directory.rglob("*") if p.is_file() and p != directory / marker)
-    return {p.relative_to(directory).as_posix(): {"bytes": p.stat().st_size, "sha256": file_sha256(p)} for p in files}
+def file_entries(
+    place: Path, marker: str | None = None, tick: Callable[[int], None] = lambda _done: None
+) -> dict[str, dict[str, Any]]:
+    """``{relative path: {"bytes": ..., "sha256": ...}}`` of every file below ``place``, or of the file it is (``.``).
+
+    Args:
+        place: a folder, or a file.
+        marker: the file below it that will hold the entries.
+        tick: told how many bytes have been read.
+    """
+    paths = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
+    paths = [path for path in paths if marker is None or path != place / marker]
+    found, done = {}, 0
+    # several at a time: the shards of a large model take a minute each
+    with ThreadPoolExecutor() as pool:
+        for path, digest in zip(paths, pool.map(file_sha256, paths), strict=True):
+            size = path.stat().st_size
+            found[path.relative_to(place).as_posix()] = {"bytes": size, "sha256": digest}
+            tick(done := done + size)
+    return found
 
 
 def check_replaceable(directory: Path, marker: str, field: str) -> None:

@@ -48,6 +48,11 @@ def compose_config(directory: Path, name: str, overrides: Sequence[str]) -> Dict
             groups = [o for o in overrides if (directory / o.partition("=")[0]).is_dir()]
             raise unknown_key(key, value, _keys(compose(name, overrides=groups))) from None
     assert isinstance(values, dict)
+    for missing in sorted(OmegaConf.missing_keys(config)):
+        for key, _, value in (override.partition("=") for override in overrides):
+            given = missing == key or missing.startswith((f"{key}.", f"{key}["))
+            allowed = "a value: ??? is Hydra's word for one that is still missing"
+            require(not given or "???" not in value, field=key, value=value, allowed=allowed, fix="leave it out")
     _check_names(values)
     check_paths({str(key): value for key, value in values.items()})
     return config

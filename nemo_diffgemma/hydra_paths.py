@@ -12,7 +12,7 @@ from hydra.core.override_parser.overrides_parser import OverridesParser
 from hydra.core.override_parser.types import Quote, QuotedString
 from hydra.errors import HydraException
 
-from nemo_diffgemma.errors import require
+from nemo_diffgemma.errors import FieldError, require
 
 # Keys of both command lines whose values are paths, and those of them that take several.
 PATHS = frozenset({"run", "output", "init_from", "data.tokenizer", "checkpoint", "out", "calibration", "held_out"})
@@ -22,7 +22,7 @@ WRITTEN = frozenset({"run", "output", "out"})
 _LONGEST, _LONGEST_WRITTEN = 255, 200
 _LONGEST_PATH = 4096 - 512  # bytes of a whole path, with what is written below it
 # An item of a list: in quotes, or up to the next comma.
-_ITEM = re.compile(r"""\s*('(?:[^'\\]|\\.)*'|"(?:[^"\\]|\\.)*"|[^,]*?)\s*(?:,|$)""")
+_ITEM = re.compile(r"""(\s*'(?:[^'\\]|\\.)*'\s*|\s*"(?:[^"\\]|\\.)*"\s*|[^,]*)(?:,|$)""")
 
 
 def quote_paths(overrides: Sequence[str]) -> list[str]:
@@ -30,10 +30,11 @@ def quote_paths(overrides: Sequence[str]) -> list[str]:
 
     ``~`` at the start is the home folder; ``a/../b`` is followed once, here. A value in quotes, ``null``, and a list in
     brackets for what takes several files are read as Hydra reads them; each of a list's items may have any characters
-    but a comma. What has been quoted here stays as it is.
+    but a comma, and spaces around it are no part of it, unless only a file with them is there. What has been quoted
+    here stays as it is.
 
     Raises:
-        FieldError: for a path that is empty, or ``???``.
+        FieldError: for a path that is empty, in a list, too, or ``???``.
     """
     return [_quoted_override(override) for override in overrides]
 
@@ -63,7 +64,10 @@ def _check_path(key: str, path: str) -> None:
     free = key != "run" or not os.path.isfile(path)  # before what lies below it by default
     require(free, field=key, value=path, allowed="a folder, or a path where nothing is", fix=fix)
     try:
-        os.stat(path)
+        os.stat(f"{path}/." if os.path.isdir(path) else path)  # a folder that may not be entered is none to read from
+    except PermissionError as error:
+        allowed = f"a path whose folders user {os.getuid()} may enter"
+        raise FieldError(field=key, value=f"{path}: {error.strerror}", allowed=allowed, fix=fix) from None
     except OSError as error:
         wrong = error.errno in (errno.ELOOP, errno.ENOTDIR) or (error.errno == errno.ENOENT and os.path.islink(path))
         allowed = "a path below folders, whose links lead somewhere"
@@ -83,9 +87,17 @@ def _quoted_override(override: str) -> str:
         fix=f"pass {key}=PATH (was it an unset variable?), or leave it out",
     )
     if key in SEVERAL and value[0] == "[" and value[-1] == "]" and not os.path.exists(value):
-        items = [match[1] for match in _ITEM.finditer(value[1:-1]) if match[1]]
+        items = [_item(match[1]) for match in _ITEM.finditer(f"{value[1:-1]},")][:-1] if value[1:-1].strip() else []
+        # else a variable that is not set would leave out a file
+        require("" not in items, field=key, value=value, allowed="a list of paths, none empty", fix=f"pass {key}=[A,B]")
         return f"{key}=[{','.join(_quoted(key, item) for item in items)}]"
     return f"{key}={_quoted(key, value)}"
+
+
+def _item(text: str) -> str:
+    """One item of a list, without the spaces around it unless they are part of a file's name."""
+    plain = text.strip()
+    return text if plain and os.path.exists(text) and not os.path.exists(plain) else plain
 
 
 def _quoted(key: str, value: str) -> str:

@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import json
-import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from nemo_diffgemma.chat import CALL, CALL_END, CHAT_TEMPLATE, QUOTE, RESULT, Chat, Message
+from nemo_diffgemma.chat import Chat, Message
 from nemo_diffgemma.control_tokens import ControlTokens, Masked, Rendered
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.template_check import check_run, check_text
+from nemo_diffgemma.tokenizer_files import MARKER, control_tokens, load_files, most_bytes_per_token
 
-# Gemma's turn markers; ids follow the order, pad = 0, eos = 1, bos = 2.
-SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>")
-# What Gemma 4 writes tools with; of a tokenizer that is trained here the last ids.
-TOOL_TOKENS = ("<|tool>", "<tool|>", CALL, CALL_END, RESULT, "<tool_response|>", QUOTE)
-END_OF_TURN = "<turn|>"
-# Years whole, other digits in twos, words without their spaces: a word that an answer takes over from its prompt is the
-# same token in both, which a small model learns several times faster. Punctuation with the spaces around it: `": "` is
-# one piece.
-_PIECES = Regex(r"(?<!\d)20\d\d(?!\d)|\d{1,2}|\p{L}+|[^\s\p{L}\d]+(?: [^\s\p{L}\d]+)* ?|\s")
-# How control tokens of this family look, whatever a tokenizer's file says of them.
-_MARKER = re.compile(r"<\|[^\s<>]{1,40}>|<[^\s<>]{1,40}\|>|<(?:start|end)_of_\w+>")
 _STAND_IN = "\U000f0000"  # a private character in place of a text
 
 
@@ -47,7 +35,7 @@ class Tokenizer:
             allowed="a directory with a tokenizer.json",
             fix="pass token ids instead of text, or add the tokenizer's files and build again",
         )
-        self._inner: PreTrainedTokenizerFast = _loaded(Path(directory))
+        self._inner: PreTrainedTokenizerFast = load_files(Path(directory))
         self._rust: RustTokenizer = self._inner.backend_tokenizer
         # a tokenizer.json may ask for them
         self._rust.no_truncation()
@@ -59,7 +47,7 @@ class Tokenizer:
             check_text(str(text))
         if self._template:
             check_run(lambda: self._apply([[{"role": "user", "content": "a"}]], None, True)[0])
-        ids = _control_tokens(self._inner, self._template)
+        ids = control_tokens(self._inner, self._template)
         self.control_ids = frozenset((*ids.values(), *self._inner.all_special_ids))  # tokens that are no text
         self._controls = ControlTokens(ids, self._template)
         # the unknown token also stands for characters that the vocabulary does not have
@@ -84,7 +72,7 @@ class Tokenizer:
     @cached_property
     def most_bytes_per_token(self) -> int | None:
         """Most bytes of a text's UTF-8 that one token stands for; None where no number can be told from its file."""
-        return _most_bytes_per_token(self.definition)
+        return most_bytes_per_token(self.definition)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of raw text, as it stands: no template, no token added; control tokens that it spells are those."""
@@ -188,7 +176,7 @@ class Tokenizer:
         for text in (whole, start):
             if isinstance(text, FieldError):
                 raise text
-            unknown = [marker for marker in _MARKER.findall(text) if marker not in self._controls.tokens]
+            unknown = [marker for marker in MARKER.findall(text) if marker not in self._controls.tokens]
             allowed = "a tokenizer that has each control token of its chat template as one token"
             require(
                 not unknown,
@@ -305,113 +293,5 @@ class Tokenizer:
         )
 
 
-def _most_bytes_per_token(file: Mapping[str, Any]) -> int | None:
-    """Of a ``tokenizer.json``; None where a text may shrink before, or any run of it become one token."""
-    model = file["model"]
-    steps: list[Mapping[str, Any]] = []
-    for part in (file["normalizer"], file["pre_tokenizer"]):
-        found = part or {"type": "Sequence"}
-        steps += found.get("normalizers", found.get("pretokenizers", [])) if found["type"] == "Sequence" else [found]
-    if model["type"] != "BPE" or not all(_keeps_bytes(step) for step in steps):
-        return None
-    if any(token["lstrip"] or token["rstrip"] for token in file["added_tokens"]):
-        return None
-    byte_level = any(step["type"] == "ByteLevel" for step in steps)
-    bytes_ = pre_tokenizers.ByteLevel.alphabet() if byte_level else [f"<0x{i:02X}>" for i in range(256)]
-    if not (byte_level or model["byte_fallback"]) or not set(bytes_) <= model["vocab"].keys():
-        return None  # what the vocabulary does not have becomes unknown tokens, of any length
-    return max(len(text.encode()) for text in (*model["vocab"], *(token["content"] for token in file["added_tokens"])))
-
-
-def _keeps_bytes(step: Mapping[str, Any]) -> bool:
-    """Whether a step before the model never makes a text shorter."""
-    if step["type"] == "Split":
-        return bool(step["behavior"] != "Removed")
-    if step["type"] == "Replace":
-        old = step["pattern"].get("String")
-        return old is not None and len(old.encode()) <= len(step["content"].encode())
-    return bool(step["type"] == "ByteLevel")
-
-
 def _uses_tools(chat: Chat) -> bool:
     return bool(chat.tools) or any(m.get("role") == "tool" or m.get("tool_calls") for m in chat.messages)
-
-
-def _control_tokens(inner: PreTrainedTokenizerFast, template: str) -> dict[str, int]:
-    """Control tokens and their ids: what the tokenizer's file calls special, looks like it, or the template writes."""
-    special = set(inner.all_special_tokens)
-    found = {}
-    for number, token in inner.backend_tokenizer.get_added_tokens_decoder().items():
-        text = token.content
-        marker = _MARKER.fullmatch(text) is not None or (text[:1] in ("<", "[") and text in template)
-        # runs of spaces and line ends are added tokens of Gemma's, and text
-        if text.strip() and (token.special or text in special or marker):
-            found[text] = number
-    return found
-
-
-def _loaded(directory: Path) -> PreTrainedTokenizerFast:
-    try:
-        return _load(directory)
-    except Exception as error:  # of whatever kind: several libraries read these files
-        raise FieldError(
-            field="tokenizer",
-            value=f"{directory}: {type(error).__name__}: {' '.join(str(error).split())}",
-            allowed="files that transformers can load (tokenizer.json, tokenizer_config.json, chat_template.jinja)",
-            fix="download or export the checkpoint again",
-        ) from error
-
-
-def _load(directory: Path) -> PreTrainedTokenizerFast:
-    """What ``AutoTokenizer`` makes of a folder.
-
-    One of the class that is no model's own is loaded without ``AutoTokenizer``, whose import takes a process longer
-    than everything else it imports.
-    """
-    try:
-        config = json.loads((directory / "tokenizer_config.json").read_text(encoding="utf-8"))
-        plain = config.get("tokenizer_class") == PreTrainedTokenizerFast.__name__ and "auto_map" not in config
-    except (OSError, ValueError, AttributeError):
-        plain = False
-    if plain:
-        return PreTrainedTokenizerFast.from_pretrained(str(directory))
-    from transformers import AutoTokenizer
-
-    return AutoTokenizer.from_pretrained(str(directory))
-
-
-def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path) -> list[Path]:
-    """Train a byte-level BPE on ``texts`` and write it, with Gemma's markers of turns and tools and a chat template.
-
-    Returns:
-        The written files.
-
-    Raises:
-        FieldError: when ``texts`` do not yield ``vocab_size`` tokens.
-    """
-    inner = RustTokenizer(models.BPE())
-    inner.pre_tokenizer = pre_tokenizers.Sequence(
-        [pre_tokenizers.Split(_PIECES, "isolated"), pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)]
-    )
-    inner.decoder = decoders.ByteLevel()
-    trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size - len(TOOL_TOKENS),
-        special_tokens=list(SPECIAL_TOKENS),
-        initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
-        show_progress=False,
-    )
-    inner.train_from_iterator(texts, trainer)
-    inner.add_special_tokens([AddedToken(token, special=True) for token in TOOL_TOKENS])
-    size = inner.get_vocab_size()
-    require(
-        size == vocab_size,
-        field="model.vocab_size",
-        value=vocab_size,
-        allowed=f"at most {size} for these texts",
-        fix="lower it",
-    )
-    fast = PreTrainedTokenizerFast(
-        tokenizer_object=inner, pad_token="<pad>", eos_token="<eos>", bos_token="<bos>", unk_token="<unk>"
-    )
-    fast.chat_template = CHAT_TEMPLATE
-    return [Path(path) for path in fast.save_pretrained(str(directory)) if Path(path).is_file()]

@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import math
 import os
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import TYPE_CHECKING
 
-import torch
 from safetensors import SafetensorError, safe_open
 
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import some
 from nemo_diffgemma.json_files import read_object
+
+if TYPE_CHECKING:
+    import torch
 
 INDEX = "model.safetensors.index.json"
 SINGLE = "model.safetensors"
@@ -47,7 +51,7 @@ class Stored:
         """Some rows after another, so that little of it is held at a time."""
         with safe_open(self.file, "pt") as file:
             rows = file.get_slice(self.name)
-            step = max(1, _TOGETHER // max(1, torch.Size(self.shape[1:]).numel()))
+            step = max(1, _TOGETHER // max(1, math.prod(self.shape[1:])))
             yield from (rows[start : start + step] for start in range(0, self.shape[0], step))
 
     def equals(self, other: Stored) -> bool:
@@ -56,6 +60,8 @@ class Stored:
             return False
         if not self.shape:
             return bool(self.read().double() == other.read().double())
+        import torch
+
         both = zip(self.parts(), other.parts(), strict=True)
         return all(torch.equal(a, b) if a.dtype == b.dtype else torch.equal(a.double(), b.double()) for a, b in both)
 

@@ -14,7 +14,7 @@ import torch
 from nemo_diffgemma.architecture import GLOBAL, SLIDING, Architecture
 from nemo_diffgemma.checkpoint import text_tensors
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
-from nemo_diffgemma.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from nemo_diffgemma.new_tokenizer import SPECIAL_TOKENS, train_tokenizer
 from trtllm_build.pipeline import build
 from trtllm_build.plan import make_plan
 

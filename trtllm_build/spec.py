@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from nemo_diffgemma.architecture import Architecture
-from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.json_files import read_object
 from trtllm_build.limits import Limits
 from trtllm_build.sampling import SamplerConfig
@@ -18,7 +17,7 @@ PIECES = "pieces"
 INPUT_SCALES = "input_scales.json"
 _REBUILD = "build the engine again"
 _AS_BUILT = "what a build writes there"
-_Made = TypeVar("_Made")
+_Made = TypeVar("_Made", Architecture, SamplerConfig)
 
 
 @dataclass(frozen=True)
@@ -42,19 +41,27 @@ class EngineSpec:
     @cached_property
     def arch(self) -> Architecture:
         """The network's shapes."""
-        return self._made("architecture.json", Architecture.from_dict)
+        return self._made("architecture.json", Architecture)
 
     @cached_property
     def sampler(self) -> SamplerConfig:
         """The checkpoint's sampler defaults."""
-        return self._made("sampler.json", lambda values: SamplerConfig(**values))
+        return self._made("sampler.json", SamplerConfig)
 
-    def _made(self, name: str, make: Callable[[dict[str, Any]], _Made]) -> _Made:
-        values = read_object(self.directory / name, f"engine:{name}", _REBUILD)
+    def _made(self, name: str, kind: type[_Made]) -> _Made:
+        """What a build wrote of a dataclass: every field of it, and no other."""
+        where = f"engine:{name}"
+        values = read_object(self.directory / name, where, _REBUILD)
+        names = {f.name for f in fields(kind)}
+        for key in sorted(names ^ values.keys()):
+            found = "not a key of it" if key in values else "missing"
+            raise FieldError(field=f"{where}:{key}", value=found, allowed=_AS_BUILT, fix=_REBUILD)
+        made: dict[str, Any] = {key: tuple(v) if isinstance(v, list) else v for key, v in values.items()}
         try:
-            return make(values)
-        except (TypeError, ValueError) as error:
-            raise FieldError(field=f"engine:{name}", value=str(error), allowed=_AS_BUILT, fix=_REBUILD) from None
+            return kind(**made)
+        except FieldError as error:
+            field = f"{where}:{error.field.removeprefix('model.')}"
+            raise FieldError(field=field, value=error.value, allowed=error.allowed, fix=_REBUILD) from None
 
     @property
     def threads(self) -> int:
@@ -90,4 +97,8 @@ def on_cpu(limits: Limits, asked: int = 0) -> Limits:
 def input_scales(directory: Path) -> dict[str, float]:
     """Scales of activations that calibration found for a bundle; none for recipes that need none."""
     path = directory / INPUT_SCALES
-    return read_object(path, f"engine:{INPUT_SCALES}", _REBUILD) if path.is_file() else {}
+    found = read_object(path, f"engine:{INPUT_SCALES}", _REBUILD) if path.is_file() else {}
+    for name, scale in found.items():
+        good = isinstance(scale, int | float) and not isinstance(scale, bool) and scale > 0
+        require(good, field=f"engine:{INPUT_SCALES}:{name}", value=scale, allowed="a number > 0", fix=_REBUILD)
+    return found

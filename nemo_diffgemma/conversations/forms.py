@@ -90,7 +90,13 @@ def convert(record: Record, form: str, where: str) -> tuple[list[Message], list[
 
 def _from_messages(record: Record, where: str) -> tuple[list[Message], str]:
     key = next((k for k in ("messages", *_BOTH) if record.get(k) is not None), "messages")
-    return _each(record, where, key, _message), "role"
+    old, allowed = record.get("functions"), "tools in its place"
+    fix = 'write "tools": [{"type": "function", "function": {...}}]'
+    require(is_absent(old), field=f"{where}: functions", value=old, allowed=allowed, fix=fix)
+    messages = _each(record, where, key, _message)
+    weight, field = record[key][-1].get("weight"), f"{where}: weight of the last message"
+    require(weight in (None, 1), field=field, value=weight, allowed="1: it is learnt", fix="drop the line")
+    return messages, "role"
 
 
 def _from_sharegpt(record: Record, where: str) -> tuple[list[Message], str]:
@@ -150,7 +156,7 @@ _FIELDS = {
 }
 # All that is read of a record of a form, but for what only says which form it is.
 USED: Mapping[str, frozenset[str]] = {
-    "messages": frozenset(("messages", *_BOTH, "system", "tools")),
+    "messages": frozenset(("messages", *_BOTH, "system", "tools", "functions")),
     "sharegpt": frozenset((*_BOTH, "system", "tools")),
     "prompt_completion": frozenset(("prompt", "completion", "system", "tools")),
     "alpaca": frozenset(("instruction", "input", "output", "history", "system", "tools")),
@@ -178,6 +184,9 @@ def _each(record: Record, where: str, key: str, make: Callable[[str, Record], Me
 def _message(field: str, value: Record) -> Message:
     role = value.get("role")
     require(role in ROLES, field=f"{field}.role", value=role, allowed=", ".join(ROLES), fix="correct the role")
+    old, allowed = value.get("function_call"), "tool_calls in its place"
+    fix = 'write "tool_calls": [{"type": "function", "function": {...}}]'
+    require(is_absent(old), field=f"{field}.function_call", value=old, allowed=allowed, fix=fix)
     calls = calls_of(f"{field}.tool_calls", role, value.get("tool_calls"))
     if not calls:
         message = _plain("system" if role == "developer" else str(role), f"{field}.content", value.get("content"))

@@ -17,7 +17,9 @@ def text_of(field: str, value: Any) -> str:
     """
     if isinstance(value, list):
         value = "".join(_part(f"{field}[{index}]", part) for index, part in enumerate(value))
-    require(isinstance(value, str), field=field, value=value, allowed="text", fix=_FIX)
+    number = isinstance(value, int | float) and not isinstance(value, bool)
+    fix = f'write it in quotes: "{value}"' if number else _FIX
+    require(isinstance(value, str), field=field, value=value, allowed="text", fix=fix)
     whole = value.isascii() or not any("\ud800" <= character <= "\udfff" for character in value)
     allowed = "text without half a surrogate pair (\\ud83d and the like)"
     require(whole, field=field, value=value, allowed=allowed, fix="write the character")

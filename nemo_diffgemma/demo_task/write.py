@@ -11,7 +11,7 @@ from nemo_diffgemma.demo_task.task import held_out as kept
 from nemo_diffgemma.demo_task.unknown import UNKNOWN
 from nemo_diffgemma.demo_task.words import COLORS, DAYS, ITEMS, MONTHS, NAMES, YEARS
 from nemo_diffgemma.files import write_text
-from nemo_diffgemma.tokenizer import SPECIAL_TOKENS, train_tokenizer
+from nemo_diffgemma.new_tokenizer import SPECIAL_TOKENS, train_tokenizer
 
 
 def write_demo_data(

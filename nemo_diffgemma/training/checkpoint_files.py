@@ -5,11 +5,10 @@ from __future__ import annotations
 import os
 import re
 import shutil
-from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from nemo_diffgemma.files import file_sha256, listed_files, write_json
+from nemo_diffgemma.files import file_entries, listed_files, write_json
 from nemo_diffgemma.waiting import waiting
 
 CHECKPOINTS = "checkpoints"
@@ -94,14 +93,7 @@ def _list_of(path: Path) -> Path:
 
 def _files(place: Path, name: str) -> dict[str, dict[str, Any]]:
     """``{path below the checkpoint's name: {"bytes": ..., "sha256": ...}}`` of a checkpoint that lies at ``place``."""
-    paths = [place] if place.is_file() else sorted(p for p in place.rglob("*") if p.is_file())
-    sizes = [path.stat().st_size for path in paths]
-    done = 0
-    found = {}
-    # several at a time: the shards of a large model take a minute each
-    with waiting("checking the training checkpoint", sum(sizes)) as tick, ThreadPoolExecutor() as pool:
-        for path, size, digest in zip(paths, sizes, pool.map(file_sha256, paths), strict=True):
-            found[(Path(name) / path.relative_to(place)).as_posix()] = {"bytes": size, "sha256": digest}
-            done += size
-            tick(done)
-    return found
+    size = sum(p.stat().st_size for p in (place, *place.rglob("*")) if p.is_file())
+    with waiting("checking the training checkpoint", size) as tick:
+        entries = file_entries(place, tick=tick)
+    return {(Path(name) / below).as_posix(): entry for below, entry in entries.items()}

@@ -12,10 +12,11 @@ from nemo_diffgemma.entry import status_of_output
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.hydra_config import choices
 from nemo_diffgemma.quiet import quiet_start
-from nemo_diffgemma.training.config import CONF, TrainConfig, load_config
+from nemo_diffgemma.training.config import CONF, load_config
 from nemo_diffgemma.training.ending import Ending
 from nemo_diffgemma.training.launcher import check_launcher, end_with_parent, is_first, launched_by_run
 from nemo_diffgemma.training.run_folder import held
+from nemo_diffgemma.training.settings import TrainConfig
 from nemo_diffgemma.training.signals import StopSignals
 
 GROUPS = ("model", "data", "parallel", "optim")

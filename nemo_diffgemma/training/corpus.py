@@ -8,14 +8,14 @@ from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 
-from nemo_diffgemma import demo_task, tokenizer
+from nemo_diffgemma import demo_task, new_tokenizer
 from nemo_diffgemma.architecture import Architecture
 from nemo_diffgemma.demo_task import write_demo_data
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.files import file_sha256, listed_files, locked, short_hash, some, write_json
 from nemo_diffgemma.tokenizer import Tokenizer
-from nemo_diffgemma.training.config import Data, TrainConfig
 from nemo_diffgemma.training.data import Encoder, Loaded, load_examples
+from nemo_diffgemma.training.settings import Data, TrainConfig
 
 CALIBRATION_LINES = 64
 _UNFINISHED = "unfinished"  # in the place of a hash
@@ -101,7 +101,7 @@ def _generate(data: Data, arch: Architecture) -> None:
         fix="leave it out",
     )
     note = train.with_name(f".{train.name}.json")  # what was written, and of what
-    files = [*sorted(Path(str(demo_task.__file__)).parent.glob("*.py")), Path(str(tokenizer.__file__))]
+    files = [*sorted(Path(str(demo_task.__file__)).parent.glob("*.py")), Path(str(new_tokenizer.__file__))]
     sources = "".join(path.read_text(encoding="utf-8") for path in files)
     made_of = {**vars(data.generate), "vocab_size": arch.vocab_size, "sources": short_hash(sources)}
     with locked(train.with_name(f".{train.name}.lock"), busy=lambda: None, unsupported=lambda: None):

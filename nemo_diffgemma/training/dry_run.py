@@ -8,9 +8,9 @@ from typing import Any
 from rich.console import Console
 from rich.table import Table
 
-from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.initial_weights import named_weights
 from nemo_diffgemma.training.network import build_network
+from nemo_diffgemma.training.settings import TrainConfig
 
 # bytes a weight, and what every 16 weights of nvfp4 share: one fp8 scale
 _NVFP4 = 0.5 + 1 / 16

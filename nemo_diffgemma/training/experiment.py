@@ -10,8 +10,8 @@ from pathlib import Path
 from typing import Any
 
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.data import Example
+from nemo_diffgemma.training.settings import TrainConfig
 
 # Keys whose change makes another experiment, or a training checkpoint that cannot be read, with what to do instead.
 _FIXED = {

@@ -18,8 +18,8 @@ from nemo_diffgemma.checkpoint import ENCODER_SCALAR as HF_ENCODER_SCALAR
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.training.base import files_that_travel
-from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.network import DECODER_SCALAR, ENCODER_SCALAR
+from nemo_diffgemma.training.settings import TrainConfig
 
 # Dtypes of a base, as safetensors spells them.
 _STORED = {"F64": torch.float64, "F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}

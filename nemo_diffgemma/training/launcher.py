@@ -7,7 +7,7 @@ import signal
 
 from nemo_diffgemma import processes
 from nemo_diffgemma.errors import FieldError, require
-from nemo_diffgemma.training.config import Parallel
+from nemo_diffgemma.training.settings import Parallel
 
 # Lightning, too, takes jobs of these names for somebody's shell, in which Slurm started nothing
 _SHELLS = ("bash", "interactive")

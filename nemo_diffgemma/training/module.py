@@ -16,7 +16,6 @@ from torch.utils.data import DataLoader
 from nemo_diffgemma.checkpoint import Checkpoint
 from nemo_diffgemma.diffusion.loss import autoregressive_loss, diffusion_loss
 from nemo_diffgemma.training.batches import Batch, BatchOrder, Collator, TrainingBatches, ValidationBatches
-from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.data import Example
 from nemo_diffgemma.training.ending import NotFinite
 from nemo_diffgemma.training.finite import first_gradient, first_layer
@@ -24,6 +23,7 @@ from nemo_diffgemma.training.initial_weights import initialise, load_weights
 from nemo_diffgemma.training.masks import canvas_positions, denoise_masks
 from nemo_diffgemma.training.muon import Muon
 from nemo_diffgemma.training.network import build_network, materialise
+from nemo_diffgemma.training.settings import TrainConfig
 from nemo_diffgemma.training.signals import SIGNALS, StopSignals
 from nemo_diffgemma.training.strategy import AutoModelStrategy, clip_gradients
 

@@ -20,9 +20,9 @@ from nemo_diffgemma.training.checkpoint_files import (
     remove_unfinished,
     set_aside,
 )
-from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.corpus import Corpus, load_corpus
 from nemo_diffgemma.training.experiment import changes, describe
+from nemo_diffgemma.training.settings import TrainConfig
 from nemo_diffgemma.training.space import check_space, checkpoint_bytes
 from nemo_diffgemma.training.vision import check_vision
 from nemo_diffgemma.waiting import waiting
@@ -37,10 +37,10 @@ def prepare(config: TrainConfig) -> Corpus:
         FieldError: when a folder is somebody else's or too full, a file of data or weights not what it should be, the
             run in the folder another experiment, or there is nothing to resume from.
     """
-    if config.init_from is None:
-        check_vision(config.arch)
     check_replaceable(config.output, MARKER, "output")
     step, damaged = _step_to_go_on_from(config)
+    if config.init_from is None:
+        check_vision(config.arch)  # after what takes no time: it imports transformers' models
     if config.data.generate is not None:
         run_folder.claim(config.run)
     corpus = load_corpus(config, say=partial(print, flush=True))

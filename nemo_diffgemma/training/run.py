@@ -13,13 +13,13 @@ from lightning.pytorch.strategies import SingleDeviceStrategy
 from nemo_diffgemma.checkpoint import CALIBRATION, HELD_OUT
 from nemo_diffgemma.training.checkpoint_files import checkpoint_path, newest_step
 from nemo_diffgemma.training.checkpoints import TrainingCheckpoints
-from nemo_diffgemma.training.config import TrainConfig
 from nemo_diffgemma.training.corpus import Corpus, load_corpus
 from nemo_diffgemma.training.export import export
 from nemo_diffgemma.training.launcher import mark_children, started_outside
 from nemo_diffgemma.training.logs import log_to
 from nemo_diffgemma.training.module import DiffusionGemmaModel
 from nemo_diffgemma.training.progress import Report
+from nemo_diffgemma.training.settings import TrainConfig
 from nemo_diffgemma.training.signals import StopSignals
 from nemo_diffgemma.training.strategy import AtomicCheckpointIO, AutoModelStrategy, ReplicaStrategy, compute_dtype
 

@@ -19,7 +19,7 @@ from torch.distributed.fsdp import MixedPrecisionPolicy
 
 from nemo_diffgemma.machine import writing
 from nemo_diffgemma.training.checkpoint_files import put_checkpoint
-from nemo_diffgemma.training.config import Parallel
+from nemo_diffgemma.training.settings import Parallel
 
 
 def compute_dtype(parallel: Parallel, cuda: bool) -> torch.dtype:

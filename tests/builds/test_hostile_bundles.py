@@ -64,6 +64,11 @@ def contents(name: str, content: bytes) -> Callable[[Path], None]:
     return change
 
 
+def edited(name: str, **values: object) -> Callable[[Path], None]:
+    """A JSON file of a bundle with other values in it."""
+    return lambda bundle: contents(name, json.dumps(json.loads((bundle / name).read_text()) | values).encode())(bundle)
+
+
 def pickled(bundle: Path) -> None:
     contents(WEIGHTS, pickle.dumps(Touch(bundle.parent / "harm")))(bundle)
 
@@ -208,8 +213,13 @@ HARM: dict[str, tuple[Callable[[Path], None], str, str]] = {
     "compiled code more": (beside("pieces/condition.pt2"), "pieces/condition.pt2", "not listed"),
     "scales more": (beside("input_scales.json"), "input_scales.json", "not listed"),
     "an architecture that is none": (contents("architecture.json", b"[]"), "architecture.json", "a JSON object"),
-    "an architecture of texts": (contents("architecture.json", b'{"hidden_size": "x"}'), "architecture.json", "."),
-    "a sampler that is none": (contents("sampler.json", b'{"evil": 1}'), "sampler.json", "evil"),
+    "an architecture of texts": (edited("architecture.json", hidden_size="x"), "architecture.json:hidden_size", "'x'"),
+    "layers that are objects": (edited("architecture.json", layer_types=[{}]), "architecture.json:layer_types", "."),
+    "an architecture of more": (edited("architecture.json", evil=1), "architecture.json:evil", "not a key of it"),
+    "an architecture of less": (contents("architecture.json", b"{}"), "architecture.json:bos_token_id", "missing"),
+    "a sampler of more": (edited("sampler.json", self=1), "sampler.json:self", "not a key of it"),
+    "a sampler of less": (contents("sampler.json", b"{}"), "sampler.json:confidence_threshold", "missing"),
+    "a sampler of texts": (edited("sampler.json", t_min="0.4"), "sampler.json:t_min", "'0.4'"),
     "a manifest of a terabyte": (manifest_of(2**40), "manifest.json", "1099511627776 bytes"),
 }
 

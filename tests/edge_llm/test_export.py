@@ -15,7 +15,7 @@ from nemo_diffgemma.checkpoint import new_vision_tensors
 from nemo_diffgemma.checkpoint_writer import write_checkpoint
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.hf_config import load_architecture
-from nemo_diffgemma.tokenizer import train_tokenizer
+from nemo_diffgemma.new_tokenizer import train_tokenizer
 from tests.parity.test_modelopt import VISION
 from tests.support import GENERATION_CONFIG, random_tensors, small_architecture
 from trtllm_build.compilers.edge_llm.compile import PYTHON, _look_into, export

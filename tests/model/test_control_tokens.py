@@ -14,7 +14,8 @@ from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
 from nemo_diffgemma.chat import Chat, Message
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, Tokenizer
+from nemo_diffgemma.new_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
+from nemo_diffgemma.tokenizer import Tokenizer
 from tests.model.templates import ALTERNATING, GEMMA, LEAKY, MORE, save, sentencepiece, tokenizer
 
 CONTROL = (*SPECIAL_TOKENS[:3], *SPECIAL_TOKENS[4:], *MORE)

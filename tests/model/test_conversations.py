@@ -279,6 +279,20 @@ USER = {"role": "user", "content": "a"}
             r"\[0\].content: '\\ud83d'.*half a surr",
         ),
         ({"messages": [USER | {"role": ["user"]}, SAID]}, r"2: messages\[0\].role: \['user'\].*system, developer"),
+        (
+            {"messages": [USER, SAID | {"tool_calls": [CALL | {"id": 7}]}, SAID]},
+            r"2: messages\[1\].tool_calls\[0\].id: 7 .*allowed: text; fix: write it in quotes: \"7\"",
+        ),
+        (
+            {"messages": [USER, {"role": "assistant", "content": None, "function_call": CALL["function"]}, SAID]},
+            r"2: messages\[1\].function_call: .*allowed: tool_calls in its place; fix: write",
+        ),
+        (
+            {"messages": [USER, SAID | {"function_call": CALL["function"]}, SAID]},
+            r"2: messages\[1\].function_call: .*allowed: tool_calls in its place; fix: write",
+        ),
+        ({"messages": [USER, SAID], "functions": [{"name": "f"}]}, r"2: functions: .*allowed: tools in its place"),
+        ({"messages": [USER, SAID | {"weight": 0}]}, r"2: weight of the last message: 0 .*1: it is learnt; fix: drop"),
         ({"messages": [USER, SAID | {"tool_calls": {}}, SAID]}, r"2: messages\[1\].tool_calls: \{\}.*a list, in"),
         ({"messages": [USER, SAID | {"tool_calls": 0}, SAID]}, r"2: messages\[1\].tool_calls: 0.*a list, in"),
         (GOOD | {"tools": False}, r"2: tools: False.*a list"),

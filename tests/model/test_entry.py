@@ -6,6 +6,7 @@ import os
 import signal
 import subprocess
 import sys
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -83,3 +84,21 @@ def test_standard_error_that_is_gone() -> None:
         assert (
             run(f"{BEGIN}print('x', file=sys.stderr, flush=True); print('went on')", stderr=full).stdout == "went on\n"
         )
+
+
+def test_names_and_prints_are_utf_8_in_any_locale(tmp_path: Path) -> None:
+    code = f"{BEGIN}print(sys.argv[1], os.path.exists(sys.argv[1]), sys.getfilesystemencoding())"
+    (path := tmp_path / "größe").touch()
+    plain = {**os.environ, "LC_ALL": "C", "PYTHONUTF8": "0"}
+    done = subprocess.run([sys.executable, "-c", code, path], env=plain, capture_output=True, check=True)
+    assert done.stdout.decode() == f"{path} True utf-8\n"
+
+
+def test_the_folder_one_is_in_was_removed(tmp_path: Path) -> None:
+    """The check is this product's own: mathematical libraries end the process with words of theirs."""
+    (gone := tmp_path / "gone").mkdir()
+    root = Path(__file__).parents[2]
+    code = f"import os, sys\nsys.path.insert(0, {str(root)!r})\nos.rmdir(os.getcwd())\n{BEGIN}print('went on')"
+    done = run(code, cwd=gone)
+    said = "error: the folder you are in: No such file or directory; fix: cd to a folder that there is\n"
+    assert (done.returncode, done.stdout, done.stderr) == (2, "", said)

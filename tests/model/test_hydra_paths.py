@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -11,7 +12,7 @@ from hypothesis import strategies as st
 
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.hydra_config import compose_config
-from nemo_diffgemma.hydra_paths import quote_paths
+from nemo_diffgemma.hydra_paths import check_paths, quote_paths
 from nemo_diffgemma.training.config import CONF, load_config
 
 PARSER = OverridesParser.create()
@@ -61,6 +62,8 @@ def test_a_list_is_a_list_of_such_names(names: list[str]) -> None:
         ("run=null", "None"),
         ("run='it", "'it"),
         ("data.train=[a b,'c,d', e/ ]", "['a b', 'c,d', 'e']"),
+        ("data.train=[ a , ' b']", "['a', ' b']"),
+        ("data.train=[ ]", "[]"),
         ("data.train=[ab]*.jsonl", "[ab]*.jsonl"),
         ("data.train=a.jsonl,b.jsonl", "a.jsonl,b.jsonl"),
         ("checkpoint=[x]", "[x]"),
@@ -93,10 +96,44 @@ def test_a_file_that_is_called_like_a_list_or_a_quotation_is_that_file(
         assert str(PARSER.parse_override(quoted).value()) == name
 
 
+def test_spaces_around_an_item_are_part_of_a_name_that_has_them(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    for name in (" a", " b", "b"):
+        (tmp_path / name).touch()
+    assert quote_paths(["data.train=[ a, b]"]) == ["data.train=[' a','b']"]
+
+
 @pytest.mark.parametrize("given", ["run=", "output= ", "data.train="])
 def test_an_empty_path_is_refused(given: str) -> None:
     with pytest.raises(FieldError, match=r"cannot be used; allowed: a path; fix: pass .*unset variable"):
         quote_paths([given])
+
+
+@pytest.mark.parametrize("given", ["[a,]", "[,a]", "[a,,b]", "[ , ]"])
+def test_an_empty_item_is_refused(given: str) -> None:
+    with pytest.raises(FieldError, match=r"^data.train: .*allowed: a list of paths, none empty; fix: pass"):
+        quote_paths([f"data.train={given}"])
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root can become a user who may not enter a folder")
+@pytest.mark.parametrize("key", ["held_out", "checkpoint", "output"])
+def test_a_folder_that_may_not_be_entered_is_refused(key: str, tmp_path: Path) -> None:
+    (closed := tmp_path / "closed").mkdir()
+    closed.chmod(0o700)
+    for place in (tmp_path, *tmp_path.parents):  # pytest's own are its user's alone
+        if place.stat().st_uid == 0 and place.name.startswith(("pytest-", tmp_path.name)):
+            place.chmod(0o755)
+    os.seteuid(65534)
+    try:
+        for path in (closed, closed / "file.jsonl"):
+            with pytest.raises(
+                FieldError, match=rf"^{key}: .*Permission denied.*folders user \d+ may enter; fix: pass"
+            ):
+                check_paths({key: str(path)})
+    finally:
+        os.seteuid(0)
 
 
 def test_paths_come_through_to_the_configuration(tmp_path: Path, text_checkpoint: Path) -> None:
@@ -123,6 +160,8 @@ def test_paths_come_through_to_the_configuration(tmp_path: Path, text_checkpoint
         ("optim.lr=1,2", r"^optim.lr: '1,2'.*allowed: one value; fix: pass one, or quote it"),
         ("optim.lr=[", r"^optim.lr: '\['.*a value that Hydra reads.*fix: quote it"),
         ("run=a${b}", r"^run: .*Interpolation key 'b' not found.*fix: write \\\$\{"),
+        ("optim.lr=???", r"^optim.lr: '\?\?\?'.*still missing; fix: leave it out$"),
+        ("optim.betas=[0.9,???]", r"^optim.betas: .*still missing; fix: leave it out$"),
         ("x=1", r"^x: '1'.*allowed: model, data, .*threads; fix: see --help$"),
         ("data.train.foo=3", r"^data.train.foo: '3'.*allowed: data.train, .*fix: pass data.train=\.\.\.$"),
     ],

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.tokenizer import CHAT_TEMPLATE, Tokenizer
+from nemo_diffgemma.new_tokenizer import CHAT_TEMPLATE
+from nemo_diffgemma.tokenizer import Tokenizer
 from tests.model.templates import ALTERNATING, GEMMA, LEAKY, tokenizer
 
 LOOP = "{% for i in range(1000) %}"

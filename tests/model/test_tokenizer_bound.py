@@ -10,7 +10,8 @@ import pytest
 from tokenizers import AddedToken, normalizers
 
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.tokenizer import Tokenizer, _most_bytes_per_token
+from nemo_diffgemma.tokenizer import Tokenizer
+from nemo_diffgemma.tokenizer_files import most_bytes_per_token
 
 
 def test_no_token_stands_for_more(text_checkpoint: Path) -> None:
@@ -25,13 +26,13 @@ def test_no_token_stands_for_more(text_checkpoint: Path) -> None:
 
 def test_a_tokenizer_that_may_shorten_a_text_has_no_bound(text_checkpoint: Path) -> None:
     rust = Tokenizer(text_checkpoint)._rust
-    assert _most_bytes_per_token(json.loads(rust.to_str())) is not None
+    assert most_bytes_per_token(json.loads(rust.to_str())) is not None
     rust.normalizer = normalizers.Strip()
-    assert _most_bytes_per_token(json.loads(rust.to_str())) is None
+    assert most_bytes_per_token(json.loads(rust.to_str())) is None
     rust.normalizer = normalizers.Replace(" ", "▁")
-    assert _most_bytes_per_token(json.loads(rust.to_str())) is not None
+    assert most_bytes_per_token(json.loads(rust.to_str())) is not None
     rust.add_tokens([AddedToken("<mask>", lstrip=True)])
-    assert _most_bytes_per_token(json.loads(rust.to_str())) is None
+    assert most_bytes_per_token(json.loads(rust.to_str())) is None
 
 
 def test_a_prompt_that_can_never_fit_is_refused_by_name(text_checkpoint: Path) -> None:

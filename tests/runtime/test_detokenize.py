@@ -12,7 +12,8 @@ from tokenizers import decoders, models, normalizers, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.tokenizer import Tokenizer, train_tokenizer
+from nemo_diffgemma.new_tokenizer import train_tokenizer
+from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.runtime.detokenize import Detokenizer, Piece
 
 WORDS = ["red", "green", "blue", "größe", "naïve", "日本", "12", "345", "\ufffd"]

@@ -77,6 +77,9 @@ def test_it_serves_until_told_to_stop_and_leaves_nothing(demo_bundle: Path) -> N
         assert all(os.sched_getaffinity(thread) == available_cpus() for thread in threads)
         assert all(os.sched_getaffinity(pid) == beside_the_engine() for pid in (tritonserver, *stubs))
         assert shared_memory(process.pid)
+        # what watches needs no torch, which takes a second and memory; the engine's process has it
+        assert "libtorch" not in Path(f"/proc/{process.pid}/maps").read_text()
+        assert "libtorch" in Path(f"/proc/{engine}/maps").read_text()
         process.send_signal(signal.SIGTERM)
         out, errors = process.communicate(timeout=60)
     assert (process.returncode, out, errors) == (0, "shutting down: what runs may finish\nstopped\n", "")

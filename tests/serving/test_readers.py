@@ -192,7 +192,10 @@ def test_a_process_that_is_killed_takes_one_prompt_with_it(directory: Path, toke
     assert str(inbox.next()[1]) == "the process that read the prompt has ended"
     inbox.read(readers, "red", Prompt("text_input", "red"))
     assert inbox.next() == ("red", red)
+    (reader,) = children(readers._process.pid)
     readers._process.kill()
+    # it ends just after what made it, and may read what comes meanwhile
+    wait_until(lambda: not Path(f"/proc/{reader}").exists())
     inbox.read(readers, "lost", Prompt("text_input", "red"))
     inbox.read(readers, "lost", Prompt("text_input", "red"))
     assert died.wait(60)  # who watches the service starts it again

@@ -12,8 +12,9 @@ import pytest
 
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.hydra_config import choices
-from nemo_diffgemma.training.config import CONF, Optim, load_config
+from nemo_diffgemma.training.config import CONF, load_config
 from nemo_diffgemma.training.dry_run import summary
+from nemo_diffgemma.training.settings import Optim
 from nemo_diffgemma.training.vision import check_vision
 
 

@@ -9,8 +9,9 @@ import pytest
 
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.training import corpus
-from nemo_diffgemma.training.config import TrainConfig, load_config
+from nemo_diffgemma.training.config import load_config
 from nemo_diffgemma.training.corpus import load_corpus
+from nemo_diffgemma.training.settings import TrainConfig
 from tests.model.templates import tokenizer
 from tests.support import small_architecture
 

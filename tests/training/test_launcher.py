@@ -8,8 +8,9 @@ import pytest
 
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.training import ending
-from nemo_diffgemma.training.config import Parallel, load_config
+from nemo_diffgemma.training.config import load_config
 from nemo_diffgemma.training.launcher import check_launcher, is_first
+from nemo_diffgemma.training.settings import Parallel
 
 TORCHRUN = {"TORCHELASTIC_RUN_ID": "x", "WORLD_SIZE": "2", "LOCAL_WORLD_SIZE": "2", "RANK": "0", "LOCAL_RANK": "0"}
 SRUN = {"SLURM_NTASKS": "2", "SLURM_NNODES": "1", "SLURM_JOB_NAME": "train", "SLURM_PROCID": "0", "SLURM_LOCALID": "0"}

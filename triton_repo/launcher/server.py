@@ -152,11 +152,11 @@ class Server:
         self._gateway: subprocess.Popen[bytes] | None = None
 
     def __enter__(self) -> Self:
-        from trtllm_build.bundle import Bundle  # torch takes seconds to import; --help should not
-
         started = time.monotonic()
         self._find_ports()  # before what takes seconds
         self._scratch = Scratch()
+        from trtllm_build.bundle import Bundle  # when ports and TMPDIR are known to do
+
         try:
             self._progress(f"checking the engine bundle {self.bundle}")
             manifest = Bundle.open(self.bundle).manifest
