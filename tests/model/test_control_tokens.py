@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nemo_diffgemma.chat import Chat, Message
+from nemo_diffgemma.chat import CHAT_TEMPLATE, Chat, Message
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.new_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
+from nemo_diffgemma.new_tokenizer import SPECIAL_TOKENS
 from nemo_diffgemma.tokenizer import Tokenizer
 from tests.model.templates import ALTERNATING, GEMMA, LEAKY, MORE, save, sentencepiece, tokenizer
 
