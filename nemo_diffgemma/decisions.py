@@ -65,11 +65,7 @@ def parse_questions(value: object, field: str = "questions") -> tuple[Question, 
         fix='send [{"type": "predicate", "instructions": "The order is urgent."}]',
     )
     assert isinstance(value, list | tuple)
-    found = tuple(_question(each, f"{field}[{i}]") for i, each in enumerate(value))
-    names = [q.name for q in found if q.name is not None]
-    twice = sorted({name for name in names if names.count(name) > 1})
-    require(not twice, field=f"{field}.name", value=twice[:1], allowed="each name once", fix="rename one")
-    return found
+    return tuple(_question(each, f"{field}[{i}]") for i, each in enumerate(value))
 
 
 def _question(value: object, field: str) -> Question:

@@ -15,7 +15,7 @@ from triton_repo.gateway.words import Shown, allowed, path
 # Seconds after which a client may ask again: a queue moves on quickly, a server needs time to start.
 _BUSY_S, _DOWN_S = 1, 5
 _MOST_PARAM = 200
-_FIELD = re.compile(r"^([a-z_]+)(\[\d+\](?:\.[a-z]+)?)?: ")
+_FIELD = re.compile(r"^([a-z_]+)((?:\[\d+\]|\.[a-z_]+)*): ")
 # Our names of inputs that OpenAI calls otherwise.
 _NAMES = {"text_input": "prompt", "input_ids": "prompt", "stop_words": "stop", "client": "user"}
 

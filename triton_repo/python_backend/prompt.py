@@ -12,13 +12,31 @@ from nemo_diffgemma.errors import FieldError, require
 
 if TYPE_CHECKING:
     from nemo_diffgemma.chat import Message
+    from nemo_diffgemma.decisions import Question
     from nemo_diffgemma.tokenizer import Tokenizer
+    from trtllm_build.decisions.layout import Layout, Order
     from trtllm_build.grammar.token_automaton import TokenAutomaton
 
 PROMPTS = ("text_input", "messages", "input_ids")
 _ROLES = ("system", "user", "assistant")
 # JSON spells a byte of text in at most six ("\\u0061"); of short texts braces and roles are most.
 _JSON_BYTES, _LEAST_JSON = 6, 2**16
+
+
+@dataclass(frozen=True)
+class Decisions:
+    """Questions about a prompt, and how they are laid out, see :class:`trtllm_build.decisions.layout.Layouts`."""
+
+    questions: tuple[Question, ...]
+    order: Order
+    joint: bool
+
+    @property
+    def size(self) -> int:
+        """Characters to be read."""
+        texts = [q.instructions for q in self.questions]
+        options = [o for q in self.questions for o in q.options]
+        return sum(map(len, (*texts, *(o.description + str(o.value) for o in options))))
 
 
 @dataclass(frozen=True)
@@ -30,26 +48,32 @@ class Prompt:
         value: its text, or token ids for ``input_ids``.
         suffix: text after the answer; empty for none.
         grammar: the form of the answer, JSON; empty for any.
+        decisions: questions about it; None where something is to be generated.
     """
 
     name: str
     value: str | tuple[int, ...]
     suffix: str = ""
     grammar: str = ""
+    decisions: Decisions | None = None
 
     @property
     def size(self) -> int:
         """Characters to be read; token ids are not."""
-        return len(self.suffix) + len(self.grammar) + (len(self.value) if isinstance(self.value, str) else 0)
+        value = len(self.value) if isinstance(self.value, str) else 0
+        return len(self.suffix) + len(self.grammar) + value + (0 if self.decisions is None else self.decisions.size)
 
 
 @dataclass(frozen=True)
 class TokenIds:
-    """What a prompt has become, the suffix, and the grammar; None for none, or one that is yet to be compiled."""
+    """What a prompt has become, the suffix, the grammar (None for none, or one that is yet to be compiled), and where
+    its questions are answered (None without).
+    """
 
     prompt: tuple[int, ...]
     suffix: tuple[int, ...] = ()
     grammar: TokenAutomaton | None = None
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -118,7 +142,7 @@ def tokenise(
     """
     value = prompt.value
     if prompt.name == "messages":
-        messages = _messages(str(value))
+        messages = messages_of(str(value))
         room.check("messages", sum(len(message["content"].encode()) for message in messages))
         with rendering():
             rendered = tokenizer.render(messages)
@@ -133,7 +157,12 @@ def tokenise(
     return TokenIds(tuple(ids), tuple(read(prompt.suffix)))
 
 
-def _messages(text: str) -> Sequence[Message]:
+def messages_of(text: str) -> Sequence[Message]:
+    """A conversation of its JSON.
+
+    Raises:
+        FieldError: for what is none.
+    """
     shape = 'a JSON list like [{"role": "user", "content": "..."}]'
     try:
         messages = json.loads(text)

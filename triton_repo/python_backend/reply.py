@@ -9,6 +9,7 @@ import numpy as np
 
 from triton_repo.python_backend.parse import Manner
 from triton_repo.tensors import ALL_OUTPUTS, DType
+from trtllm_build.runtime.read import Reading
 from trtllm_build.runtime.request import Block, Draft, Event
 
 _NUMPY: dict[DType, Any] = {
@@ -30,8 +31,9 @@ class Reply:
         self._blocks: list[Block] = []
         self.tokens = 0  # committed so far, as the client is told
 
-    def outputs(self, event: Event) -> Outputs | None:
+    def outputs(self, event: Event | Reading) -> Outputs | None:
         """Output tensors by name, numpy, shape ``[1, *dims]``; None when this event is not sent on its own."""
+        assert not isinstance(event, Reading), "of questions, which have a reply of their own"
         if isinstance(event, Draft):
             return self._pack(
                 event.text, event.token_ids, event.canvas_index, event.step, event.entropy, (), True, "", None
