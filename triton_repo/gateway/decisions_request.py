@@ -39,6 +39,11 @@ _FIELDS = {
 }
 
 
+def _shape(value: Any) -> str:
+    """The tag of a value that may be an object, a list or a text."""
+    return "~object" if isinstance(value, dict) else text_or_list(value)
+
+
 class Part(Strict):
     """A part of a text."""
 
@@ -47,7 +52,12 @@ class Part(Strict):
     )
     text: Text | None = None
     refusal: Text | None = None
-    data: dict[str, Any] | list[dict[str, Any]] | None = Field(default=None, description="JSON, which is read as text")
+    data: Annotated[
+        Annotated[dict[str, Any], Tag("~object")]
+        | Annotated[list[dict[str, Any]], Field(fail_fast=True), Tag("~list")]
+        | Annotated[None, Tag("~null")],
+        Discriminator(_shape),
+    ] = Field(default=None, description="JSON, which is read as text")
     image_url: Any = None
     detail: Any = None
     prompt_cache_breakpoint: Any = ignored(why=_CACHE)
@@ -154,7 +164,10 @@ Item = Annotated[
 class Choice(Strict):
     """An option of a choice; the text "true" is another value than the truth."""
 
-    value: Text | bool
+    value: Annotated[
+        Annotated[bool, Tag("~truth")] | Annotated[Text, Tag("~text")],
+        Discriminator(lambda value: "~truth" if isinstance(value, bool) else "~text"),
+    ]
     description: Text | None = None
 
 
@@ -270,9 +283,22 @@ class SystemOneQuestion(Strict):
 
     type: Literal["noul", "choice", "score"] = Field(description="noul: yes or no")
     instructions: Text
-    criteria: dict[str, Text | None] | list[Text] | Text | None = Field(
+    criteria: Annotated[
+        Annotated[dict[str, Text | None], Tag("~object")]
+        | Annotated[list[Text], Field(fail_fast=True), Tag("~list")]
+        | Annotated[Text, Tag("~text")]
+        | Annotated[None, Tag("~null")],
+        Discriminator(_shape),
+    ] = Field(
         default=None, description="of choice and score the options, perhaps with what they mean; else what decides"
     )
+
+    @model_validator(mode="after")
+    def _has_options(self) -> Self:
+        criteria = self.criteria
+        if self.type != "noul" and (isinstance(criteria, str) or criteria is None):
+            raise wrong("criteria", "of choice and score a list of options, or an object from option to meaning")
+        return self
 
     def plain(self) -> dict[str, Any]:
         """As the served model takes it."""
@@ -280,8 +306,8 @@ class SystemOneQuestion(Strict):
         if self.type == "noul":
             said = criteria if isinstance(criteria, str) else "" if criteria is None else _dumped(criteria)
             return {"type": "predicate", "instructions": f"{self.instructions}\n{said}".strip()}
-        if isinstance(criteria, str) or criteria is None:
-            raise wrong("criteria", "of choice and score a list of options, or an object from option to meaning")
+        assert criteria is not None
+        assert not isinstance(criteria, str)
         pairs = criteria.items() if isinstance(criteria, dict) else ((name, None) for name in criteria)
         key, inner = ("choices", "value") if self.type == "choice" else ("levels", "label")
         options = [{inner: name} | ({} if about is None else {"description": about}) for name, about in pairs]
