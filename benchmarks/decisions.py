@@ -111,7 +111,9 @@ def layouts(engine: Engine) -> Layouts:
 def times(engine: Engine) -> dict[str, float]:
     """Median seconds of a question about a text that is cached, about a new one, and of a denoising step."""
     (question,) = parse_questions([{"type": "predicate", "instructions": "Is it a large order?"}])
-    cached, new, step = [], [], []
+    cached: list[float] = []
+    new: list[float] = []
+    step: list[float] = []
     for number in range(60):
         for text, took in (("There are 10 black pens for Leo.", cached), (f"There are {number} red pens.", new)):
             layout = layouts(engine).layout([{"role": "user", "content": text}], [question])

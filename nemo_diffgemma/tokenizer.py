@@ -9,30 +9,20 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any
 
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
-from nemo_diffgemma.chat import Chat, Message
+from nemo_diffgemma.chat import CALL, CALL_END, CHAT_TEMPLATE, QUOTE, RESULT, Chat, Message
 from nemo_diffgemma.control_tokens import ControlTokens, Masked, Rendered
 from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.template_check import check_run, check_text
 
 # Gemma's turn markers; ids follow the order, pad = 0, eos = 1, bos = 2.
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>")
+# What Gemma 4 writes tools with; of a tokenizer that is trained here the last ids.
+TOOL_TOKENS = ("<|tool>", "<tool|>", CALL, CALL_END, RESULT, "<tool_response|>", QUOTE)
 END_OF_TURN = "<turn|>"
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% if tools %}<|turn>system\n{{ tools | tojson }}<turn|>\n{% endif %}"
-    "{% for message in messages %}"
-    "<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
-    "{% for call in message['tool_calls'] or [] %}"
-    "{{ call['function']['name'] }}({{ call['function']['arguments'] | tojson }})"
-    "{% endfor %}"
-    "{{ message['content'] or '' }}<turn|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
-)
 # Years whole, other digits in twos, words without their spaces: a word that an answer takes over from its prompt is the
 # same token in both, which a small model learns several times faster. Punctuation with the spaces around it: `": "` is
 # one piece.
@@ -81,6 +71,10 @@ class Tokenizer:
         """The token of a byte that is no character of its own; of a tokenizer without byte tokens, any or none."""
         # In no vocabulary, so a tokenizer that can fall back to bytes spells it in them.
         return self.encode("\U0010ffff")[-1:]
+
+    def control_id(self, text: str) -> int | None:
+        """The id of a control token; None where the tokenizer does not have it."""
+        return next((i for i, token in self._names.items() if token == text), None)
 
     @property
     def definition(self) -> dict[str, Any]:
@@ -139,13 +133,13 @@ class Tokenizer:
         encoded = iter(self._encode([r.pieces for r in rendered if not isinstance(r, FieldError)]))
         return [r if isinstance(r, FieldError) else self._checked(next(encoded), r.control) for r in rendered]
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
+    def render(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> Rendered:
         """The first half of :meth:`chat`: what the chat template makes of a conversation, for :meth:`read`.
 
         Raises:
             FieldError: as :meth:`chat` does.
         """
-        (found,) = self._rendered([Chat(messages)], add_generation_prompt=True)
+        (found,) = self._rendered([Chat(messages, tools)], add_generation_prompt=True)
         if isinstance(found, FieldError):
             raise found
         return found
@@ -420,7 +414,7 @@ def _load(directory: Path) -> PreTrainedTokenizerFast:
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path) -> list[Path]:
-    """Train a byte-level BPE on ``texts`` and write it, with Gemma's turn markers and a chat template.
+    """Train a byte-level BPE on ``texts`` and write it, with Gemma's markers of turns and tools and a chat template.
 
     Returns:
         The written files.
@@ -434,12 +428,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path
     )
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(TOOL_TOKENS),
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
+    inner.add_special_tokens([AddedToken(token, special=True) for token in TOOL_TOKENS])
     size = inner.get_vocab_size()
     require(
         size == vocab_size,

@@ -138,7 +138,8 @@ INPUTS: tuple[Tensor, ...] = (
     Tensor(
         "grammar",
         "STRING",
-        "form of the answer, JSON: one of json_schema, json_object, regex and choice; default: any",
+        "form of the answer, JSON: one of json_schema, json_object, regex, choice, tools, which messages then declare;"
+        " default: any",
         most_bytes=2**20,
     ),
     Tensor(
@@ -205,6 +206,7 @@ OUTPUTS: tuple[Tensor, ...] = (
         (-1,),
     ),
     Tensor("answers", "STRING", "with questions: JSON list of an answer to each, in order; empty unless all are read"),
+    Tensor("tool_calls", "STRING", "calls that are whole, JSON of name and arguments each; left out without", (-1,)),
     Tensor("num_input_tokens", "INT32", "tokens of the prompt"),
     Tensor("num_cached_tokens", "INT32", "of them, found in the cache of an earlier request; on the last response"),
     Tensor("num_output_tokens", "INT32", "tokens committed so far"),

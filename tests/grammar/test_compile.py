@@ -13,6 +13,7 @@ from nemo_diffgemma.errors import FieldError
 from tests.grammar.support import END, draw, small_vocabulary
 from trtllm_build.grammar import compile as module
 from trtllm_build.grammar.compile import compile_grammar
+from trtllm_build.grammar.kept import Kept
 from trtllm_build.grammar.token_automaton import TokenAutomaton
 
 
@@ -80,25 +81,12 @@ def test_what_is_no_grammar_is_refused(grammar: Any, field: str, allowed: str) -
 
 
 def test_a_compiled_grammar_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(module, "_COMPILED", module._Kept())
+    monkeypatch.setattr(module, "_COMPILED", Kept())
     first = made({"json_schema": {"properties": {"a": {}, "b": {}}}})
     assert made({"json_schema": {"properties": {"a": {}, "b": {}}}}) is first
     assert made({"json_schema": {"properties": {"b": {}, "a": {}}}}) is not first  # the order of keys counts
     assert compile_grammar({"regex": "a"}, small_vocabulary(), [END]) is made({"regex": "a"})
     assert compile_grammar({"regex": "a"}, small_vocabulary(), [END, 1]) is not made({"regex": "a"})
-
-
-def test_what_is_kept_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    kept = module._Kept()
-    monkeypatch.setattr(module, "_COMPILED", kept)
-    monkeypatch.setattr(module, "_MOST_KEPT", 3)
-    found = [made({"choice": [f"c{i}"]}) for i in range(5)]
-    assert made({"choice": ["c4"]}) is found[4]
-    assert made({"choice": ["c0"]}) is not found[0]
-    monkeypatch.setattr(module, "_MOST_BYTES", 1)
-    last = made({"choice": ["d"]})
-    assert made({"choice": ["d"]}) is last
-    assert len(kept._found) == 1
 
 
 def test_threads_share_what_is_kept() -> None:

@@ -141,7 +141,7 @@ def test_the_response_token_may_end_an_answer() -> None:
         (3, "", "an object"),
         ({"functions": []}, ".functions", "at least one function"),
         ({"functions": _FUNCTIONS, "mode": "any"}, ".mode", "functions, choice, parallel"),
-        ({"functions": _FUNCTIONS, "choice": "pong"}, ".choice", "auto, required, get_weather"),
+        ({"functions": _FUNCTIONS, "choice": "pong"}, ".choice", "auto, required, none, get_weather"),
         ({"functions": _FUNCTIONS, "choice": ["ping"]}, ".choice", "auto, required"),
         ({"functions": _FUNCTIONS, "parallel": 1}, ".parallel", "true or false"),
         ({"functions": [{"name": "a b"}]}, ".functions[0].name", "a name of 1 to 64"),

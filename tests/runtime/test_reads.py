@@ -231,6 +231,7 @@ def test_what_cannot_be_read_is_refused_by_name(engine: Engine, changes: dict[st
 
 
 def test_a_backend_that_does_not_read_says_so(fresh: Engine) -> None:
+    assert fresh.manifest["reads_labels"] is fresh._backend.reads_labels is True
     fresh._backend.reads_labels = False
     with pytest.raises(FieldError, match=r"engine:backend.*torch_cpu"):
         fresh.read(TEXT, [canvas(1)])

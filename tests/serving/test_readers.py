@@ -59,7 +59,7 @@ def tokenizer(directory: Path) -> Tokenizer:
 @pytest.fixture(scope="module")
 def readers(directory: Path) -> Iterator[Readers]:
     opened = Readers(lambda: None)
-    opened.open(directory, CONTEXT)
+    opened.open(directory, CONTEXT, 300, (1,))
     yield opened
     opened.close()
 
@@ -223,7 +223,7 @@ sys.stdin.read()
 def test_a_tokenizer_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     readers = Readers(lambda: None)
     with pytest.raises(RuntimeError, match="the reading process ended with status 1"):
-        readers.open(tmp_path, 100)
+        readers.open(tmp_path, 100, 300, (1,))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

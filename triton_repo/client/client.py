@@ -135,7 +135,7 @@ class Client:
         self,
         prompt: str | None = None,
         *,
-        messages: Sequence[Mapping[str, str]] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
         grammar: Mapping[str, Any] | None = None,
         input_ids: Sequence[int] | None = None,
         max_tokens: int | None = None,
@@ -166,7 +166,8 @@ class Client:
             prompt: raw text; exactly one of it, ``messages`` and ``input_ids``.
             messages: conversation, ``{"role": ..., "content": ...}`` each, for the checkpoint's chat template.
             grammar: form of the answer, exactly one of ``{"json_schema": {...}}``, ``{"json_object": True}``,
-                ``{"regex": "..."}`` and ``{"choice": ["...", ...]}``.
+                ``{"regex": "..."}``, ``{"choice": ["...", ...]}`` and ``{"tools": {"functions": [...], ...}}``, as
+                :func:`trtllm_build.grammar.tools.tools_expression` takes it; ``messages`` then declare the tools.
             input_ids: token ids.
             max_tokens: most tokens to return; default: all that the context has left.
             seed: all randomness follows from it; default 0.

@@ -42,6 +42,7 @@ class Response:
         step_entropies: the canvas's mean entropy after each of these steps, in nats, canvas after canvas.
         form_log_probability: with a grammar, of each of these canvases, nats, that it keeps to the form by itself.
         answers: with questions, JSON of an answer to each; without anything else that a generation has.
+        tool_calls: calls of this response, JSON of ``name`` and ``arguments`` each.
         num_cached_tokens: tokens of the prompt that were in the cache of an earlier request; None before the last
             response, and from a server that does not say.
     """
@@ -61,6 +62,7 @@ class Response:
     num_cached_tokens: int | None = None
     form_log_probability: tuple[float, ...] = ()
     answers: str | None = None
+    tool_calls: tuple[str, ...] = ()
 
 
 def encode(values: Mapping[str, object], request_id: str, model: str = MODEL) -> Any:
@@ -107,6 +109,7 @@ def decode(message: Any) -> Response:
         num_cached_tokens=values["num_cached_tokens"][0],
         form_log_probability=tuple(values["form_log_probability"]),
         answers=values["answers"][0],
+        tool_calls=tuple(values["tool_calls"]),
     )
 
 

@@ -25,6 +25,7 @@ from triton_repo.gateway.responses_answer import ModelResponse, ResponsesForm
 from triton_repo.gateway.responses_request import ResponsesRequest
 from triton_repo.gateway.schema import ChatRequest, CompletionRequest
 from triton_repo.gateway.stream import EventStream, events, paced, premature
+from triton_repo.gateway.tools import made_calls
 from triton_repo.gateway.usage import Counter
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
@@ -168,6 +169,8 @@ def create(gateway: Gateway) -> FastAPI:
     @app.exception_handler(FieldError)
     async def not_generated(request: Request, error: GenerationError | FieldError) -> Response:
         failure = of_failure(error)
+        if failure.param == "response_format" and request.url.path == "/v1/responses":
+            failure.param = "text.format"
         request.state.record["error"] = failure.code
         return await failed(request, failure)
 
@@ -194,12 +197,13 @@ def _form(request_id: str, body: Body) -> answers.Form:
 async def _whole(
     form: answers.Form, responses: AsyncIterator[tuple[int, Generated]], counter: Counter, choices: int
 ) -> dict[str, Any]:
-    texts = [("", "")] * choices
+    said = [answers.Said() for _ in range(choices)]
     async for index, response in responses:
         if error := premature(response.finish_reason):
             raise error
-        texts[index] = (response.text, response.finish_reason or "")
-    return form.whole(texts, counter)
+        calls = made_calls(response.tool_calls)
+        said[index] = answers.Said(response.text, response.finish_reason or "", calls)
+    return form.whole(said, counter)
 
 
 async def _recorded(

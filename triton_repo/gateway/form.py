@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
@@ -36,7 +37,7 @@ class ObjectFormat(Strict):
 class Schema(Strict):
     """``json_schema`` of a chat's ``response_format``."""
 
-    name: Text | None = ignored(why=_NAMED)
+    name: Text | None = Field(default=None, description="of the schema; the model is not told")
     description: Text | None = ignored(why=_NAMED)
     schema_: dict[str, Any] = Field(alias="schema", description="JSON Schema of the answer, kept to whatever strict is")
     strict: bool | None = None
@@ -91,3 +92,22 @@ def grammars(
     for name, value in others.items():
         if value is not None:
             yield {name: value}
+
+
+def with_instruction(messages: list[dict[str, Any]], form: Grammar | None) -> list[dict[str, Any]]:
+    """The messages, the first of which tells the model of the form: what it does not expect it fills in badly.
+
+    Args:
+        messages: as the served model takes them.
+        form: of the answer; what is no JSON is not told.
+    """
+    if form is not None and "json_schema" in form:
+        schema = json.dumps(form["json_schema"], ensure_ascii=False)
+        told = f"Answer with JSON of this schema, its keys in this order:\n{schema}"
+    elif form is not None and "json_object" in form:
+        told = "Answer with a JSON object."
+    else:
+        return messages
+    if messages[0]["role"] != "system":
+        return [{"role": "system", "content": told}, *messages]
+    return [{**messages[0], "content": f"{messages[0]['content']}\n\n{told}"}, *messages[1:]]

@@ -164,8 +164,12 @@ def lay_out(
     text = str(prompt.value)
     messages = messages_of(text) if prompt.name == "messages" else [{"role": "user", "content": text}]
     room.check(prompt.name, sum(len(message["content"].encode()) for message in messages))
-    with rendering():
-        layout = layouts.layout(messages, asked.questions, asked.order, asked.joint)
+    try:
+        with rendering():
+            layout = layouts.layout(messages, asked.questions, asked.order, asked.joint)
+    except RecursionError as error:
+        allowed = "messages that are not nested so deep"
+        raise FieldError("messages", f"{len(text)} characters", allowed, "flatten them") from error
     return TokenIds(layout.prompt_ids, layout=layout)
 
 

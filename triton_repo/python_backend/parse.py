@@ -13,6 +13,7 @@ from nemo_diffgemma.errors import FieldError, require
 from triton_repo.python_backend.parameters import TIMEOUT, check_parameters
 from triton_repo.python_backend.prompt import PROMPTS, Prompt, Room, TokenIds, tokenise
 from triton_repo.tensors import ALL_INPUTS, MOST_STEPS, SAMPLER_INPUTS, TRACEPARENT, UNSUPPORTED
+from trtllm_build.runtime.grammars import Grammars
 from trtllm_build.runtime.request import Request
 from trtllm_build.sampling import SamplerConfig
 
@@ -32,6 +33,7 @@ class Manner:
         gap: with a suffix, tokens before it, which are the answer; else None.
         decode: text of token ids.
         prompt_tokens: tokens of the prompt; 0 while it is not read.
+        tools: of an answer that may call tools, whose grammars they are; else None.
     """
 
     stream: bool
@@ -40,6 +42,7 @@ class Manner:
     gap: int | None
     decode: Callable[[Sequence[int]], str]
     prompt_tokens: int = 0
+    tools: Grammars | None = None
 
 
 @dataclass(frozen=True)
@@ -178,10 +181,13 @@ def ask(
         canvas_length="fit" if canvas == 0 else canvas,
         grammar=json.loads(prompt.grammar) if prompt.grammar else None,
     )
+    tools = (
+        isinstance(request.grammar, Mapping) and "tools" in request.grammar and engine.grammars.tool_tokens is not None
+    )
     counts = ("num_input_tokens", "num_output_tokens")
     withheld = frozenset(name for name in counts if not scalar(inputs, f"return_{name}", True))
     decode = engine.tokenizer.decode if engine.tokenizer is not None else lambda _ids: ""
-    manner = Manner(stream, given or 0, withheld, None, decode)
+    manner = Manner(stream, given or 0, withheld, None, decode, tools=engine.grammars if tools else None)
     return Asked(prompt, manner, traceparent(inputs), request, given, cut)
 
 

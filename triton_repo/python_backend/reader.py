@@ -76,7 +76,9 @@ def _read(pipe: Connection, tokenizer: Tokenizer, room: Room, grammars: Grammars
                     pipe.send(lay_out(prompt, layouts, room, rendering))
                     continue
                 # first: what is no grammar is refused in less time than a prompt may take
-                automaton = grammars.automaton(json.loads(prompt.grammar)) if prompt.grammar else None
+                automaton = (
+                    None if prompt.compiled or not prompt.grammar else grammars.automaton(json.loads(prompt.grammar))
+                )
                 pipe.send(replace(tokenise(prompt, tokenizer, room, rendering), grammar=automaton))
             except FieldError as refusal:
                 pipe.send(refusal)

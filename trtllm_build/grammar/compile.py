@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import json
-import threading
-from collections import OrderedDict
-from collections.abc import Callable, Collection, Mapping
+from collections.abc import Collection, Mapping
+from functools import partial
 from typing import Any
 
 from nemo_diffgemma.errors import FieldError, require
@@ -14,6 +13,7 @@ from trtllm_build.grammar.determinise import automaton
 from trtllm_build.grammar.expressions import Alternation, Expression, literal
 from trtllm_build.grammar.json_schema import json_object, schema_expression
 from trtllm_build.grammar.json_text import SPACINGS
+from trtllm_build.grammar.kept import Kept
 from trtllm_build.grammar.notation import JSON
 from trtllm_build.grammar.regex import regex
 from trtllm_build.grammar.token_automaton import TokenAutomaton
@@ -22,8 +22,6 @@ from trtllm_build.grammar.tools import ToolTokens, tools_expression
 from trtllm_build.grammar.vocabulary import Vocabulary
 
 _KINDS = ("regex", "choice", "json_schema", "json_object", "tools")
-_MOST_KEPT = 256
-_MOST_BYTES = 256 * 2**20
 
 
 def compile_grammar(
@@ -65,7 +63,10 @@ def compile_grammar(
         allowed = "no tools: this model's tokenizer has no tokens for calls"
         require(tool_tokens is not None, "grammar.tools", grammar[kind], allowed, "leave tools out")
     key = (vocabulary.key, ends, tool_tokens, text)
-    return _COMPILED.get(key, lambda: _compiled(kind, plain, vocabulary, ends, tool_tokens))
+    if (found := _COMPILED.find(key)) is not None:
+        return found
+    made = _compiled(kind, plain, vocabulary, ends, tool_tokens)
+    return _COMPILED.keep(key, made, made.bytes)
 
 
 def _kind(grammar: Any) -> str:
@@ -111,7 +112,7 @@ def _compiled(
     budget = Budget(field, value)
     try:
         if tool_tokens is not None and kind == "tools":
-            expression = tools_expression(value, tool_tokens, field, budget)
+            expression = tools_expression(value, tool_tokens, field, budget, partial(_text, budget))
         else:
             expression = _expression(kind, value, field, grammar.get("whitespace", "spaced"), budget)
         texts = automaton(expression, budget)
@@ -121,6 +122,13 @@ def _compiled(
         not texts.empty, field=field, value=value, allowed="a grammar that some text fits", fix="correct the grammar"
     )
     return token_automaton(texts, vocabulary, end_ids, budget)
+
+
+def _text(budget: Budget, grammar: Any, field: str) -> Expression:
+    """Of an answer that calls no tool."""
+    kind = _kind(grammar)
+    require(kind != "tools", field=field, value=grammar, allowed="any other grammar", fix="leave tools out of it")
+    return _expression(kind, grammar[kind], f"{field}.{kind}", grammar.get("whitespace", "spaced"), budget)
 
 
 def _expression(kind: str, value: Any, field: str, spacing: str, budget: Budget) -> Expression:
@@ -150,28 +158,4 @@ def _choice(value: Any, field: str) -> Expression:
     return Alternation(tuple(map(literal, value)))
 
 
-class _Kept:
-    """The grammars that were asked for last, of so many bytes together. Threads may share it."""
-
-    def __init__(self) -> None:
-        self._lock = threading.Lock()
-        self._found: OrderedDict[Any, TokenAutomaton] = OrderedDict()
-        self._bytes = 0
-
-    def get(self, key: Any, make: Callable[[], TokenAutomaton]) -> TokenAutomaton:
-        """What is kept under a key, or else what ``make`` makes: outside the lock, so two threads may both make it."""
-        with self._lock:
-            if key in self._found:
-                self._found.move_to_end(key)
-                return self._found[key]
-        made = make()
-        with self._lock:
-            if key not in self._found:
-                self._found[key] = made
-                self._bytes += made.bytes
-            while len(self._found) > _MOST_KEPT or (self._bytes > _MOST_BYTES and len(self._found) > 1):
-                self._bytes -= self._found.popitem(last=False)[1].bytes
-            return self._found.get(key, made)
-
-
-_COMPILED = _Kept()
+_COMPILED = Kept[TokenAutomaton]()

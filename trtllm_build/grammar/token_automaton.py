@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import hashlib
 from dataclasses import dataclass
+from functools import cached_property
 
 import numpy as np
 from numpy.typing import NDArray
@@ -36,6 +38,15 @@ class TokenAutomaton:
     def __post_init__(self) -> None:
         for array in (self.class_of, self.target, self.accepting, self.distance):
             array.setflags(write=False)
+
+    @cached_property
+    def key(self) -> bytes:
+        """The same for the same automaton, also in another process."""
+        found = hashlib.sha256(f"{self.start} {self.end}".encode())
+        for array in (self.class_of, self.target, self.accepting, self.distance):
+            found.update(f"{array.shape}".encode())
+            found.update(np.ascontiguousarray(array).data)
+        return found.digest()
 
     @property
     def states(self) -> int:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -36,6 +36,7 @@ from trtllm_build.grammar.regex import regex
 from trtllm_build.grammar.schema_keywords import below
 
 _NAME = re.compile(r"[A-Za-z0-9_.-]{1,64}")  # as OpenAI's, and dots
+_CHOICES = ("auto", "required", "none")
 _CONTROL: Ranges = ((0, 8), (11, 12), (14, 31))  # no text of use has them
 _TEXT = complement(_CONTROL)
 
@@ -98,30 +99,38 @@ class CallNotation(Notation):
         return sorted(names, key=str.lower)
 
 
-def tools_expression(value: Any, tokens: ToolTokens, field: str, budget: Budget) -> Expression:
+def tools_expression(
+    value: Any, tokens: ToolTokens, field: str, budget: Budget, form: Callable[[Any, str], Expression]
+) -> Expression:
     """An answer that may call tools, or must.
 
     Args:
         value: ``functions``: an array of ``{"name": str, "parameters": schema}``; ``choice``: ``auto`` (text, then any
-            number of calls; the default), ``required`` (one call at least, and no text), or a function's name (that
-            one at least once); ``parallel``: whether several calls may follow each other (the default).
+            number of calls; the default), ``required`` (one call at least, and no text), ``none`` (text), or a
+            function's name (that one at least once); ``parallel``: whether several calls may follow each other (the
+            default); ``text``: a grammar of what is written where nothing is called, instead of any text.
         tokens: what calls are written with.
         field: what an error names (``grammar.tools``).
         budget: what it may cost.
+        form: makes the expression of ``text``, and takes what an error names.
 
     Raises:
         FieldError: for what is none of these, or parameters that cannot be guaranteed, with their path.
     """
-    keys = ("functions", "choice", "parallel")
+    keys = ("functions", "choice", "parallel", "text")
     require(isinstance(value, Mapping), field=field, value=value, allowed="an object", fix='pass {"functions": [...]}')
     for key in value:
         require(key in keys, field=f"{field}.{key}", value=value[key], allowed=", ".join(keys), fix="leave it out")
     functions = _functions(value.get("functions"), f"{field}.functions")
     choice, parallel = value.get("choice", "auto"), value.get("parallel", True)
     require(isinstance(parallel, bool), f"{field}.parallel", parallel, "true or false", "leave it out")
-    allowed = f"auto, required, {', '.join(functions)}"
+    allowed = ", ".join((*_CHOICES, *functions))
     named = isinstance(choice, str) and choice in functions
-    require(named or choice in ("auto", "required"), f"{field}.choice", choice, allowed, "leave it out")
+    require(named or choice in _CHOICES, f"{field}.choice", choice, allowed, "leave it out")
+    text = form(value["text"], f"{field}.text") if "text" in value else None
+    any_text = Repetition(CodePoints(EVERY_CHARACTER))
+    if choice == "none":
+        return any_text if text is None else text
     calls = [
         _call(name, parameters, tokens, f"{field}.functions[{i}].parameters", budget)
         for i, (name, parameters) in enumerate(functions.items())
@@ -129,7 +138,9 @@ def tools_expression(value: Any, tokens: ToolTokens, field: str, budget: Budget)
     ]
     one = sequence(Token(tokens.call), Alternation(tuple(calls)), Token(tokens.call_end))
     some = Repetition(one, 1) if parallel else one
-    return sequence(Repetition(CodePoints(EVERY_CHARACTER)), optional(some)) if choice == "auto" else some
+    if choice != "auto":
+        return some
+    return sequence(any_text, optional(some)) if text is None else Alternation((text, some))
 
 
 def _functions(value: Any, field: str) -> dict[str, Any]:
@@ -142,8 +153,10 @@ def _functions(value: Any, field: str) -> dict[str, Any]:
         good = isinstance(function, Mapping) and function.keys() <= {"name", "parameters", "description", "strict"}
         require(good, place, function, "an object of name, description, parameters and strict", "correct it")
         name = function.get("name")
-        good = isinstance(name, str) and bool(_NAME.fullmatch(name)) and name not in ("auto", "required", *found)
-        allowed = "a name of 1 to 64 letters, digits, _, . and -, that no other function has; not auto or required"
+        good = isinstance(name, str) and bool(_NAME.fullmatch(name)) and name not in (*_CHOICES, *found)
+        allowed = (
+            f"a name of 1 to 64 letters, digits, _, . and -, that no other function has; not {', '.join(_CHOICES)}"
+        )
         require(good, f"{place}.name", name, allowed, "rename it")
         found[name] = function.get("parameters", {"type": "object", "properties": {}})
         good = isinstance(found[name], Mapping) and found[name].get("type") == "object"

@@ -85,7 +85,7 @@ class Engine:
         self.limits = spec.limits
         self.sampler = spec.sampler
         self.tokenizer = None if spec.tokenizer_directory is None else Tokenizer(spec.tokenizer_directory)
-        self._grammars = Grammars(self.tokenizer, self.limits.vocab_size, spec.arch.eos_token_ids)
+        self.grammars = Grammars(self.tokenizer, self.limits.vocab_size, spec.arch.eos_token_ids)
         self._backend = backend
         limits = self.limits
         room = limits.context + limits.canvas  # the last canvas may reach past the context
@@ -314,7 +314,7 @@ class Engine:
             limits.canvas,
             limits.vocab_size,
             self.spec.arch.eos_token_ids,
-            None if request.grammar is None else self._grammars.transitions(request.grammar),
+            None if request.grammar is None else self.grammars.transitions(request.grammar),
         )
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:

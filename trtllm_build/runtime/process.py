@@ -82,6 +82,7 @@ class EngineProcess:
         self._receivers: dict[int, Callable[[Event | Reading | Exception], None]] = {}
         # It takes as long to import as the engine does, which the other process does meanwhile.
         from nemo_diffgemma.tokenizer import Tokenizer
+        from trtllm_build.runtime.grammars import Grammars
 
         self.manifest: dict[str, Any]
         tokenizer: Path | None
@@ -92,6 +93,7 @@ class EngineProcess:
         self.manifest, self.limits, self.sampler, self.eos_ids, tokenizer, self._progress = self._first()
         self.tokenizer_directory = tokenizer
         self.tokenizer = None if tokenizer is None else Tokenizer(tokenizer)
+        self.grammars = Grammars(self.tokenizer, self.limits.vocab_size, self.eos_ids)
         self._thread = threading.Thread(target=self._receive, name="engine-process", daemon=True)
         self._thread.start()
 

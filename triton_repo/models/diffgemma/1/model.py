@@ -74,6 +74,7 @@ class TritonPythonModel:
         sizes = limits.context, limits.canvas, limits.vocab_size
         self.readers.open(self.engine.tokenizer_directory, *sizes, self.engine.eos_ids)
         self.temperatures = read_calibration(Path(os.environ[ENGINE_VARIABLE]))
+        self.engine.grammars.prepare_calls()
         check_engine(json.loads(args["model_config"])["parameters"], self.engine.manifest)
         metrics = Metrics(pb, {"model": args["model_name"], "version": args["model_version"]})
         self.recorder = Recorder(Spans.from_environment())
