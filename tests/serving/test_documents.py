@@ -198,7 +198,7 @@ def run(command: Command, served: Served, folder: Path) -> str:
 def run_python(text: str, name: str, namespace: dict[str, object]) -> str:
     """What a block of Python prints; it may await."""
     printed = io.StringIO()
-    code = compile(text, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    code = compile(text, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     with contextlib.redirect_stdout(printed):
         if code.co_flags & inspect.CO_COROUTINE:
             asyncio.run(eval(code, namespace))
