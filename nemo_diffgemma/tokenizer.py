@@ -143,6 +143,39 @@ class Tokenizer:
             raise found
         return found
 
+    def chat_around(
+        self, messages: Sequence[Message], texts: Sequence[str]
+    ) -> tuple[list[int], list[list[int]], list[int]]:
+        """Conversations that differ in how the user's last turn goes on, in parts.
+
+        Args:
+            messages: what all of them begin with; a last turn that is the user's goes on after an empty line.
+            texts: how each of them goes on.
+
+        Returns:
+            Token ids of what all begin with, of each text, and of what the template writes behind it.
+
+        Raises:
+            FieldError: as :meth:`chat` does, and when the template does not render a text once, as it is.
+        """
+        said = "".join(str(message) for message in messages)
+        mark = next(c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in said and c not in self._template)
+        *others, last = messages
+        if last.get("role") == "user":
+            going_on = [*others, last | {"content": f"{last['content']}\n\n{mark}"}]
+        else:
+            going_on = [*messages, {"role": "user", "content": mark}]
+        rendered = self.render(going_on)
+        where = [i for i, piece in enumerate(rendered.pieces) if mark in piece]
+        found = "".join(rendered.pieces).count(mark)
+        allowed = "a chat template that renders the user's last turn once, as it is"
+        require(found == 1, field="messages", value=f"rendered {found} times", allowed=allowed, fix="serve another one")
+        start, end = rendered.pieces[where[0]].split(mark)
+        before, after = [*rendered.pieces[: where[0]], start], [end, *rendered.pieces[where[0] + 1 :]]
+        first, rest = self._encode([before, after])
+        self.read(rendered)  # raises when a text has become a control token
+        return first, self.literals(texts), rest
+
     def _rendered(self, chats: Sequence[Chat], add_generation_prompt: bool) -> list[Rendered | FieldError]:
         require(
             bool(self._template),

@@ -112,6 +112,38 @@ class CanvasStep:
     constraint: Constraint | None = None
 
 
+@dataclass(frozen=True)
+class ReadStep:
+    """One denoising step of canvases that nothing follows: what stands at some of their positions?
+
+    Args:
+        slot: whose cache comes first; it stays as it is.
+        token_ids: what comes between the cache and the canvases, ``[tokens]`` int64, maybe none.
+        canvases: ``[samples, canvas]`` int64, which know nothing of each other.
+        rows: positions that are read, ``[rows]`` int64.
+        label_ids: ascending token ids whose probability is wanted, ``[labels]`` int64.
+    """
+
+    slot: int
+    token_ids: Tensor
+    canvases: Tensor
+    rows: Tensor
+    label_ids: Tensor
+
+
+@dataclass(frozen=True)
+class LabelLogits:
+    """What a :class:`ReadStep` yields.
+
+    Args:
+        log_probabilities: ``[samples, rows, labels]`` float64, nats, at temperature 1 over the whole vocabulary.
+        argmax_ids: the likeliest token of all, ``[samples, rows]`` int64.
+    """
+
+    log_probabilities: Tensor
+    argmax_ids: Tensor
+
+
 class Backend(Protocol):
     """A loaded engine's device side. Slots are small integers; each holds one request's KV cache.
 
@@ -122,12 +154,14 @@ class Backend(Protocol):
         prefill_chunk: most tokens of one :class:`EncodeStep`.
         draws_nuclei: whether a step's ``top_p`` may be another than 0 and 1.
         keeps_forms: whether a step may have a ``constraint``.
+        reads_labels: whether it can :meth:`read`.
     """
 
     dtype: torch.dtype
     prefill_chunk: int
     draws_nuclei: bool
     keeps_forms: bool
+    reads_labels: bool
 
     def admit(self, slot: int, room: int, reused: int) -> None:
         """Make room in a slot for ``room`` tokens, canvas included, and keep the ``reused`` tokens it holds, if any.
@@ -150,6 +184,15 @@ class Backend(Protocol):
 
         Returns:
             One result per canvas, in their order; for one that failed, why.
+        """
+
+    def read(self, steps: Sequence[ReadStep]) -> list[LabelLogits | Exception]:
+        """Probabilities of some tokens at some positions of canvases; changes nothing.
+
+        A result does not depend, to the last bit, on which others are in the batch.
+
+        Returns:
+            One result per step, in their order; for one that failed, why.
         """
 
     def logits(self, prompt_ids: Tensor, canvas_ids: Tensor, previous_logits: Tensor | None) -> Tensor:

@@ -187,12 +187,13 @@ def test_our_own_template_renders_tools(tokenizers: dict[str, Tokenizer]) -> Non
     talk: list[Message] = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]},
-        {"role": "tool", "content": "1"},
+        {"role": "tool", "name": "f", "content": "1"},
     ]
     ids = tokenizers["ours"].chat(talk, tools=[{"type": "function", "function": {"name": "f"}}])
     assert tokenizers["ours"].decode(ids, skip_special_tokens=False) == (
-        '<bos><|turn>system\n[{"type": "function", "function": {"name": "f"}}]<turn|>\n<|turn>user\na<turn|>\n'
-        '<|turn>model\nf({"x": "<eos>"})<turn|>\n<|turn>tool\n1<turn|>\n<|turn>model\n'
+        '<bos><|turn>system\n<|tool>declaration:f{description:<|"|><|"|>,parameters:{}}<tool|><turn|>\n'
+        '<|turn>user\na<turn|>\n<|turn>model\n<|tool_call>call:f{x:<|"|><eos><|"|>}<tool_call|>'
+        '<|tool_response>response:f{value:<|"|>1<|"|>}<tool_response|>'
     )
     assert SPECIAL_TOKENS.index("<eos>") not in ids
 

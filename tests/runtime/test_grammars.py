@@ -10,7 +10,10 @@ import pytest
 
 from nemo_diffgemma.errors import FieldError
 from tests.runtime.engines import CANVAS, answer, blocks, drafts, events_of, reason, request, text, without_times
-from trtllm_build import Engine
+from trtllm_build import Engine, backends
+from trtllm_build.backends.cuda.backend import Cuda
+from trtllm_build.backends.lowered import Lowered
+from trtllm_build.backends.torch_cpu import TorchCpu
 from trtllm_build.runtime.request import Request
 
 SCHEMA = {
@@ -128,3 +131,15 @@ def test_what_could_cut_an_answer_or_forbid_what_it_needs_does_not_go_with_a_gra
 def test_a_grammar_that_is_none_is_refused_before_anything_runs(engine: Engine, grammar: Any, message: str) -> None:
     with pytest.raises(FieldError, match=message):
         events_of(engine, request(grammar=grammar, ignore_eos=False))
+
+
+def test_a_backend_that_keeps_no_forms_refuses_them(engine: Engine, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(engine._backend, "keeps_forms", False)
+    with pytest.raises(FieldError, match="^grammar: .*this engine's backend does not keep answers to a form"):
+        events_of(engine, bound("choice"))
+
+
+def test_what_manifests_say_of_backends_is_so() -> None:
+    found: dict[str, Any] = {"torch_cpu": TorchCpu, "cuda": Cuda, "tensorrt_rtx": Lowered}
+    assert set(found) == set(backends._MODULES)
+    assert {name for name, backend in found.items() if backend.keeps_forms} == backends.KEEP_FORMS

@@ -18,6 +18,8 @@ Output = Literal["live", "text", "json"]
 _ABOUT = """\
 Generate text with a running diffgemma server (start one with `make serve` or `diffgemma-serve --engine DIR`).
 
+`diffgemma decide --help`: questions that are answered with probabilities. `diffgemma bench --help`: measuring.
+
 In a terminal the canvas is shown while it is denoised: committed text in normal style, the provisional canvas dim,
 with its step and mean entropy. Piped, only the committed text is written. With --json every response is one line:
 text, token_ids, provisional, canvas_index, denoising_steps, entropy (nats), finish_reason (on the last line),

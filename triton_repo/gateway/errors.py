@@ -15,7 +15,7 @@ from triton_repo.gateway.words import Shown, allowed, path
 # Seconds after which a client may ask again: a queue moves on quickly, a server needs time to start.
 _BUSY_S, _DOWN_S = 1, 5
 _MOST_PARAM = 200
-_FIELD = re.compile(r"^([a-z_]+)(\[\d+\](?:\.[a-z]+)?)?: ")
+_FIELD = re.compile(r"^([a-z_]+)((?:\[\d+\]|\.[a-z_]+)*): ")
 # What is wrong with the form of an answer, behind the kind of it and, of tools, the number of the one that it is.
 _FORM = re.compile(r"^grammar\.([a-z_]+)(?:\.functions\[(\d+)\]\.parameters)?(?:\.text\.json_schema)?")
 _FORMS = {"json_schema": "response_format", "json_object": "response_format"}

@@ -37,7 +37,7 @@ class ObjectFormat(Strict):
 class Schema(Strict):
     """``json_schema`` of a chat's ``response_format``."""
 
-    name: Text | None = ignored(why=_NAMED)
+    name: Text | None = Field(default=None, description="of the schema; the model is not told")
     description: Text | None = ignored(why=_NAMED)
     schema_: dict[str, Any] = Field(alias="schema", description="JSON Schema of the answer, kept to whatever strict is")
     strict: bool | None = None

@@ -134,19 +134,27 @@ def ask(
     """
     check_parameters(parameters)
     _require_ids_fit(arrays, room.context)
-    inputs = {name: _values(name, array) for name, array in arrays.items()}
+    inputs = {name: values(name, array) for name, array in arrays.items()}
     _refuse_unsupported(inputs)
-    stream = bool(_scalar(inputs, "stream", False))
-    drafts = bool(_scalar(inputs, "drafts", False))
+    for name in ("questions", "samples", "order", "joint"):
+        require(
+            name not in inputs,
+            field=name,
+            value="an input",
+            allowed="only with questions, which a server answers",
+            fix="send questions, or leave it out",
+        )
+    stream = bool(scalar(inputs, "stream", False))
+    drafts = bool(scalar(inputs, "drafts", False))
     require(stream or not drafts, field="drafts", value=drafts, allowed="false without stream", fix="pass stream=true")
-    every = _scalar(inputs, "draft_every", int(drafts))
+    every = scalar(inputs, "draft_every", int(drafts))
     require(stream or every == 0, field="draft_every", value=every, allowed="0 without stream", fix="pass stream=true")
-    canvas: int | None = _scalar(inputs, "canvas_length", None)
+    canvas: int | None = scalar(inputs, "canvas_length", None)
     prompt = _prompt(inputs, engine, stream)
     room.check_unread(prompt)
-    end_id: int | None = _scalar(inputs, "end_id", None)
-    given: int | None = _scalar(inputs, "max_tokens", None)
-    cut = bool(_scalar(inputs, "cut_max_tokens", False))
+    end_id: int | None = scalar(inputs, "end_id", None)
+    given: int | None = scalar(inputs, "max_tokens", None)
+    cut = bool(scalar(inputs, "cut_max_tokens", False))
     require(
         not (cut and prompt.suffix),
         field="cut_max_tokens",
@@ -157,19 +165,19 @@ def ask(
     request = Request(
         prompt_ids=(0,),  # stands for what is not read yet
         max_tokens=room.context if given is None else given,
-        seed=_aliased(inputs, "seed", "random_seed"),
+        seed=aliased(inputs, "seed", "random_seed"),
         sampler=_sampler(inputs, engine.sampler),
-        temperature=_scalar(inputs, "temperature", 1.0),
-        top_p=_scalar(inputs, "top_p", 1.0),
-        ignore_eos=bool(_scalar(inputs, "ignore_eos", False)) or end_id is not None,
-        min_tokens=_aliased(inputs, "min_tokens", "min_length"),
+        temperature=scalar(inputs, "temperature", 1.0),
+        top_p=scalar(inputs, "top_p", 1.0),
+        ignore_eos=bool(scalar(inputs, "ignore_eos", False)) or end_id is not None,
+        min_tokens=aliased(inputs, "min_tokens", "min_length"),
         stop=tuple(word for word in inputs.get("stop_words", ()) if word),
         stop_token_ids=(*inputs.get("stop_token_ids", ()), *([] if end_id in (None, -1) else [end_id])),
         draft_every=every,
-        priority=_scalar(inputs, "priority", 0),
-        client=_scalar(inputs, "client", ""),
-        cache_salt=_scalar(inputs, "cache_salt", ""),
-        deadline=_deadline(_scalar(inputs, "deadline", None), parameters.get(TIMEOUT)),
+        priority=scalar(inputs, "priority", 0),
+        client=scalar(inputs, "client", ""),
+        cache_salt=scalar(inputs, "cache_salt", ""),
+        deadline=deadline(scalar(inputs, "deadline", None), parameters.get(TIMEOUT)),
         canvas_length="fit" if canvas == 0 else canvas,
         grammar=json.loads(prompt.grammar) if prompt.grammar else None,
     )
@@ -177,10 +185,10 @@ def ask(
         isinstance(request.grammar, Mapping) and "tools" in request.grammar and engine.grammars.tool_tokens is not None
     )
     counts = ("num_input_tokens", "num_output_tokens")
-    withheld = frozenset(name for name in counts if not _scalar(inputs, f"return_{name}", True))
+    withheld = frozenset(name for name in counts if not scalar(inputs, f"return_{name}", True))
     decode = engine.tokenizer.decode if engine.tokenizer is not None else lambda _ids: ""
     manner = Manner(stream, given or 0, withheld, None, decode, tools=engine.grammars if tools else None)
-    return Asked(prompt, manner, _traceparent(inputs), request, given, cut)
+    return Asked(prompt, manner, traceparent(inputs), request, given, cut)
 
 
 def _sampler(inputs: Mapping[str, list[Any]], own: SamplerConfig) -> SamplerConfig:
@@ -194,7 +202,7 @@ def _sampler(inputs: Mapping[str, list[Any]], own: SamplerConfig) -> SamplerConf
     return replace(own, **given)
 
 
-def _deadline(seconds: float | None, timeout: Any) -> float | None:
+def deadline(seconds: float | None, timeout: Any) -> float | None:
     """The earlier of our deadline, in seconds, and Triton's, in microseconds."""
     ends = [end for end in (seconds, None if timeout is None else timeout / 1e6) if end is not None]
     # what is no number is refused as the request's
@@ -213,7 +221,7 @@ def _require_ids_fit(arrays: Mapping[str, Any], context: int) -> None:
     )
 
 
-def _values(name: str, array: Any) -> list[Any]:
+def values(name: str, array: Any) -> list[Any]:
     """A tensor's elements as Python values."""
     flat = np.asarray(array).reshape(-1)
     most = ALL_INPUTS[name].most_items
@@ -239,7 +247,7 @@ def _text(name: str, item: bytes) -> str:
         ) from error
 
 
-def _scalar(inputs: Mapping[str, list[Any]], name: str, default: Any) -> Any:
+def scalar(inputs: Mapping[str, list[Any]], name: str, default: Any) -> Any:
     return inputs[name][0] if name in inputs else default
 
 
@@ -251,9 +259,9 @@ def _refuse_unsupported(inputs: Mapping[str, list[Any]]) -> None:
             require(value in refused.neutral, field=name, value=value, allowed=allowed, fix=refused.instead)
 
 
-def _aliased(inputs: Mapping[str, list[Any]], name: str, alias: str) -> int:
+def aliased(inputs: Mapping[str, list[Any]], name: str, alias: str) -> int:
     """An input that has two names; 0 when neither is given."""
-    value, other = _scalar(inputs, name, None), _scalar(inputs, alias, None)
+    value, other = scalar(inputs, name, None), scalar(inputs, alias, None)
     same = value is None or other is None or value == other
     require(same, field=alias, value=other, allowed=f"the same as {name} ({value})", fix="send one of the two")
     return int(value if value is not None else other or 0)
@@ -261,7 +269,7 @@ def _aliased(inputs: Mapping[str, list[Any]], name: str, alias: str) -> int:
 
 def _suffix(inputs: Mapping[str, list[Any]], stream: bool) -> str:
     """Text that follows the answer; empty for none."""
-    text: str = _scalar(inputs, "suffix", "")
+    text: str = scalar(inputs, "suffix", "")
     if not text:
         return ""
     require(
@@ -284,7 +292,7 @@ def _suffix(inputs: Mapping[str, list[Any]], stream: bool) -> str:
 
 def _grammar(inputs: Mapping[str, list[Any]]) -> str:
     """JSON of the form that the answer has; empty for any."""
-    text: str = _scalar(inputs, "grammar", "")
+    text: str = scalar(inputs, "grammar", "")
     if not text:
         return ""
     shape = 'a JSON object, for example {"choice": ["yes", "no"]}'
@@ -296,8 +304,8 @@ def _grammar(inputs: Mapping[str, list[Any]]) -> str:
     return text
 
 
-def _traceparent(inputs: Mapping[str, list[Any]]) -> str | None:
-    value: str | None = _scalar(inputs, "traceparent", None)
+def traceparent(inputs: Mapping[str, list[Any]]) -> str | None:
+    value: str | None = scalar(inputs, "traceparent", None)
     good = value is None or TRACEPARENT.fullmatch(value) is not None
     require(
         good,

@@ -12,7 +12,9 @@ from nemo_diffgemma.errors import FieldError, require
 
 if TYPE_CHECKING:
     from nemo_diffgemma.chat import Message
+    from nemo_diffgemma.decisions import Question
     from nemo_diffgemma.tokenizer import Tokenizer
+    from trtllm_build.decisions.layout import Layout, Order
     from trtllm_build.grammar.token_automaton import TokenAutomaton
 
 PROMPTS = ("text_input", "messages", "input_ids")
@@ -24,6 +26,22 @@ _JSON_BYTES, _LEAST_JSON = 6, 2**16
 
 
 @dataclass(frozen=True)
+class Decisions:
+    """Questions about a prompt, and how they are laid out, see :class:`trtllm_build.decisions.layout.Layouts`."""
+
+    questions: tuple[Question, ...]
+    order: Order
+    joint: bool
+
+    @property
+    def size(self) -> int:
+        """Characters to be read."""
+        texts = [q.instructions for q in self.questions]
+        options = [o for q in self.questions for o in q.options]
+        return sum(map(len, (*texts, *(o.description + str(o.value) for o in options))))
+
+
+@dataclass(frozen=True)
 class Prompt:
     """What is to be read of a request.
 
@@ -32,6 +50,7 @@ class Prompt:
         value: its text, or token ids for ``input_ids``.
         suffix: text after the answer; empty for none.
         grammar: the form of the answer, JSON; empty for any.
+        decisions: questions about it; None where something is to be generated.
         compiled: whether that is compiled already.
     """
 
@@ -39,21 +58,26 @@ class Prompt:
     value: str | tuple[int, ...]
     suffix: str = ""
     grammar: str = ""
+    decisions: Decisions | None = None
     compiled: bool = False
 
     @property
     def size(self) -> int:
         """Characters to be read; token ids are not."""
-        return len(self.suffix) + len(self.grammar) + (len(self.value) if isinstance(self.value, str) else 0)
+        value = len(self.value) if isinstance(self.value, str) else 0
+        return len(self.suffix) + len(self.grammar) + value + (0 if self.decisions is None else self.decisions.size)
 
 
 @dataclass(frozen=True)
 class TokenIds:
-    """What a prompt has become, the suffix, and the grammar; None for none, or one that is yet to be compiled."""
+    """What a prompt has become, the suffix, the grammar (None for none, or one that is yet to be compiled), and where
+    its questions are answered (None without).
+    """
 
     prompt: tuple[int, ...]
     suffix: tuple[int, ...] = ()
     grammar: TokenAutomaton | None = None
+    layout: Layout | None = None
 
 
 @dataclass(frozen=True)
@@ -122,7 +146,7 @@ def tokenise(
     """
     value = prompt.value
     if prompt.name == "messages":
-        messages = _messages(str(value))
+        messages = messages_of(str(value))
         room.check("messages", sum(len(message["content"].encode()) for message in messages))
         try:
             with rendering():
@@ -154,7 +178,12 @@ def _tools(grammar: str) -> list[dict[str, Any]]:
     return found
 
 
-def _messages(text: str) -> Sequence[Message]:
+def messages_of(text: str) -> Sequence[Message]:
+    """A conversation of its JSON.
+
+    Raises:
+        FieldError: for what is none.
+    """
     shape = 'a JSON list like [{"role": "user", "content": "..."}]'
     try:
         messages = json.loads(text)

@@ -73,12 +73,13 @@ class Readers:
         self._grammars = Kept[TokenAutomaton]()  # by their JSON; a process that reads may end with what it knows
         self.room = Room(0, None)
 
-    def open(self, tokenizer: Path | None, context: int, vocab_size: int, eos_ids: Sequence[int]) -> None:
+    def open(self, tokenizer: Path | None, context: int, canvas: int, vocab_size: int, eos_ids: Sequence[int]) -> None:
         """Be ready to read for an engine of so many tokens of context.
 
         Args:
             tokenizer: where it lies; None for an engine without one.
             context: tokens of the engine's context.
+            canvas: tokens of its canvas.
             vocab_size: token ids run from 0 to this, exclusive.
             eos_ids: tokens that end an answer.
 
@@ -88,7 +89,7 @@ class Readers:
         self.room = Room(context, None)
         if tokenizer is not None:
             with Connection(os.dup(self._control.fileno())) as told:
-                told.send((tokenizer, context, vocab_size, tuple(eos_ids)))
+                told.send((tokenizer, context, canvas, vocab_size, tuple(eos_ids)))
                 try:
                     self.room = told.recv()
                 except (EOFError, OSError):

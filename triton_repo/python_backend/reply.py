@@ -10,6 +10,7 @@ import numpy as np
 from triton_repo.python_backend.calls import Calls
 from triton_repo.python_backend.parse import Manner
 from triton_repo.tensors import ALL_OUTPUTS, DType
+from trtllm_build.runtime.read import Reading
 from trtllm_build.runtime.request import Block, Draft, Event
 
 _NUMPY: dict[DType, Any] = {
@@ -32,8 +33,9 @@ class Reply:
         self._calls = None if manner.tools is None else Calls(manner.tools, manner.decode)
         self.tokens = 0  # committed so far, as the client is told
 
-    def outputs(self, event: Event) -> Outputs | None:
+    def outputs(self, event: Event | Reading) -> Outputs | None:
         """Output tensors by name, numpy, shape ``[1, *dims]``; None when this event is not sent on its own."""
+        assert not isinstance(event, Reading), "of questions, which have a reply of their own"
         if isinstance(event, Draft):
             text = event.text if self._calls is None else self._calls.draft(event.token_ids, event.text)
             return self._pack(text, event.token_ids, event.canvas_index, event.step, event.entropy, (), True, "", None)

@@ -13,6 +13,8 @@ _MODULES = {"torch_cpu": "torch_cpu", "cuda": "cuda.backend", "tensorrt_rtx": "t
 
 # Those whose canvases can be held to a grammar: what :attr:`trtllm_build.contract.Backend.keeps_forms` is of them.
 KEEP_FORMS = frozenset({"torch_cpu"})
+# Those that read the probabilities of labels: what :attr:`~trtllm_build.contract.Backend.reads_labels` is of them.
+READ_LABELS = frozenset({"torch_cpu"})
 
 
 def load_backend(spec: EngineSpec) -> Backend:

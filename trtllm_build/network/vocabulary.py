@@ -50,6 +50,27 @@ class Vocabulary:
         """Soft-capped logits ``[..., tokens]`` float32 of some rows of the table."""
         return torch.tanh(linear(hidden, table).float() / self._cap) * self._cap
 
+    def read_labels(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of some tokens among all at temperature 1, and the likeliest token of all.
+
+        Args:
+            hidden: normed hidden states ``[rows, hidden]``.
+            ids: ascending token ids ``[labels]``.
+
+        Returns:
+            ``[rows, labels]`` float64, nats, and ``[rows]`` int64.
+        """
+        best, argmax = torch.full((len(hidden),), float("-inf")), torch.zeros(len(hidden), dtype=torch.int64)
+        total = torch.full((len(hidden),), float("-inf"), dtype=torch.float64)
+        wanted = []
+        for start, table in self._chunks(None):
+            logits = self._logits_of(hidden, table)
+            top, where = logits.max(-1)
+            argmax, best = torch.where(top > best, start + where, argmax), torch.maximum(best, top)
+            total = torch.logaddexp(total, logits.double().logsumexp(-1))
+            wanted.append(logits[:, ids[(ids >= start) & (ids < start + len(table))] - start])
+        return torch.cat(wanted, dim=-1).double() - total[:, None], argmax
+
     def soft_embeddings(self, tempered: Tensor) -> Tensor:
         """For checking: ``softmax(tempered) @ embedding * scale``, ``[..., vocab] -> [..., hidden]``."""
         probabilities = torch.softmax(tempered, dim=-1, dtype=torch.float32).to(self._embedding.dtype)

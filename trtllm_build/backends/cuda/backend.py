@@ -16,7 +16,7 @@ from trtllm_build.backends.cuda.device_weights import DeviceWeights, load_weight
 from trtllm_build.backends.cuda.fused import loaded_ops
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Ops
-from trtllm_build.contract import CanvasStep, Constraint, EncodeStep, ReadOut, TokenChoice
+from trtllm_build.contract import CanvasStep, Constraint, EncodeStep, LabelLogits, ReadOut, ReadStep, TokenChoice
 from trtllm_build.limits import PAGE, Limits
 from trtllm_build.network import nucleus
 from trtllm_build.spec import EngineSpec
@@ -40,6 +40,7 @@ class Cuda:
 
     draws_nuclei = True
     keeps_forms = True
+    reads_labels = False
 
     def __init__(self, arch: Architecture, weights: DeviceWeights, ops: Ops, limits: Limits, graphs: bool = True):
         self.arch = arch
@@ -104,6 +105,9 @@ class Cuda:
         for part in _parts(steps, self._denoise[-1].batch):
             results += self._denoise_part(next(c for c in self._denoise if c.batch >= len(part)), part)
         return results
+
+    def read(self, steps: Sequence[ReadStep]) -> list[LabelLogits | Exception]:
+        raise NotImplementedError("this backend does not read labels")
 
     def _denoise_part(self, call: DenoiseCall, steps: Sequence[CanvasStep]) -> list[ReadOut | Exception]:
         canvas, b = self.arch.canvas_length, call.buffers
