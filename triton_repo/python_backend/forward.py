@@ -21,7 +21,9 @@ from triton_repo.tensors import CANCEL, CANCELLATION_ID, MODEL
 if TYPE_CHECKING:
     from triton_repo.python_backend.courier import Failure  # which brings the engine, and torch
 
-_MOST = 1024  # requests of an entry under way; a thread waits for each
+# Requests of an entry under way; a thread waits for each. Others wait here, where one whose client goes costs nothing:
+# what tritonserver has been asked for it does one after the other, and a cancellation waits behind it.
+_MOST = 64
 
 
 class Translation(Protocol):
@@ -114,6 +116,9 @@ class Forwarder:
     def _forward(
         self, request_id: str, parameters: dict[str, Any], inputs: dict[str, Any], caller: ForwardedCall
     ) -> None:
+        if caller.has_gone():
+            caller.fail("the client has gone", "unavailable")
+            return
         name = secrets.token_hex(16)
         with self._lock:
             self._open[name] = caller
