@@ -16,14 +16,10 @@ from triton_repo.python_backend import LOOK_S
 from triton_repo.python_backend.parameters import check_parameters, parameters_of
 from triton_repo.python_backend.spans import trace_context
 from triton_repo.python_backend.status import error, unmarked
-from triton_repo.tensors import CANCEL, CANCELLATION_ID, MODEL
+from triton_repo.tensors import CANCEL, CANCELLATION_ID, FORWARDED, MODEL
 
 if TYPE_CHECKING:
     from triton_repo.python_backend.courier import Failure  # which brings the engine, and torch
-
-# Requests of an entry under way; a thread waits for each. Others wait here, where one whose client goes costs nothing:
-# what tritonserver has been asked for it does one after the other, and a cancellation waits behind it.
-_MOST = 64
 
 
 class Translation(Protocol):
@@ -88,7 +84,7 @@ class Forwarder:
         self._entry = entry
         self._open: dict[str, ForwardedCall] = {}  # by cancellation id
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_MOST, thread_name_prefix="forward")
+        self._pool = ThreadPoolExecutor(FORWARDED, thread_name_prefix="forward")  # others wait here
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._watcher.start()
