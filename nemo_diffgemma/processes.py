@@ -30,6 +30,15 @@ def end_with_parent(number: signal.Signals, parent: int | None = None) -> None:
         os._exit(1)
 
 
+def parent_of(pid: int) -> int | None:
+    """The process that started another one, or that has taken it over; None when it has ended."""
+    try:
+        stat = Path(f"/proc/{pid}/stat").read_text(encoding="utf-8", errors="replace")
+    except FileNotFoundError:
+        return None
+    return int(stat.rpartition(")")[2].split()[1])
+
+
 def python() -> str:
     """The command that runs Python. Where it is embedded in another program, ``sys.executable`` need not be Python."""
     own = Path(sys.prefix) / "bin" / "python3"

@@ -14,6 +14,10 @@ TOKEN_MODEL = "tensorrt_llm"  # token level, under the names of TensorRT-LLM's m
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
 # Request parameters by which an entry ends the request that it passed on; unguessable, so nobody else's.
 CANCELLATION_ID, CANCEL = "diffgemma_cancellation_id", "diffgemma_cancel"
+# Requests that one entry passes on at a time. Until the first response to each of them a thread of tritonserver's
+# python backend waits (32 by default), and a cancellation needs another one.
+FORWARDED = 64
+BACKEND_THREADS = FORWARDED + 8
 # Environment variable that tells the served model which engine bundle to load.
 ENGINE_VARIABLE = "DIFFGEMMA_ENGINE"
 # Environment variable with the numbers of the CPUs that the engine may run on; empty for those of the served model.

@@ -5,14 +5,17 @@ from __future__ import annotations
 import signal
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
-from tests.serving.endless import ENDLESS
+from tests.cases.triton.target import Target
+from tests.serving.endless import ENDLESS, endless_call
 from triton_repo.client.blocking import BlockingClient
 from triton_repo.launcher.server import Server
+from triton_repo.tensors import UNARY_MODEL
 from trtllm_build import Engine
 
 pytestmark = pytest.mark.server
@@ -40,6 +43,18 @@ def test_closing_the_connection_cancels(server: Server, logged: Callable[[str], 
     next(client.generate("red", request_id="hung-up", **ENDLESS))
     client.close()
     assert logged('"request_id": "hung-up", "outcome": "cancelled"')
+
+
+def test_calls_whose_clients_have_gone_hold_up_nobody(server: Server) -> None:
+    """More of the longest kind than tritonserver's python backend has threads, which a cancellation needs, too."""
+    target = Target(server)
+    calls = [target.stub.ModelInfer.future(endless_call()) for _ in range(300)]
+    time.sleep(0.5)  # for most of them to be there: tritonserver itself drops who goes before
+    for call in calls:
+        call.cancel()
+    # in tens of minutes, were they run
+    assert target.ask(target.request(UNARY_MODEL)) == "OK"
+    target.close()
 
 
 def test_control_c_cancels_on_the_server(server: Server, logged: Callable[[str], bool]) -> None:

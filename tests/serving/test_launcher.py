@@ -10,11 +10,14 @@ import subprocess
 import sys
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
+from tests.cases.triton.target import Target
+from tests.serving.endless import endless_call
 from triton_repo.launcher.server import Server
 from trtllm_build.hardware import available_cpus, beside_the_engine
 
@@ -96,9 +99,16 @@ def descendants(pid: int) -> list[int]:
 @pytest.mark.slow
 @pytest.mark.parametrize("number", [signal.SIGKILL, signal.SIGHUP])
 def test_what_it_started_ends_with_it(demo_bundle: Path, number: signal.Signals) -> None:
-    with launched(demo_bundle, "--openai-port=0") as (process, _):
+    """Whatever it has to do: one that forwards calls would wait for all their answers."""
+    with launched(demo_bundle, "--openai-port=0") as (process, lines), ExitStack() as stack:
+        url = next(word for word in shlex.split(lines[-1]) if ":" in word and word != "try:")
+        target = Target(SimpleNamespace(grpc_url=url.removeprefix("--url=")))
+        stack.callback(target.close)
+        # told to end, it would wait for these to finish
+        calls = [target.stub.ModelInfer.future(endless_call()) for _ in range(100 * (number == signal.SIGKILL))]
+        assert not any(call.done() for call in calls)
         below = descendants(process.pid)
-        assert len(below) == 7  # tritonserver, three models, the engine, what reads prompts, the gateway
+        assert len(below) >= 7  # tritonserver, three models, the engine, what reads prompts, the gateway
         process.send_signal(number)
         process.wait(timeout=60)
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 30)

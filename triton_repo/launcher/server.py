@@ -28,7 +28,14 @@ from triton_repo.launcher.scrape import DIRECT, running_requests
 from triton_repo.launcher.scratch import Scratch
 from triton_repo.launcher.tls import ServerTls, answers
 from triton_repo.launcher.tritonserver import LOOPBACK, Installation, Process
-from triton_repo.tensors import DRAIN_VARIABLE, ENGINE_CPUS_VARIABLE, ENGINE_VARIABLE, LOG_PROMPTS_VARIABLE, MODEL
+from triton_repo.tensors import (
+    BACKEND_THREADS,
+    DRAIN_VARIABLE,
+    ENGINE_CPUS_VARIABLE,
+    ENGINE_VARIABLE,
+    LOG_PROMPTS_VARIABLE,
+    MODEL,
+)
 from trtllm_build.hardware import available_cpus, beside_the_engine
 
 _TAIL_LINES = 30
@@ -359,6 +366,7 @@ class Server:
             f"--model-config-name={gpu}",
             f"--backend-directory={backends}",
             f"--backend-config=python,shm-region-prefix-name={scratch.shm_prefix}",
+            f"--backend-config=python,thread-pool-size={BACKEND_THREADS}",
             f"--cache-directory={caches}",
             "--disable-auto-complete-config",
             "--allow-gpu-metrics=false",

@@ -16,12 +16,10 @@ from triton_repo.python_backend import LOOK_S
 from triton_repo.python_backend.parameters import check_parameters, parameters_of
 from triton_repo.python_backend.spans import trace_context
 from triton_repo.python_backend.status import error, unmarked
-from triton_repo.tensors import CANCEL, CANCELLATION_ID, MODEL
+from triton_repo.tensors import CANCEL, CANCELLATION_ID, FORWARDED, MODEL
 
 if TYPE_CHECKING:
     from triton_repo.python_backend.courier import Failure  # which brings the engine, and torch
-
-_MOST = 1024  # requests of an entry under way; a thread waits for each
 
 
 class Translation(Protocol):
@@ -86,7 +84,7 @@ class Forwarder:
         self._entry = entry
         self._open: dict[str, ForwardedCall] = {}  # by cancellation id
         self._lock = threading.Lock()
-        self._pool = ThreadPoolExecutor(_MOST, thread_name_prefix="forward")
+        self._pool = ThreadPoolExecutor(FORWARDED, thread_name_prefix="forward")  # others wait here
         self._closing = threading.Event()
         self._watcher = threading.Thread(target=self._watch, name="watch", daemon=True)
         self._watcher.start()
@@ -114,6 +112,9 @@ class Forwarder:
     def _forward(
         self, request_id: str, parameters: dict[str, Any], inputs: dict[str, Any], caller: ForwardedCall
     ) -> None:
+        if caller.has_gone():
+            caller.fail("the client has gone", "unavailable")
+            return
         name = secrets.token_hex(16)
         with self._lock:
             self._open[name] = caller

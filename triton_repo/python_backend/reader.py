@@ -11,6 +11,7 @@ import gc
 import json
 import os
 import resource
+import select
 import signal
 import socket
 import sys
@@ -21,13 +22,15 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.processes import end_with_parent
+from nemo_diffgemma.processes import end_with_parent, parent_of
 from nemo_diffgemma.tokenizer import Tokenizer
 from triton_repo.python_backend.decisions import lay_out
 from triton_repo.python_backend.prompt import Prompt, Room, tokenise
 from triton_repo.python_backend.readers import RENDER_BYTES, RENDER_S, RENDERED
 from trtllm_build.decisions.layout import Layouts
 from trtllm_build.runtime.grammars import Grammars
+
+_LOOK_S = 1.0
 
 
 def main(arguments: list[str]) -> None:
@@ -46,7 +49,12 @@ def main(arguments: list[str]) -> None:
     gc.freeze()  # else the processes would soon have copies of pages that they only count references in
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever talks to one sees its end
     own = os.getpid()
+    model = os.getppid()
+    server = parent_of(model)
     while True:
+        if not select.select([control], [], [], _LOOK_S)[0]:
+            _end_orphans(model, server)
+            continue
         nice, descriptors, _, _ = socket.recv_fds(control, 1, 1)
         if not descriptors:
             return
@@ -56,6 +64,14 @@ def main(arguments: list[str]) -> None:
             os.nice(nice[0])
             _read(Connection(descriptors[0]), tokenizer, room, grammars, layouts)
         os.close(descriptors[0])
+
+
+def _end_orphans(model: int, server: int | None) -> None:
+    """End the models' processes when tritonserver has gone: one that waits for it, with Python's lock, never would."""
+    if parent_of(model) != server:
+        if os.getpgrp() == server:
+            os.killpg(server, signal.SIGKILL)
+        os.kill(model, signal.SIGKILL)
 
 
 def _read(pipe: Connection, tokenizer: Tokenizer, room: Room, grammars: Grammars, layouts: Layouts) -> None:

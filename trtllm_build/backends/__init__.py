@@ -12,7 +12,7 @@ from trtllm_build.spec import EngineSpec
 _MODULES = {"torch_cpu": "torch_cpu", "cuda": "cuda.backend", "tensorrt_rtx": "tensorrt_rtx.load"}
 
 # Those whose canvases can be held to a grammar: what :attr:`trtllm_build.contract.Backend.keeps_forms` is of them.
-KEEP_FORMS = frozenset({"torch_cpu"})
+KEEP_FORMS = frozenset({"torch_cpu", "cuda"})
 # Those that read the probabilities of labels: what :attr:`~trtllm_build.contract.Backend.reads_labels` is of them.
 READ_LABELS = frozenset({"torch_cpu"})
 
