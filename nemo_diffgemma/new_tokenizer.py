@@ -5,27 +5,18 @@ from __future__ import annotations
 from collections.abc import Iterable
 from pathlib import Path
 
-from tokenizers import Regex, decoders, models, pre_tokenizers, trainers
+from tokenizers import AddedToken, Regex, decoders, models, pre_tokenizers, trainers
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
+from nemo_diffgemma.chat import CALL, CALL_END, CHAT_TEMPLATE, QUOTE, RESULT
 from nemo_diffgemma.errors import require
 
 # Gemma's turn markers; ids follow the order, pad = 0, eos = 1, bos = 2.
 SPECIAL_TOKENS = ("<pad>", "<eos>", "<bos>", "<unk>", "<|turn>", "<turn|>")
+# What Gemma 4 writes tools with; of a tokenizer that is trained here the last ids.
+TOOL_TOKENS = ("<|tool>", "<tool|>", CALL, CALL_END, RESULT, "<tool_response|>", QUOTE)
 END_OF_TURN = "<turn|>"
-CHAT_TEMPLATE = (
-    "{{ bos_token }}"
-    "{% if tools %}<|turn>system\n{{ tools | tojson }}<turn|>\n{% endif %}"
-    "{% for message in messages %}"
-    "<|turn>{{ 'model' if message['role'] == 'assistant' else message['role'] }}\n"
-    "{% for call in message['tool_calls'] or [] %}"
-    "{{ call['function']['name'] }}({{ call['function']['arguments'] | tojson }})"
-    "{% endfor %}"
-    "{{ message['content'] or '' }}<turn|>\n"
-    "{% endfor %}"
-    "{% if add_generation_prompt %}<|turn>model\n{% endif %}"
-)
 # Years whole, other digits in twos, words without their spaces: a word that an answer takes over from its prompt is the
 # same token in both, which a small model learns several times faster. Punctuation with the spaces around it: `": "` is
 # one piece.
@@ -33,7 +24,7 @@ _PIECES = Regex(r"(?<!\d)20\d\d(?!\d)|\d{1,2}|\p{L}+|[^\s\p{L}\d]+(?: [^\s\p{L}\
 
 
 def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path) -> list[Path]:
-    """Train a byte-level BPE on ``texts`` and write it, with Gemma's turn markers and a chat template.
+    """Train a byte-level BPE on ``texts`` and write it, with Gemma's markers of turns and tools and a chat template.
 
     Returns:
         The written files.
@@ -47,12 +38,13 @@ def train_tokenizer(texts: Iterable[str], vocab_size: int, directory: str | Path
     )
     inner.decoder = decoders.ByteLevel()
     trainer = trainers.BpeTrainer(
-        vocab_size=vocab_size,
+        vocab_size=vocab_size - len(TOOL_TOKENS),
         special_tokens=list(SPECIAL_TOKENS),
         initial_alphabet=pre_tokenizers.ByteLevel.alphabet(),
         show_progress=False,
     )
     inner.train_from_iterator(texts, trainer)
+    inner.add_special_tokens([AddedToken(token, special=True) for token in TOOL_TOKENS])
     size = inner.get_vocab_size()
     require(
         size == vocab_size,

@@ -48,6 +48,7 @@ class Tokenizer:
         if self._template:
             check_run(lambda: self._apply([[{"role": "user", "content": "a"}]], None, True)[0])
         ids = control_tokens(self._inner, self._template)
+        self.control_ids = frozenset((*ids.values(), *self._inner.all_special_ids))  # tokens that are no text
         self._controls = ControlTokens(ids, self._template)
         # the unknown token also stands for characters that the vocabulary does not have
         self._names = {i: token for token, i in ids.items() if i != self._inner.unk_token_id}
@@ -59,10 +60,19 @@ class Tokenizer:
         # In no vocabulary, so a tokenizer that can fall back to bytes spells it in them.
         return self.encode("\U0010ffff")[-1:]
 
+    def control_id(self, text: str) -> int | None:
+        """The id of a control token; None where the tokenizer does not have it."""
+        return next((i for i, token in self._names.items() if token == text), None)
+
+    @property
+    def definition(self) -> dict[str, Any]:
+        """What a ``tokenizer.json`` of it says; read anew each time, since it is large."""
+        return dict(json.loads(self._rust.to_str()))
+
     @cached_property
     def most_bytes_per_token(self) -> int | None:
         """Most bytes of a text's UTF-8 that one token stands for; None where no number can be told from its file."""
-        return most_bytes_per_token(json.loads(self._rust.to_str()))
+        return most_bytes_per_token(self.definition)
 
     def encode(self, text: str) -> list[int]:
         """Token ids of raw text, as it stands: no template, no token added; control tokens that it spells are those."""
@@ -111,13 +121,13 @@ class Tokenizer:
         encoded = iter(self._encode([r.pieces for r in rendered if not isinstance(r, FieldError)]))
         return [r if isinstance(r, FieldError) else self._checked(next(encoded), r.control) for r in rendered]
 
-    def render(self, messages: Sequence[Message]) -> Rendered:
+    def render(self, messages: Sequence[Message], tools: Sequence[Any] = ()) -> Rendered:
         """The first half of :meth:`chat`: what the chat template makes of a conversation, for :meth:`read`.
 
         Raises:
             FieldError: as :meth:`chat` does.
         """
-        (found,) = self._rendered([Chat(messages)], add_generation_prompt=True)
+        (found,) = self._rendered([Chat(messages, tools)], add_generation_prompt=True)
         if isinstance(found, FieldError):
             raise found
         return found
@@ -132,6 +142,39 @@ class Tokenizer:
         if isinstance(found, FieldError):
             raise found
         return found
+
+    def chat_around(
+        self, messages: Sequence[Message], texts: Sequence[str]
+    ) -> tuple[list[int], list[list[int]], list[int]]:
+        """Conversations that differ in how the user's last turn goes on, in parts.
+
+        Args:
+            messages: what all of them begin with; a last turn that is the user's goes on after an empty line.
+            texts: how each of them goes on.
+
+        Returns:
+            Token ids of what all begin with, of each text, and of what the template writes behind it.
+
+        Raises:
+            FieldError: as :meth:`chat` does, and when the template does not render a text once, as it is.
+        """
+        said = "".join(str(message) for message in messages)
+        mark = next(c for c in map(chr, range(0xF0000, 0xFFFFE)) if c not in said and c not in self._template)
+        *others, last = messages
+        if last.get("role") == "user":
+            going_on = [*others, last | {"content": f"{last['content']}\n\n{mark}"}]
+        else:
+            going_on = [*messages, {"role": "user", "content": mark}]
+        rendered = self.render(going_on)
+        where = [i for i, piece in enumerate(rendered.pieces) if mark in piece]
+        found = "".join(rendered.pieces).count(mark)
+        allowed = "a chat template that renders the user's last turn once, as it is"
+        require(found == 1, field="messages", value=f"rendered {found} times", allowed=allowed, fix="serve another one")
+        start, end = rendered.pieces[where[0]].split(mark)
+        before, after = [*rendered.pieces[: where[0]], start], [end, *rendered.pieces[where[0] + 1 :]]
+        first, rest = self._encode([before, after])
+        self.read(rendered)  # raises when a text has become a control token
+        return first, self.literals(texts), rest
 
     def _rendered(self, chats: Sequence[Chat], add_generation_prompt: bool) -> list[Rendered | FieldError]:
         require(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 import shutil
 from collections.abc import Iterable
 from pathlib import Path
@@ -129,6 +130,8 @@ def quick_engine(checkpoint: Path, folder: Path) -> Path:
     shutil.copytree(checkpoint, folder / "checkpoint")
     config = folder / "checkpoint" / "generation_config.json"
     config.write_text(json.dumps(json.loads(config.read_text()) | {"max_denoising_steps": 2}))
+    wide = folder / "checkpoint" / "config.json"  # for a schema, or tools, in the prompt
+    wide.write_text(re.sub(r'("max_position_embeddings"): \d+', r"\1: 4096", wide.read_text()))
     plan = ["compile=false", f"checkpoint={folder / 'checkpoint'}", f"out={folder / 'engine'}"]
     build(make_plan(plan), lambda _line: None)
     return folder / "engine"

@@ -12,7 +12,7 @@ from triton_repo.client.options import CommandOptions, parse_arguments
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Generate, or with ``bench`` as first argument measure a server.
+    """Generate, with ``decide`` as first argument ask questions, or with ``bench`` measure a server.
 
     Returns:
         0; 1 when the server refuses or fails, or nobody reads the answer, 2 for a mistake here, 130 after Ctrl-C.
@@ -24,6 +24,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
         from triton_repo.bench import command as bench
 
         return bench.main(given[1:]) or status_of_output(printed=True)
+    if given[:1] == ["decide"]:
+        from triton_repo.client import decide
+
+        return decide.main(given[1:]) or status_of_output(printed=True)
     try:
         return _generate(parse_arguments(given))
     except FieldError as error:

@@ -16,6 +16,10 @@ import trtllm_build
 from nemo_diffgemma.errors import FieldError, require
 from triton_repo.tensors import (
     ALL_INPUTS,
+    ALL_OUTPUTS,
+    DECIDE_INPUTS,
+    DECIDE_MODEL,
+    DECIDE_OUTPUTS,
     MODEL,
     OUTPUTS,
     TOKEN_INPUTS,
@@ -54,7 +58,10 @@ def render(model: str = MODEL, parameters: Mapping[str, object] = {}) -> str:
     if model == TOKEN_MODEL:
         inputs = [_renamed(outer, inner) for outer, inner in TOKEN_INPUTS.items()]
         outputs = TOKEN_OUTPUTS
-    head = _HEAD.format(name=model, decoupled="" if model == UNARY_MODEL else _DECOUPLED)
+    if model == DECIDE_MODEL:
+        inputs = [ALL_INPUTS[name] for name in DECIDE_INPUTS]
+        outputs = tuple(ALL_OUTPUTS[name] for name in DECIDE_OUTPUTS)
+    head = _HEAD.format(name=model, decoupled="" if model in (UNARY_MODEL, DECIDE_MODEL) else _DECOUPLED)
     said = [
         f'parameters {{ key: "{name}" value {{ string_value: "{value}" }} }}\n' for name, value in parameters.items()
     ]
@@ -99,7 +106,9 @@ def check_engine(parameters: Mapping[str, Any], manifest: Mapping[str, Any]) -> 
 
 def files() -> dict[Path, str]:
     """Every config of the repository and its rendering."""
-    configs = {REPOSITORY / model / "config.pbtxt": render(model) for model in (MODEL, UNARY_MODEL, TOKEN_MODEL)}
+    configs = {
+        REPOSITORY / model / "config.pbtxt": render(model) for model in (MODEL, UNARY_MODEL, DECIDE_MODEL, TOKEN_MODEL)
+    }
     for gpu in _gpus():
         configs[REPOSITORY / MODEL / "configs" / f"{gpu}.pbtxt"] = render(parameters={_GPU_PARAMETER: gpu})
     return configs

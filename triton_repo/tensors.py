@@ -8,6 +8,7 @@ from typing import Any, Literal
 
 MODEL = "diffgemma"
 UNARY_MODEL = "diffgemma_unary"  # one response per request, for plain ModelInfer
+DECIDE_MODEL = "diffgemma_decide"  # questions about a text; one response, for plain ModelInfer
 TOKEN_MODEL = "tensorrt_llm"  # token level, under the names of TensorRT-LLM's model
 # https://www.w3.org/TR/trace-context/#traceparent-header-field-values: no id is all zeros
 TRACEPARENT = re.compile(r"00-(?!0{32})[0-9a-f]{32}-(?!0{16})[0-9a-f]{16}-[0-9a-f]{2}")
@@ -138,6 +139,22 @@ INPUTS: tuple[Tensor, ...] = (
     ),
     Tensor("temperature", "FP32", "times the schedule's where tokens are drawn, 0 to 2; 0: the likeliest; default 1"),
     Tensor("top_p", "FP32", "draw from the likeliest tokens that weigh as much, 0 to 1; default 1: from all"),
+    Tensor(
+        "grammar",
+        "STRING",
+        "form of the answer, JSON: one of json_schema, json_object, regex, choice, tools, which messages then declare;"
+        " default: any",
+        most_bytes=2**20,
+    ),
+    Tensor(
+        "questions",
+        "STRING",
+        "JSON list of {type, instructions, ...}: they are answered with probabilities, and nothing is generated",
+        most_bytes=4 * 2**20,
+    ),
+    Tensor("samples", "INT32", "with questions: reads with different noise that are averaged, 1 to 16; default 1"),
+    Tensor("order", "STRING", "with questions: permute averages over orders of the options; default given"),
+    Tensor("joint", "BOOL", "with questions: ask as many at once as fit into a canvas; default false: each alone"),
     Tensor("traceparent", "STRING", "W3C trace context that this request's spans belong to", most_bytes=55),
     Tensor("return_num_input_tokens", "BOOL", "send num_input_tokens; default true"),
     Tensor("return_num_output_tokens", "BOOL", "send num_output_tokens; default true"),
@@ -186,6 +203,14 @@ OUTPUTS: tuple[Tensor, ...] = (
         (-1,),
     ),
     Tensor("entropy", "FP32", "mean entropy of the canvas after its last step, in nats; left out before a first step"),
+    Tensor(
+        "form_log_probability",
+        "FP32",
+        "with grammar: of each of these canvases, log-probability (nats) that it keeps to the form by itself; likewise",
+        (-1,),
+    ),
+    Tensor("answers", "STRING", "with questions: JSON list of an answer to each, in order; empty unless all are read"),
+    Tensor("tool_calls", "STRING", "calls that are whole, JSON of name and arguments each; left out without", (-1,)),
     Tensor("num_input_tokens", "INT32", "tokens of the prompt"),
     Tensor("num_cached_tokens", "INT32", "of them, found in the cache of an earlier request; on the last response"),
     Tensor("num_output_tokens", "INT32", "tokens committed so far"),
@@ -224,6 +249,30 @@ TOKEN_OUTPUTS: tuple[Tensor, ...] = (
     Tensor("output_ids", "INT32", "new token ids, [1, beams = 1, tokens]", (-1, -1)),
     Tensor("sequence_length", "INT32", "how many they are, [1, beams = 1]", (-1,)),
     *(t for t in OUTPUTS if t.name in ("finish_reason", "canvas_index", "denoising_steps", "entropy")),
+)
+
+# What goes with questions, of the inputs and outputs above.
+DECIDE_INPUTS: tuple[str, ...] = (
+    "text_input",
+    "messages",
+    "questions",
+    "samples",
+    "order",
+    "joint",
+    "seed",
+    "random_seed",
+    "priority",
+    "client",
+    "cache_salt",
+    "deadline",
+    "traceparent",
+)
+DECIDE_OUTPUTS: tuple[str, ...] = (
+    "answers",
+    "finish_reason",
+    "num_input_tokens",
+    "num_cached_tokens",
+    "num_output_tokens",
 )
 
 SUPPORTED = ", ".join(tensor.name for tensor in INPUTS)

@@ -26,6 +26,7 @@ _EXAMPLES = """examples:
   diffgemma-engine build gpu=h100 checkpoint=DIR
   diffgemma-engine sizes
   diffgemma-engine inspect build/demo/engine
+  diffgemma-engine calibrate build/demo/engine --questions labelled.jsonl
   diffgemma-engine wait /engines/h100-0a1b2c3d4e5f --gpu h100 --timeout 3600
 
 keys of build (Hydra overrides):
@@ -80,6 +81,13 @@ def main(arguments: Sequence[str] | None = None) -> None:
     waiting.add_argument(
         "--timeout", type=float, default=0.0, metavar="SECONDS", help="(default: %(default)s, look once)"
     )
+    fitting = commands.add_parser(
+        "calibrate", help="fit what decisions' probabilities are divided by, on known answers"
+    )
+    fitting.add_argument("directory")
+    fitting.add_argument("--questions", required=True, metavar="FILE", help="JSON lines of input, question and answer")
+    fitting.add_argument("--png", metavar="FILE", help="draw how often answers are right by how confident they are")
+    fitting.add_argument("--json", action="store_true", help="print JSON instead of the table")
     options = parser.parse_args(arguments)
     # Before torch is imported: a build times on how many threads an engine runs best, and where it is served they wait
     # like this. With threads that spin while they wait, which nothing else may disturb, it would choose too many.
@@ -124,6 +132,8 @@ def _run(options: argparse.Namespace) -> None:
         _sizes(options.model, options.json)
     elif options.command == "wait":
         _wait(options.directory, options.gpu, options.timeout)
+    elif options.command == "calibrate":
+        _calibrate(options.directory, options.questions, options.png, options.json)
     else:
         _inspect(options.directory)
 
@@ -150,6 +160,15 @@ def _wait(directory: str, gpu: str, timeout_s: float) -> None:
     from trtllm_build.wait import wait_for_bundle
 
     wait_for_bundle(Path(directory), gpu_name(gpu), timeout_s, partial(print, flush=True))
+
+
+def _calibrate(directory: str, questions: str, png: str | None, as_json: bool) -> None:
+    from trtllm_build.decisions.judge import run
+
+    say = partial(print, file=sys.stderr) if as_json else print
+    found = run(Path(directory), Path(questions), None if png is None else Path(png), say)
+    if as_json:
+        print(json.dumps(found, indent=2))
 
 
 def _inspect(directory: str) -> None:

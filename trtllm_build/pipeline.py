@@ -25,6 +25,7 @@ from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_sha256, write_json, write_text
 from nemo_diffgemma.questions import read_questions
 from nemo_diffgemma.tokenizer import Tokenizer
+from trtllm_build.backends import KEEP_FORMS, READ_LABELS
 from trtllm_build.bundle import Bundle, write_manifest
 from trtllm_build.bundle_files import LOG
 from trtllm_build.compilers import Outcome, compiler
@@ -251,6 +252,8 @@ def describe_build(plan: Plan, inputs: dict[str, Any], outcome: Outcome, measure
         "verified": outcome.verified,
         "remaining": outcome.remaining,
         "measured": {**outcome.measured, **measured, "calibration": _named(plan.calibration)},
+        "keeps_forms": plan.backend in KEEP_FORMS,
+        "reads_labels": plan.backend in READ_LABELS,
         "io": outcome.io or _engine_contract(plan.arch, plan.recipe, plan.limits),
         "log": LOG,
     }

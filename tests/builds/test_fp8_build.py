@@ -49,6 +49,7 @@ def built(checkpoint: Path) -> tuple[Path, dict, list[str]]:
 def test_the_manifest_claims_nothing_that_did_not_run(built: tuple[Path, dict, list[str]]) -> None:
     out, manifest, lines = built
     assert manifest["verified"] == "none"
+    assert manifest["keeps_forms"] is True
     assert manifest["hardware"] == {"kind": "cuda", "name": "H100", "sm": 90}
     assert manifest["runtime"] == {}
     assert len(manifest["remaining"]) == 3

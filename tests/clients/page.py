@@ -42,14 +42,19 @@ class Client:
 CLIENTS: dict[str, Client] = {
     "curl": Client("chat", environment=None, program="curl", also=True),
     "openai (Python)": Client("chat, stream, usage, Responses, their events, headers", package="openai", also=True),
-    "LangChain": Client("ChatOpenAI: invoke, stream, batch, Responses; OpenAI: invoke", package="langchain-openai"),
+    "LangChain": Client(
+        "ChatOpenAI: invoke, stream, batch, Responses, with_structured_output, tools; OpenAI: invoke",
+        package="langchain-openai",
+    ),
     "LlamaIndex": Client(
         "OpenAILike: chat, stream, complete by chat and by completion",
         package="llama-index-llms-openai-like",
         environment=LLAMA_INDEX,
     ),
     "LiteLLM": Client("completion, stream, responses", package="litellm"),
-    "Pydantic AI": Client("agents with chat and Responses models: run, history, stream", package="pydantic-ai-slim"),
+    "Pydantic AI": Client(
+        "agents with chat and Responses models: run, history, stream, output_type", package="pydantic-ai-slim"
+    ),
     "Open WebUI": Client(
         "its requests: models, streamed chat, title", environment=None, about="not installed; as 0.12.4 asks"
     ),

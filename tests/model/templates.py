@@ -9,7 +9,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from tokenizers import decoders, models, normalizers
 from transformers import PreTrainedTokenizerFast
 
-from nemo_diffgemma.new_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS, train_tokenizer
+from nemo_diffgemma.chat import CHAT_TEMPLATE
+from nemo_diffgemma.new_tokenizer import SPECIAL_TOKENS, train_tokenizer
 from nemo_diffgemma.tokenizer import Tokenizer
 
 MORE = ("<|tool>", "<tool|>", "<|tool_call>", "<tool_call|>", "<|tool_response>", "<tool_response|>", '<|"|>')

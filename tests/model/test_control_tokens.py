@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from tokenizers import Tokenizer as RustTokenizer
 from transformers import AutoTokenizer, PreTrainedTokenizerFast
 
-from nemo_diffgemma.chat import Chat, Message
+from nemo_diffgemma.chat import CHAT_TEMPLATE, Chat, Message
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.new_tokenizer import CHAT_TEMPLATE, SPECIAL_TOKENS
+from nemo_diffgemma.new_tokenizer import SPECIAL_TOKENS
 from nemo_diffgemma.tokenizer import Tokenizer
 from tests.model.templates import ALTERNATING, GEMMA, LEAKY, MORE, save, sentencepiece, tokenizer
 
@@ -187,12 +187,13 @@ def test_our_own_template_renders_tools(tokenizers: dict[str, Tokenizer]) -> Non
     talk: list[Message] = [
         {"role": "user", "content": "a"},
         {"role": "assistant", "content": "", "tool_calls": [{"type": "function", "function": function}]},
-        {"role": "tool", "content": "1"},
+        {"role": "tool", "name": "f", "content": "1"},
     ]
     ids = tokenizers["ours"].chat(talk, tools=[{"type": "function", "function": {"name": "f"}}])
     assert tokenizers["ours"].decode(ids, skip_special_tokens=False) == (
-        '<bos><|turn>system\n[{"type": "function", "function": {"name": "f"}}]<turn|>\n<|turn>user\na<turn|>\n'
-        '<|turn>model\nf({"x": "<eos>"})<turn|>\n<|turn>tool\n1<turn|>\n<|turn>model\n'
+        '<bos><|turn>system\n<|tool>declaration:f{description:<|"|><|"|>,parameters:{}}<tool|><turn|>\n'
+        '<|turn>user\na<turn|>\n<|turn>model\n<|tool_call>call:f{x:<|"|><eos><|"|>}<tool_call|>'
+        '<|tool_response>response:f{value:<|"|>1<|"|>}<tool_response|>'
     )
     assert SPECIAL_TOKENS.index("<eos>") not in ids
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+import shutil
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -40,6 +42,28 @@ def narrow_server(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactor
     build(make_plan(["compile=false", f"checkpoint={text_checkpoint}", f"out={out}", *limits]), lambda line: None)
     with Server(out, http_port=0, grpc_port=0, metrics_port=0) as running:
         yield running
+
+
+@pytest.fixture(scope="session")
+def wide_server(text_checkpoint: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """With room for a schema, or tools, in the prompt."""
+    checkpoint, out = (tmp_path_factory.mktemp("wide") / name for name in ("checkpoint", "cpu"))
+    shutil.copytree(text_checkpoint, checkpoint)
+    config = checkpoint / "config.json"
+    config.write_text(
+        re.sub(r'("max_position_embeddings"): \d+', r"\1: 4096", config.read_text(encoding="utf-8")), encoding="utf-8"
+    )
+    limits = ["gpu.limits.slots=4", "gpu.limits.context=4096"]
+    build(make_plan(["compile=false", f"checkpoint={checkpoint}", f"out={out}", *limits]), lambda line: None)
+    with Server(out, http_port=0, grpc_port=0, metrics_port=0) as running:
+        yield running
+
+
+@pytest.fixture(scope="session")
+def wide_gateway(wide_server: Server, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Running]:
+    """OpenAI's API in front of ``wide_server``."""
+    with running(wide_server.grpc_url, tmp_path_factory.mktemp("wide_gateway") / "log") as found:
+        yield found
 
 
 @pytest.fixture(scope="session")

@@ -16,6 +16,8 @@ from triton_repo.config import check, check_engine, files, for_engine, main, ren
 from triton_repo.tensors import (
     ALL_INPUTS,
     ALL_OUTPUTS,
+    DECIDE_INPUTS,
+    DECIDE_MODEL,
     INPUTS,
     MODEL,
     TOKEN_INPUTS,
@@ -33,7 +35,7 @@ def test_the_committed_files_are_the_renderings(capsys: pytest.CaptureFixture[st
     assert {path.stem for path in files() if path.parent.name == "configs"} == set(GPUS)
     assert all(path.read_text() == text for path, text in files().items())
     assert main(["--check"]) == 0
-    said = f"{3 + len(GPUS)} model configs: {len(ALL_INPUTS)} inputs, {len(ALL_OUTPUTS)} outputs, as rendered\n"
+    said = f"{4 + len(GPUS)} model configs: {len(ALL_INPUTS)} inputs, {len(ALL_OUTPUTS)} outputs, as rendered\n"
     assert capsys.readouterr().out == said
 
 
@@ -44,11 +46,11 @@ def test_triton_reads_them_and_nothing_in_them_is_a_template() -> None:
         assert "${" not in text
         assert (read.name, read.backend, read.max_batch_size) == (model, "python", 1)
         assert all(tensor.optional for tensor in read.input)
-        assert read.model_transaction_policy.decoupled == (model != UNARY_MODEL)
+        assert read.model_transaction_policy.decoupled == (model not in (UNARY_MODEL, DECIDE_MODEL))
     assert len(validate(render()).input) == len(INPUTS) + len(UNSUPPORTED)
 
 
-@pytest.mark.parametrize("model", [UNARY_MODEL, TOKEN_MODEL])
+@pytest.mark.parametrize("model", [UNARY_MODEL, DECIDE_MODEL, TOKEN_MODEL])
 def test_an_entry_asks_for_what_the_model_has(model: str, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setitem(sys.modules, "triton_python_backend_utils", types.ModuleType("triton_python_backend_utils"))
     for name in ("triton_repo.python_backend.forward", "triton_repo.python_backend.status"):
@@ -58,6 +60,9 @@ def test_an_entry_asks_for_what_the_model_has(model: str, monkeypatch: pytest.Mo
     read = validate(render(model))
     if model == UNARY_MODEL:
         assert {tensor.name for tensor in read.input} == set(ALL_INPUTS)
+        assert {tensor.name for tensor in read.output} == set(entry.outputs)
+    elif model == DECIDE_MODEL:
+        assert {tensor.name for tensor in read.input} == set(DECIDE_INPUTS) <= set(ALL_INPUTS)
         assert {tensor.name for tensor in read.output} == set(entry.outputs)
     else:
         assert {tensor.name for tensor in read.input} == set(TOKEN_INPUTS)

@@ -46,6 +46,7 @@ NOT_RUN = {
     r"make (?:setup|setup-edge-llm|test|test-clients|check|format|help|image)\b": "asks no model",
     r"diffgemma-engine sizes": "asks no model",
     r"diffgemma-train (?:data=chat|--dry-run)": "a user's own data, the released sizes; tests/training",
+    r"diffgemma-engine calibrate ": "a user's own questions; tests/decisions/test_calibrate_command.py",
     r"diffgemma-engine build ": "a user's own checkpoint; tests/runtime/test_engine.py builds one",
     r"make (?:engine|bench) GPU=(?:h100|dgx-spark)\b": "the released checkpoint, or a GPU",
     r"nvidia-smi|nvcc|dpkg|uname|rsync|cmake|export EDGELLM": "a DGX Spark",
@@ -156,6 +157,7 @@ def rewritten(text: str, served: Served) -> str:
         "127.0.0.1:9000": served.openai,
         "build/demo/engine": str(served.engine),
         "build/demo/checkpoint/held_out.jsonl": str(served.prompts),
+        "docs/orders.yaml": str(PROJECT / "docs" / "orders.yaml"),
         "--prompts FILE": f"--prompts {served.prompts}",
         **SMALLER,
     }
@@ -179,8 +181,8 @@ def run(command: Command, served: Served, folder: Path) -> str:
         assert found.returncode == 0, found.stderr
         text = found.stdout.removeprefix(".venv/bin/")
     if text.startswith("diffgemma "):
-        bench = " bench" if text.startswith("diffgemma bench ") else ""
-        few = " --requests 8" if bench and "--requests" not in text and "--duration" not in text else ""
+        bench = next((f" {name}" for name in ("bench", "decide") if text.startswith(f"diffgemma {name} ")), "")
+        few = " --requests 8" if bench == " bench" and "--requests" not in text and "--duration" not in text else ""
         program = f"{shlex.quote(sys.executable)} -m triton_repo.cli{bench} --url {served.grpc}{few}"
         text = text.replace(f"diffgemma{bench}", program, 1)
     text = re.sub("^python ", f"{shlex.quote(sys.executable)} ", text)
@@ -196,7 +198,7 @@ def run(command: Command, served: Served, folder: Path) -> str:
 def run_python(text: str, name: str, namespace: dict[str, object]) -> str:
     """What a block of Python prints; it may await."""
     printed = io.StringIO()
-    code = compile(text, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    code = compile(text, name, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT, dont_inherit=True)
     with contextlib.redirect_stdout(printed):
         if code.co_flags & inspect.CO_COROUTINE:
             asyncio.run(eval(code, namespace))

@@ -55,7 +55,9 @@ def small(prompt: Any) -> Any:
     return int(prompt) % 300 if type(prompt) in (int, float) else prompt
 
 
-@pytest.mark.parametrize("path", ["/v1/chat/completions", "/v1/completions", "/v1/responses"])
+@pytest.mark.parametrize(
+    "path", ["/v1/chat/completions", "/v1/completions", "/v1/responses", "/v1/decisions", "/v1/systemone"]
+)
 @pytest.mark.parametrize("mode", list(schemathesis.GenerationMode))
 def test_random_requests_get_documented_answers(gateway: Running, path: str, mode: schemathesis.GenerationMode) -> None:
     operation = schemathesis.openapi.from_url(f"{gateway.url}/openapi.json")[path]["POST"]

@@ -54,7 +54,15 @@ def test_keys_from_openai_s_client_to_the_log(server: Server, tmp_path: Path) ->
         assert all(key not in log for key in (ada, bob, "dg-nobody"))
 
 
-OPEN = ("/v1/models", "/v1/completions", "/v1/chat/completions", "/v1/responses", "/openapi.json")
+OPEN = (
+    "/v1/models",
+    "/v1/completions",
+    "/v1/chat/completions",
+    "/v1/responses",
+    "/v1/decisions",
+    "/v1/systemone",
+    "/openapi.json",
+)
 ASKED = b'{"model": "diffgemma", "prompt": "red", "max_tokens": 1}'
 
 

@@ -105,8 +105,6 @@ def test_what_it_cannot_do_is_refused_by_name(api: openai.OpenAI) -> None:
         ("previous_response_id", "resp_1"),
         ("conversation", "conv_1"),
         ("background", True),
-        ("tools", [{"type": "web_search"}]),
-        ("tool_choice", "required"),
     ):
         with pytest.raises(openai.BadRequestError, match=f"{field}: not supported here") as refused:
             respond(api, extra_body={field: value})

@@ -59,7 +59,7 @@ def tokenizer(directory: Path) -> Tokenizer:
 @pytest.fixture(scope="module")
 def readers(directory: Path) -> Iterator[Readers]:
     opened = Readers(lambda: None)
-    opened.open(directory, CONTEXT)
+    opened.open(directory, CONTEXT, 32, 300, (1,))
     yield opened
     opened.close()
 
@@ -158,7 +158,7 @@ def test_who_has_gone_is_not_waited_for(readers: Readers, tokenizer: Tokenizer) 
 
 def test_as_many_wait_as_may_wait(directory: Path, tokenizer: Tokenizer) -> None:
     readers, inbox, gone = Readers(lambda: None), Inbox(), threading.Event()
-    readers.open(directory, 2**30)
+    readers.open(directory, 2**30, 32, 300, (1,))
     ask = Prompt("text_input", "red")
     for _ in range(3):
         inbox.read(readers, "loop", said("loop"), gone.is_set)
@@ -182,7 +182,7 @@ def children(pid: int) -> list[int]:
 def test_a_process_that_is_killed_takes_one_prompt_with_it(directory: Path, tokenizer: Tokenizer) -> None:
     died = threading.Event()
     readers, inbox = Readers(died.set), Inbox()
-    readers.open(directory, CONTEXT)
+    readers.open(directory, CONTEXT, 32, 300, (1,))
     red = TokenIds(tuple(tokenizer.encode("red")))
     inbox.read(readers, "red", Prompt("text_input", "red"))
     assert inbox.next() == ("red", red)
@@ -209,7 +209,7 @@ from pathlib import Path
 from triton_repo.python_backend.prompt import Prompt
 from triton_repo.python_backend.readers import Readers
 readers = Readers(lambda: None)
-readers.open(Path({str(directory)!r}), 100)
+readers.open(Path({str(directory)!r}), 100, 32, 300, (1,))
 readers.read(Prompt("text_input", "red"), lambda: False, lambda _read: print(readers._process.pid, flush=True))
 sys.stdin.read()
 """
@@ -226,7 +226,7 @@ sys.stdin.read()
 def test_a_tokenizer_that_cannot_be_loaded_is_said(tmp_path: Path) -> None:
     readers = Readers(lambda: None)
     with pytest.raises(RuntimeError, match="the reading process ended with status 1"):
-        readers.open(tmp_path, 100)
+        readers.open(tmp_path, 100, 32, 300, (1,))
 
 
 def wait_until(condition: Callable[[], bool]) -> None:

@@ -5,14 +5,14 @@ from __future__ import annotations
 import asyncio
 import atexit
 import threading
-from collections.abc import AsyncGenerator, Coroutine, Generator
+from collections.abc import AsyncGenerator, Coroutine, Generator, Mapping, Sequence
 from contextlib import aclosing
 from functools import cache
 from queue import SimpleQueue
 from types import TracebackType
 from typing import Any, Self, TypeVar
 
-from triton_repo.client.client import DEFAULT_URL, Cancelled, Client, Response, Retry, ServerMetadata, Tls
+from triton_repo.client.client import DEFAULT_URL, Cancelled, Client, Decided, Response, Retry, ServerMetadata, Tls
 
 _T = TypeVar("_T")
 _STARTING = threading.Lock()
@@ -52,6 +52,10 @@ class BlockingClient:
     def generate(self, prompt: str | None = None, **inputs: Any) -> Generator[Response, None, None]:
         """As :meth:`triton_repo.client.client.Client.generate`; closing the iterator early cancels on the server."""
         return _responses(self._client.generate(prompt, **inputs))
+
+    def decide(self, input: str | None = None, questions: Sequence[Mapping[str, Any]] = (), **inputs: Any) -> Decided:
+        """As :meth:`triton_repo.client.client.Client.decide`."""
+        return _run(self._client.decide(input, questions, **inputs))
 
 
 def _responses(responses: AsyncGenerator[Response, None]) -> Generator[Response, None, None]:

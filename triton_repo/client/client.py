@@ -15,6 +15,7 @@ from typing import Any, Self
 import grpc
 
 from triton_repo.client.connection import Tries, credentials, open_channel
+from triton_repo.client.decisions import Decided, decided, inputs_of
 from triton_repo.client.failures import (
     Cancelled,
     GenerationError,
@@ -34,6 +35,7 @@ __all__ = [
     "DEFAULT_URL",
     "Cancelled",
     "Client",
+    "Decided",
     "GenerationError",
     "Refused",
     "Response",
@@ -133,7 +135,8 @@ class Client:
         self,
         prompt: str | None = None,
         *,
-        messages: Sequence[Mapping[str, str]] | None = None,
+        messages: Sequence[Mapping[str, Any]] | None = None,
+        grammar: Mapping[str, Any] | None = None,
         input_ids: Sequence[int] | None = None,
         max_tokens: int | None = None,
         seed: int | None = None,
@@ -162,6 +165,9 @@ class Client:
         Args:
             prompt: raw text; exactly one of it, ``messages`` and ``input_ids``.
             messages: conversation, ``{"role": ..., "content": ...}`` each, for the checkpoint's chat template.
+            grammar: form of the answer, exactly one of ``{"json_schema": {...}}``, ``{"json_object": True}``,
+                ``{"regex": "..."}``, ``{"choice": ["...", ...]}`` and ``{"tools": {"functions": [...], ...}}``, as
+                :func:`trtllm_build.grammar.tools.tools_expression` takes it; ``messages`` then declare the tools.
             input_ids: token ids.
             max_tokens: most tokens to return; default: all that the context has left.
             seed: all randomness follows from it; default 0.
@@ -188,6 +194,7 @@ class Client:
         values = {
             "text_input": prompt,
             "messages": None if messages is None else json.dumps(list(messages)),
+            "grammar": None if grammar is None else json.dumps(grammar),
             "input_ids": input_ids,
             "max_tokens": max_tokens,
             "seed": seed,
@@ -208,6 +215,41 @@ class Client:
         # Not triton_grpc_error, which asks for the status of an error in a stream: tritonserver 2.51 crashes when an
         # error that it sends so meets a cancellation.
         return self._responses(request, timeout)
+
+    async def decide(
+        self,
+        input: str | None = None,
+        questions: Sequence[Mapping[str, Any]] = (),
+        *,
+        messages: Sequence[Mapping[str, str]] | None = None,
+        order: str | None = None,
+        joint: bool | None = None,
+        samples: int | None = None,
+        seed: int | None = None,
+        request_id: str = "",
+        timeout: float | None = None,
+        **others: object,
+    ) -> Decided:
+        """Ask questions about a text or a conversation; they are answered with probabilities.
+
+        Args:
+            input: what the questions are about; exactly one of it and ``messages``.
+            questions: ``{"type": "predicate", "instructions": ..., "name"?}`` each; with ``"choices": [{"value",
+                "description"?}, ...]`` a ``choice``, with ``"levels": [{"label", "description"?}, ...]`` a ``score``.
+            messages: conversation, as in :meth:`generate`.
+            order: ``permute`` averages over orders of the options; default ``given``.
+            joint: ask as many questions at once as fit into a canvas; default: each alone.
+            samples: reads with different noise that are averaged; default 1.
+            seed, request_id, timeout, others: as in :meth:`generate`.
+
+        Raises:
+            FieldError: at once, when a value does not fit its input's type.
+            GenerationError: as in :meth:`generate`.
+        """
+        given = {"order": order, "joint": joint, "samples": samples, "seed": seed, **others}
+        request = encode(inputs_of(input, messages, questions, given), request_id or uuid.uuid4().hex)
+        async with aclosing(self._responses(request, timeout)) as responses:
+            return decided(await anext(responses))
 
     async def _responses(self, request: Any, timeout: float | None) -> AsyncGenerator[Response, None]:
         """All responses of the first try that yields one."""

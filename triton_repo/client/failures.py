@@ -53,7 +53,7 @@ class Cancelled(GenerationError):
 # An error of a stream comes without its status; then its text decides. A FieldError, the refusals of scheduler,
 # readers and drain, and what tritonserver itself says of a request that it has not handed to a model.
 _REFUSAL = re.compile(
-    r"^[\w.\[\]]+: .* cannot be used; allowed: |^Request for unknown model: .* is not found$", re.DOTALL
+    r"^[\w.\[\]]+(?: at .*)?: .* cannot be used; allowed: |^Request for unknown model: .* is not found$", re.DOTALL
 )
 _NOT_NOW = re.compile(
     r"^\d+ requests wait already; the limit is \d+$|^the queue is full: |^the server is shutting down"

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import argparse
+import json
 import os
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, Literal
 
 from triton_repo.client.settings import DEFAULT_URL, Retry, Tls
@@ -15,6 +17,8 @@ Output = Literal["live", "text", "json"]
 
 _ABOUT = """\
 Generate text with a running diffgemma server (start one with `make serve` or `diffgemma-serve --engine DIR`).
+
+`diffgemma decide --help`: questions that are answered with probabilities. `diffgemma bench --help`: measuring.
 
 In a terminal the canvas is shown while it is denoised: committed text in normal style, the provisional canvas dim,
 with its step and mean entropy. Piped, only the committed text is written. With --json every response is one line:
@@ -72,6 +76,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> CommandOptions:
     parser.add_argument("--retries", type=int, default=Retry.attempts - 1, metavar="N", help=about)
     parser.add_argument("--json", action="store_true", help="one JSON object per line for every response")
     parser.add_argument("--no-drafts", action="store_true", help="without provisional canvases")
+    _add_form_options(parser)
     add_sampler_options(parser)
     given = parser.parse_args(arguments)
     if given.raw and given.system is not None:
@@ -82,6 +87,7 @@ def parse_arguments(arguments: Sequence[str] | None) -> CommandOptions:
     output: Output = "json" if given.json else "live" if sys.stdout.isatty() else "text"
     inputs: dict[str, Any] = {name: getattr(given, name) for name in ("max_tokens", "seed", "ignore_eos", *SAMPLER)}
     inputs["drafts"] = output != "text" and not given.no_drafts
+    inputs["grammar"] = _grammar(given, parser)
     if given.raw:
         inputs["prompt"] = given.prompt
     else:
@@ -89,6 +95,27 @@ def parse_arguments(arguments: Sequence[str] | None) -> CommandOptions:
         inputs["messages"] = [*system, {"role": "user", "content": given.prompt}]
     inputs["request_id"] = f"diffgemma-{os.getpid()}"
     return CommandOptions(given.url, tls, Retry(attempts=given.retries + 1), inputs, output)
+
+
+def _add_form_options(parser: argparse.ArgumentParser) -> None:
+    form = parser.add_argument_group("form of the answer (default: any)").add_mutually_exclusive_group()
+    form.add_argument("--schema", metavar="FILE", help="JSON of this JSON Schema")
+    form.add_argument("--json-object", action="store_true", help="any JSON object")
+    form.add_argument("--regex", metavar="REGEX", help="text that this regular expression matches, the whole of it")
+    form.add_argument("--choice", metavar="TEXT", nargs="+", help="one of these texts")
+
+
+def _grammar(given: argparse.Namespace, parser: argparse.ArgumentParser) -> dict[str, Any] | None:
+    if given.schema is not None:
+        try:
+            return {"json_schema": json.loads(Path(given.schema).read_text())}
+        except (OSError, ValueError, RecursionError) as error:
+            parser.error(f"--schema {given.schema}: a file with a JSON Schema is wanted: {error}")
+    if given.json_object:
+        return {"json_object": True}
+    if given.regex is not None:
+        return {"regex": given.regex}
+    return None if given.choice is None else {"choice": given.choice}
 
 
 def add_connection_options(parser: argparse.ArgumentParser) -> None:

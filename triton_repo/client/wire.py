@@ -40,6 +40,9 @@ class Response:
         max_tokens: most tokens that the answer could get; None from a server that does not say.
         canvas_steps: denoising steps of each canvas that is part of this response; none in drafts.
         step_entropies: the canvas's mean entropy after each of these steps, in nats, canvas after canvas.
+        form_log_probability: with a grammar, of each of these canvases, nats, that it keeps to the form by itself.
+        answers: with questions, JSON of an answer to each; without anything else that a generation has.
+        tool_calls: calls of this response, JSON of ``name`` and ``arguments`` each.
         num_cached_tokens: tokens of the prompt that were in the cache of an earlier request; None before the last
             response, and from a server that does not say.
     """
@@ -57,6 +60,9 @@ class Response:
     canvas_steps: tuple[int, ...] = ()
     step_entropies: tuple[float, ...] = ()
     num_cached_tokens: int | None = None
+    form_log_probability: tuple[float, ...] = ()
+    answers: str | None = None
+    tool_calls: tuple[str, ...] = ()
 
 
 def encode(values: Mapping[str, object], request_id: str, model: str = MODEL) -> Any:
@@ -88,7 +94,7 @@ def decode(message: Any) -> Response:
     values: dict[str, list[Any]] = {name: [None] if t.dims == (1,) else [] for name, t in ALL_OUTPUTS.items()}
     values |= {name: _items(content, ALL_OUTPUTS[name]) for name, content in found.items() if name in ALL_OUTPUTS}
     return Response(
-        text=values["text_output"][0],
+        text=values["text_output"][0] or "",
         token_ids=tuple(values["output_ids"]),
         provisional=values["provisional"][0],
         canvas_index=values["canvas_index"][0],
@@ -101,6 +107,9 @@ def decode(message: Any) -> Response:
         canvas_steps=tuple(values["canvas_steps"]),
         step_entropies=tuple(values["step_entropies"]),
         num_cached_tokens=values["num_cached_tokens"][0],
+        form_log_probability=tuple(values["form_log_probability"]),
+        answers=values["answers"][0],
+        tool_calls=tuple(values["tool_calls"]),
     )
 
 

@@ -3,23 +3,56 @@
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass, field
 from typing import Any, Literal, Protocol
 
 from pydantic import BaseModel
 
 from triton_repo.client.wire import Response
 from triton_repo.gateway.errors import ApiError
+from triton_repo.gateway.tools import MadeCall
 from triton_repo.gateway.usage import Counter, Usage
 
-FinishReason = Literal["stop", "length"]
+FinishReason = Literal["stop", "length", "tool_calls"]
+
+
+@dataclass
+class Said:
+    """One answer.
+
+    Args:
+        text: of it.
+        reason: why it ends.
+        calls: of tools, in order.
+    """
+
+    text: str = ""
+    reason: str = ""
+    calls: list[MadeCall] = field(default_factory=list)
+
+
+class CalledFunction(BaseModel):
+    """A function, and the JSON of its arguments."""
+
+    name: str
+    arguments: str
+
+
+class AnswerCall(BaseModel):
+    """A call of a tool."""
+
+    id: str
+    type: Literal["function"]
+    function: CalledFunction
 
 
 class AnswerMessage(BaseModel):
     """The model's turn."""
 
     role: Literal["assistant"]
-    content: str
+    content: str | None
     refusal: None
+    tool_calls: list[AnswerCall] | None = None
 
 
 class ChatChoice(BaseModel):
@@ -89,14 +122,17 @@ class Form(Protocol):
 
     last: bytes  # after the last event of a stream that has come to its end
 
-    def whole(self, texts: list[tuple[str, str]], counter: Counter) -> dict[str, Any]:
-        """The answer to a request without stream; ``texts`` with their finish reasons, by choice."""
+    def whole(self, said: list[Said], counter: Counter) -> dict[str, Any]:
+        """The answer to a request without stream, by choice."""
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         """Chunks before the first text of a choice."""
 
-    def text(self, index: int, text: str) -> dict[str, Any]:
-        """A chunk with new text."""
+    def text(self, index: int, text: str) -> list[dict[str, Any]]:
+        """Chunks with new text."""
+
+    def calls(self, index: int, calls: list[MadeCall]) -> list[dict[str, Any]]:
+        """Chunks with new calls."""
 
     def draft(self, index: int, response: Response) -> dict[str, Any]:
         """A provisional canvas."""
@@ -125,29 +161,41 @@ class CompletionForm:
 
     def __init__(self, request_id: str, model: str, *, chat: bool, usage: bool):
         self._chat, self._usage = chat, usage
+        self._called: dict[int, int] = {}  # calls of each choice that a stream has had
         self._head = {
             "id": f"{'chatcmpl' if chat else 'cmpl'}-{request_id}",
             "created": int(time.time()),
             "model": model,
         }
 
-    def whole(self, texts: list[tuple[str, str]], counter: Counter) -> dict[str, Any]:
+    def whole(self, said: list[Said], counter: Counter) -> dict[str, Any]:
         choices = []
-        for index, (text, reason) in enumerate(texts):
-            said: dict[str, Any] = {"text": text}
+        for index, one in enumerate(said):
+            written: dict[str, Any] = {"text": one.text}
             if self._chat:
-                said = {"message": {"role": "assistant", "content": text, "refusal": None}}
-            choices.append({"index": index, **said, "logprobs": None, "finish_reason": reason})
+                message: dict[str, Any] = {"role": "assistant", "content": one.text, "refusal": None}
+                if one.calls:
+                    message |= {"content": one.text or None, "tool_calls": [_call(made) for made in one.calls]}
+                written = {"message": message}
+            reason = "tool_calls" if one.calls else one.reason
+            choices.append({"index": index, **written, "logprobs": None, "finish_reason": reason})
         name = "chat.completion" if self._chat else "text_completion"
         return {**self._head, "object": name, "choices": choices, "usage": counter.usage()}
 
     def opening(self, index: int) -> list[dict[str, Any]]:
         return [self._chunk([self._part(index, {"role": "assistant", "content": ""}, None)])] if self._chat else []
 
-    def text(self, index: int, text: str) -> dict[str, Any]:
-        return self._chunk([self._part(index, {"content": text} if self._chat else text, None)])
+    def text(self, index: int, text: str) -> list[dict[str, Any]]:
+        return [self._chunk([self._part(index, {"content": text} if self._chat else text, None)])]
+
+    def calls(self, index: int, calls: list[MadeCall]) -> list[dict[str, Any]]:
+        before = self._called.get(index, 0)
+        self._called[index] = before + len(calls)
+        said = [{"index": before + i, **_call(made)} for i, made in enumerate(calls)]
+        return [self._chunk([self._part(index, {"tool_calls": said}, None)])]
 
     def end(self, index: int, reason: str, _counter: Counter) -> list[dict[str, Any]]:
+        reason = "tool_calls" if self._called.get(index) else reason
         return [self._chunk([self._part(index, {} if self._chat else "", reason)])]
 
     def draft(self, index: int, response: Response) -> dict[str, Any]:
@@ -173,3 +221,7 @@ class CompletionForm:
     def _chunk(self, choices: list[dict[str, Any]]) -> dict[str, Any]:
         name = "chat.completion.chunk" if self._chat else "text_completion"
         return {**self._head, "object": name, "choices": choices}
+
+
+def _call(made: MadeCall) -> dict[str, Any]:
+    return {"id": made.id, "type": "function", "function": {"name": made.name, "arguments": made.arguments}}

@@ -18,15 +18,15 @@ from nemo_diffgemma.errors import FieldError
 from triton_repo.client.client import Client
 from triton_repo.client.failures import GenerationError
 from triton_repo.client.wire import Response as Generated
-from triton_repo.gateway import answers, headers
+from triton_repo.gateway import answers, decisions, headers
 from triton_repo.gateway.errors import ApiError, ErrorBody, of_failure, of_validation, unavailable
 from triton_repo.gateway.generations import merged, unless_gone
 from triton_repo.gateway.responses_answer import ModelResponse, ResponsesForm
 from triton_repo.gateway.responses_request import ResponsesRequest
 from triton_repo.gateway.schema import ChatRequest, CompletionRequest
 from triton_repo.gateway.stream import EventStream, events, paced, premature
+from triton_repo.gateway.tools import made_calls
 from triton_repo.gateway.usage import Counter
-from triton_repo.tensors import TRACEPARENT
 
 _REFUSALS: dict[int | str, dict[str, Any]] = {
     400: {"model": ErrorBody, "description": "a field is wrong, unknown or unsupported"},
@@ -81,7 +81,7 @@ class Gateway:
         self.require_model(body.model)
         request_id, record = request.state.request_id, request.state.record
         form, counter, seed = _form(request_id, body), Counter(body.choices), body.first_seed()
-        generations = self._generations(body, seed, request_id, _trace(request), request.state.key)
+        generations = self._generations(body, seed, request_id, headers.trace_of(request), request.state.key)
         record |= {"stream": bool(body.stream), "choices": len(generations)}
         if (share := request.state.share) is not None:
             share.owed = counter.owed
@@ -103,7 +103,7 @@ class Gateway:
         shared, prompts = body.inputs(), body.prompts()
         if key is not None:
             # Keys take turns: with several names one would get more of them. And no key finds what another has sent.
-            shared |= {"client": key, "cache_salt": self._salt(key, shared["cache_salt"] or "")}
+            shared |= self.owner(key, shared["cache_salt"] or "")
         # An infilled gap comes in one piece.
         stream = bool(body.stream) and not any(prompt.get("suffix") for prompt in prompts)
         jobs = [(prompt, i) for prompt in prompts for i in range(body.choices)]
@@ -115,9 +115,10 @@ class Gateway:
             for (prompt, i), name in zip(jobs, names, strict=True)
         ]
 
-    def _salt(self, key: str, salt: str) -> str:
-        """A key's own salt, which nobody can spell who asks tritonserver past the gateway."""
-        return hmac.digest(self._secret, f"{key}:{salt}".encode(), "sha256").hex()
+    def owner(self, key: str, salt: str) -> dict[str, str]:
+        """What a key's requests are sent on with: its own salt nobody can spell who asks past the gateway."""
+        secret = hmac.digest(self._secret, f"{key}:{salt}".encode(), "sha256").hex()
+        return {"client": key, "cache_salt": secret}
 
 
 def create(gateway: Gateway) -> FastAPI:
@@ -141,6 +142,8 @@ def create(gateway: Gateway) -> FastAPI:
     @app.post("/v1/responses", response_model=ModelResponse, responses=STATUSES)
     async def responses(request: Request, body: ResponsesRequest) -> Response:
         return await gateway.answer(request, body)
+
+    decisions.add(app, gateway, STATUSES)
 
     @app.get("/v1/models", response_model=answers.Models, responses=_REFUSALS)
     async def models() -> dict[str, Any]:
@@ -166,6 +169,8 @@ def create(gateway: Gateway) -> FastAPI:
     @app.exception_handler(FieldError)
     async def not_generated(request: Request, error: GenerationError | FieldError) -> Response:
         failure = of_failure(error)
+        if failure.param == "response_format" and request.url.path == "/v1/responses":
+            failure.param = "text.format"
         request.state.record["error"] = failure.code
         return await failed(request, failure)
 
@@ -192,12 +197,13 @@ def _form(request_id: str, body: Body) -> answers.Form:
 async def _whole(
     form: answers.Form, responses: AsyncIterator[tuple[int, Generated]], counter: Counter, choices: int
 ) -> dict[str, Any]:
-    texts = [("", "")] * choices
+    said = [answers.Said() for _ in range(choices)]
     async for index, response in responses:
         if error := premature(response.finish_reason):
             raise error
-        texts[index] = (response.text, response.finish_reason or "")
-    return form.whole(texts, counter)
+        calls = made_calls(response.tool_calls)
+        said[index] = answers.Said(response.text, response.finish_reason or "", calls)
+    return form.whole(said, counter)
 
 
 async def _recorded(
@@ -222,9 +228,3 @@ async def _chained(
         yield first
         async for item in rest:
             yield item
-
-
-def _trace(request: Request) -> str | None:
-    """W3C trace context, to be passed on; left out where it is malformed, as the standard asks."""
-    parent = request.headers.get("traceparent", "")
-    return parent if TRACEPARENT.fullmatch(parent) else None

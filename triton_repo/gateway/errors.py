@@ -15,7 +15,10 @@ from triton_repo.gateway.words import Shown, allowed, path
 # Seconds after which a client may ask again: a queue moves on quickly, a server needs time to start.
 _BUSY_S, _DOWN_S = 1, 5
 _MOST_PARAM = 200
-_FIELD = re.compile(r"^([a-z_]+)(\[\d+\](?:\.[a-z]+)?)?: ")
+_FIELD = re.compile(r"^([a-z_]+)((?:\[\d+\]|\.[a-z_]+)*): ")
+# What is wrong with the form of an answer, behind the kind of it and, of tools, the number of the one that it is.
+_FORM = re.compile(r"^grammar\.([a-z_]+)(?:\.functions\[(\d+)\]\.parameters)?(?:\.text\.json_schema)?")
+_FORMS = {"json_schema": "response_format", "json_object": "response_format"}
 # Our names of inputs that OpenAI calls otherwise.
 _NAMES = {"text_input": "prompt", "input_ids": "prompt", "stop_words": "stop", "client": "user"}
 
@@ -70,6 +73,10 @@ class ApiError(Exception):
 
 def refused(message: str) -> ApiError:
     """400 for what the served model, or the client on its way there, refuses; the message begins with the field."""
+    if form := _FORM.match(message):
+        field = _FORMS.get(form[1], form[1])
+        place = f"[{form[2]}].function.parameters" if form[2] else ""
+        return ApiError(400, f"{field}{place}{message[form.end() :]}", code="invalid_value", param=f"{field}{place}")
     found = _FIELD.match(message)
     param = None if found is None else _NAMES.get(found[1], found[1]) + (found[2] or "")
     return ApiError(400, message, code="invalid_value", param=param)

@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from starlette.requests import Request
+
 from triton_repo.gateway.responses_request import ResponsesRequest
 from triton_repo.gateway.schema import ChatRequest, CompletionRequest
 from triton_repo.gateway.usage import Counter
+from triton_repo.tensors import TRACEPARENT
 
 REQUEST_ID = "x-request-id"
 IGNORED = "x-diffgemma-ignored"
@@ -28,3 +31,9 @@ def of_answer(body: ChatRequest | CompletionRequest | ResponsesRequest, seed: in
     if seed != (body.seed or 0):
         found[SEED] = str(seed)
     return found
+
+
+def trace_of(request: Request) -> str | None:
+    """W3C trace context, to be passed on; left out where it is malformed, as the standard asks."""
+    parent = request.headers.get("traceparent", "")
+    return parent if TRACEPARENT.fullmatch(parent) else None

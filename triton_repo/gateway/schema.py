@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import secrets
-from typing import Annotated, Any, ClassVar, Self
+from typing import Annotated, Any, ClassVar, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
@@ -22,7 +22,9 @@ from triton_repo.gateway.fields import (
     passed_on,
     wrong,
 )
+from triton_repo.gateway.form import Grammar, ResponseFormat, grammars, with_instruction
 from triton_repo.gateway.messages import OURS, TOOLS, Message, require_one_name, text_or_list
+from triton_repo.gateway.tools import MOST_TOOLS, UNASKED, ChatChoice, ChatNamed, ChatTool, tools_grammar, unasked
 from triton_repo.tensors import ALL_INPUTS
 
 MOST_CHOICES = 64
@@ -84,6 +86,12 @@ class Common(Strict):
     confidence_threshold: Float32 | None = passed_on("confidence_threshold")
     stability_threshold: Int32 | None = passed_on("stability_threshold")
 
+    regex: Text | None = Field(default=None, description="a regular expression that the whole answer matches")
+    choice: list[Text] | None = Field(default=None, min_length=1, description="texts, one of which is the answer")
+    whitespace: Literal["spaced", "compact", "flexible"] | None = Field(
+        default=None, description="between the tokens of JSON; default spaced, as Python writes it"
+    )
+
     presence_penalty: Any = only(0, instead=_PENALTY)
     frequency_penalty: Any = only(0, instead=_PENALTY)
     logit_bias: Any = only({}, instead="leave it out, or send the tokens that are allowed from Python")
@@ -105,6 +113,11 @@ class Common(Strict):
     def _fits_together(self) -> Self:
         if self.draft_every and not self.stream:
             raise wrong("draft_every", "only with stream=true")
+        asked = self.grammars()
+        if len(asked) > 1:
+            raise wrong("regex" if self.regex is not None else "choice", "one form of the answer at a time")
+        if self.whitespace is not None and not any("json" in name for form in asked for name in form):
+            raise wrong("whitespace", "only where the answer is to be JSON")
         if (self.seed or 0) + self.choices - 1 > _MOST_SEED:
             raise wrong("seed", "seed + n - 1 has to fit into 64 bits")
         return self
@@ -120,6 +133,20 @@ class Common(Strict):
         """Answers to each prompt."""
         return self.n or 1
 
+    def grammars(self) -> list[Grammar]:
+        """Every form that the answer is asked to have; no more than one can be."""
+        return list(grammars(None, regex=self.regex, choice=self.choice))
+
+    def form(self) -> Grammar | None:
+        """The form of an answer in text; None for any."""
+        asked = self.grammars()
+        more = {} if self.whitespace is None else {"whitespace": self.whitespace}
+        return {**asked[0], **more} if asked else None
+
+    def grammar(self) -> Grammar | None:
+        """As the served model takes it; None for any answer."""
+        return self.form()
+
     def inputs(self) -> dict[str, Any]:
         """The served model's inputs but for prompt, seed and stream; None where the request is silent."""
         names = [name for name in Common.model_fields if self.renamed.get(name, name) in ALL_INPUTS]
@@ -127,6 +154,7 @@ class Common(Strict):
         if isinstance(given["stop_words"], str):
             given["stop_words"] = [given["stop_words"]]
         given["stop_words"] = given["stop_words"] or None
+        given["grammar"] = self.grammar()
         if self.user is not None and len(self.user.encode()) > _MOST_NAME:
             given["client"] = hashlib.sha256(self.user.encode()).hexdigest()
         return given
@@ -171,12 +199,14 @@ class ChatRequest(Common):
 
     logprobs: Any = only(False, instead=LOGPROBS)
     top_logprobs: Any = only(0, instead=LOGPROBS)
-    tools: Any = only([], instead=TOOLS)
-    tool_choice: Any = only("none", "auto", instead=TOOLS)
-    parallel_tool_calls: Any = only(True, False, instead=TOOLS)
+    tools: Annotated[list[ChatTool], Field(fail_fast=True, max_length=MOST_TOOLS)] | None = Field(
+        default=None, description="functions that the model may call"
+    )
+    tool_choice: ChatChoice = Field(default=None, description="whether it calls, or which of them; default auto")
+    parallel_tool_calls: bool | None = Field(default=None, description="several calls in an answer; default true")
     functions: Any = only([], instead=TOOLS)
     function_call: Any = only("none", "auto", instead=TOOLS)
-    response_format: Any = only({"type": "text"}, instead="this model writes text alone")
+    response_format: ResponseFormat | None = None
     modalities: Any = only(["text"], instead="this model writes text alone")
     audio: Any = only(instead="this model writes text alone")
     prediction: Any = ignored(why="a canvas is denoised as quickly without")
@@ -189,7 +219,19 @@ class ChatRequest(Common):
         if None not in (self.max_tokens, self.max_completion_tokens) and self.max_tokens != self.max_completion_tokens:
             raise wrong("max_completion_tokens", "not the same as max_tokens")
         require_one_name(self.messages)
+        self.grammar()
+        if (i := unasked([message.plain() for message in self.messages])) is not None:
+            raise wrong(f"messages[{i}].tool_call_id", UNASKED)
         return self
+
+    def grammars(self) -> list[Grammar]:
+        return list(grammars(self.response_format, regex=self.regex, choice=self.choice))
+
+    def grammar(self) -> Grammar | None:
+        choice = self.tool_choice.function if isinstance(self.tool_choice, ChatNamed) else self.tool_choice
+        functions = [tool.function for tool in self.tools or ()]
+        form = self.form()
+        return tools_grammar(functions, choice, self.parallel_tool_calls, form) or form
 
     @property
     def limit(self) -> int | None:
@@ -203,7 +245,9 @@ class ChatRequest(Common):
 
     def prompts(self) -> list[dict[str, Any]]:
         """The client's arguments for each prompt."""
-        return [{"messages": [message.plain() for message in self.messages], **limited(self.limit)}]
+        messages = [message.plain() for message in self.messages]
+        unasked(messages)
+        return [{"messages": with_instruction(messages, self.form()), **limited(self.limit)}]
 
 
 class CompletionRequest(Common):

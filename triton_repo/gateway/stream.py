@@ -18,6 +18,7 @@ from triton_repo.client.wire import Response
 from triton_repo.gateway.answers import Form
 from triton_repo.gateway.errors import ApiError, internal, of_failure, unavailable
 from triton_repo.gateway.errors import deadline as deadline_error
+from triton_repo.gateway.tools import made_calls
 from triton_repo.gateway.usage import Counter
 
 _LOG = logging.getLogger(__name__)
@@ -94,7 +95,11 @@ async def events(
                 yield _event(form.draft(index, response))
                 continue
             if response.text:
-                yield _event(form.text(index, response.text))
+                for chunk in form.text(index, response.text):
+                    yield _event(chunk)
+            if response.tool_calls:
+                for chunk in form.calls(index, made_calls(response.tool_calls)):
+                    yield _event(chunk)
             if error := premature(response.finish_reason):
                 raise error
             if response.finish_reason is not None:

@@ -30,13 +30,17 @@ class CompletionTokensDetails(BaseModel):
 
 
 class CanvasUsage(BaseModel):
-    """A canvas of an answer. Entropies are means over the canvas, in nats, after a denoising step."""
+    """A canvas of an answer. Entropies are means over the canvas, in nats, after a denoising step.
+
+    ``form_log_probability``, there for an answer of a guaranteed form, is how much the model keeps to it by itself.
+    """
 
     denoising_steps: int
     first_entropy: float
     peak_entropy: float
     summed_entropy: float
     last_entropy: float
+    form_log_probability: float | None = None
 
 
 class ChoiceUsage(BaseModel):
@@ -127,15 +131,17 @@ class Counter:
 
 
 def _canvases(response: Response) -> Iterator[dict[str, Any]]:
-    entropies = iter(response.step_entropies)
+    entropies, forms = iter(response.step_entropies), iter(response.form_log_probability)
     for steps in response.canvas_steps:
         mine = list(islice(entropies, steps))
+        form = next(forms, None)
         yield {
             "denoising_steps": steps,
             "first_entropy": _short(mine[0]),
             "peak_entropy": _short(max(mine)),
             "summed_entropy": _short(sum(mine)),
             "last_entropy": _short(mine[-1]),
+            **({} if form is None else {"form_log_probability": _short(form)}),
         }
 
 

@@ -23,6 +23,7 @@ _ALLOWED = {
     "bool_type": "true or false",
     "list_type": "a list",
     "dict_type": _OBJECT,
+    "object": "JSON of an object, as text",
     "model_type": _OBJECT,
     "model_attributes_type": _OBJECT,
     "greater_than_equal": "at least {ge}",

@@ -16,11 +16,13 @@ from weakref import WeakValueDictionary
 
 from nemo_diffgemma.errors import FieldError
 from triton_repo.python_backend import LOOK_S
+from triton_repo.python_backend.decisions import DecisionManner, DecisionReply, DecisionRequest, DecisionsAsked
 from triton_repo.python_backend.metrics import Outcome
-from triton_repo.python_backend.parse import Asked, ParsedRequest
+from triton_repo.python_backend.parse import Asked, Manner, ParsedRequest
 from triton_repo.python_backend.record import Caller, Record
 from triton_repo.python_backend.reply import Outputs, Reply
 from triton_repo.python_backend.telemetry import REFRESH_S, Telemetry
+from trtllm_build.runtime.read import Reading
 from trtllm_build.runtime.request import Block, Event, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull
 
@@ -39,6 +41,10 @@ class ShuttingDown(RuntimeError):
     """What comes now is not begun."""
 
 
+def _reply(manner: Manner | DecisionManner) -> Reply | DecisionReply:
+    return DecisionReply(manner) if isinstance(manner, DecisionManner) else Reply(manner)
+
+
 class Channel(Protocol):
     """One request's way back to its client."""
 
@@ -54,7 +60,7 @@ class Call:
         self.opened = time.monotonic()
         self.caller = Caller()
         self.channel = channel
-        self.reply: Reply | None = None
+        self.reply: Reply | DecisionReply | None = None
         self.ticket: RemoteTicket | None = None
         self.outcome: Outcome | None = None  # once it has ended
         self._over = False
@@ -62,14 +68,14 @@ class Call:
         self._courier = courier
         self._lock = threading.Lock()
 
-    def expect(self, asked: Asked) -> None:
+    def expect(self, asked: Asked | DecisionsAsked) -> None:
         """Be ready to answer ``asked``, whose prompt is yet to be read."""
         deadline = asked.request.deadline
         self.ends = None if deadline is None else self.opened + deadline
         self.caller = replace(self.caller, traceparent=asked.traceparent or self.caller.traceparent)
-        self.reply = Reply(asked.manner)
+        self.reply = _reply(asked.manner)
 
-    def begin(self, generation: ParsedRequest, engine: EngineProcess) -> None:
+    def begin(self, generation: ParsedRequest | DecisionRequest, engine: EngineProcess) -> None:
         """Have the engine begin, unless it has ended meanwhile."""
         left = None if self.ends is None else self.ends - time.monotonic()
         if left is not None and left <= 0:
@@ -77,7 +83,7 @@ class Call:
             return
         with self._lock:
             if not self._over:
-                self.reply = Reply(generation.manner)
+                self.reply = _reply(generation.manner)
                 self.ticket = engine.submit(replace(generation.request, deadline=left), self.on_event)
 
     def end(self, reason: Literal["cancelled", "deadline"]) -> None:
@@ -103,7 +109,7 @@ class Call:
         elif self.ticket is None and self.ends is not None and time.monotonic() >= self.ends:
             self.end("deadline")
 
-    def on_event(self, event: Event | Exception) -> None:
+    def on_event(self, event: Event | Reading | Exception) -> None:
         """Queue an event of the engine, or the error that ends the request."""
         self._courier.queue.put((self, event))
 
@@ -117,7 +123,7 @@ class Courier:
 
     def __init__(self, telemetry: Telemetry) -> None:
         self._telemetry = telemetry
-        self.queue: queue.SimpleQueue[tuple[Call, Event | Exception | None] | None] = queue.SimpleQueue()
+        self.queue: queue.SimpleQueue[tuple[Call, Event | Reading | Exception | None] | None] = queue.SimpleQueue()
         self._calls: set[Call] = set()
         self._chores: deque[Callable[[], None]] = deque()
         # Entries go when the last other reference to their call does.
@@ -166,7 +172,7 @@ class Courier:
         while self._chores:
             self._chores.popleft()()
 
-    def _take(self, call: Call, event: Event | Exception | None) -> None:
+    def _take(self, call: Call, event: Event | Reading | Exception | None) -> None:
         if event is None:
             self._calls.add(call)
         elif call in self._calls:
@@ -186,7 +192,7 @@ class Courier:
                 call.channel.fail(message, "failed")
             self._ended(call, "error", error=message)
 
-    def _deliver(self, call: Call, event: Event | Exception) -> None:
+    def _deliver(self, call: Call, event: Event | Reading | Exception) -> None:
         last = isinstance(event, Exception) or (isinstance(event, Block) and event.finish_reason is not None)
         outcome: Outcome | None = event.finish_reason if isinstance(event, Block) else None
         if last:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
@@ -12,6 +13,7 @@ from nemo_diffgemma.errors import FieldError, require
 from triton_repo.python_backend.parameters import TIMEOUT, check_parameters
 from triton_repo.python_backend.prompt import PROMPTS, Prompt, Room, TokenIds, tokenise
 from triton_repo.tensors import ALL_INPUTS, MOST_STEPS, SAMPLER_INPUTS, TRACEPARENT, UNSUPPORTED
+from trtllm_build.runtime.grammars import Grammars
 from trtllm_build.runtime.request import Request
 from trtllm_build.sampling import SamplerConfig
 
@@ -31,6 +33,7 @@ class Manner:
         gap: with a suffix, tokens before it, which are the answer; else None.
         decode: text of token ids.
         prompt_tokens: tokens of the prompt; 0 while it is not read.
+        tools: of an answer that may call tools, whose grammars they are; else None.
     """
 
     stream: bool
@@ -39,6 +42,7 @@ class Manner:
     gap: int | None
     decode: Callable[[Sequence[int]], str]
     prompt_tokens: int = 0
+    tools: Grammars | None = None
 
 
 @dataclass(frozen=True)
@@ -88,6 +92,7 @@ class Asked:
             prompt_ids=ids.prompt,
             max_tokens=max_tokens + len(ids.suffix),
             pinned={max_tokens + i: token for i, token in enumerate(ids.suffix)},
+            grammar=ids.grammar or self.request.grammar,
         )
         gap = max_tokens if ids.suffix else None
         return ParsedRequest(
@@ -129,19 +134,27 @@ def ask(
     """
     check_parameters(parameters)
     _require_ids_fit(arrays, room.context)
-    inputs = {name: _values(name, array) for name, array in arrays.items()}
+    inputs = {name: values(name, array) for name, array in arrays.items()}
     _refuse_unsupported(inputs)
-    stream = bool(_scalar(inputs, "stream", False))
-    drafts = bool(_scalar(inputs, "drafts", False))
+    for name in ("questions", "samples", "order", "joint"):
+        require(
+            name not in inputs,
+            field=name,
+            value="an input",
+            allowed="only with questions, which a server answers",
+            fix="send questions, or leave it out",
+        )
+    stream = bool(scalar(inputs, "stream", False))
+    drafts = bool(scalar(inputs, "drafts", False))
     require(stream or not drafts, field="drafts", value=drafts, allowed="false without stream", fix="pass stream=true")
-    every = _scalar(inputs, "draft_every", int(drafts))
+    every = scalar(inputs, "draft_every", int(drafts))
     require(stream or every == 0, field="draft_every", value=every, allowed="0 without stream", fix="pass stream=true")
-    canvas: int | None = _scalar(inputs, "canvas_length", None)
+    canvas: int | None = scalar(inputs, "canvas_length", None)
     prompt = _prompt(inputs, engine, stream)
     room.check_unread(prompt)
-    end_id: int | None = _scalar(inputs, "end_id", None)
-    given: int | None = _scalar(inputs, "max_tokens", None)
-    cut = bool(_scalar(inputs, "cut_max_tokens", False))
+    end_id: int | None = scalar(inputs, "end_id", None)
+    given: int | None = scalar(inputs, "max_tokens", None)
+    cut = bool(scalar(inputs, "cut_max_tokens", False))
     require(
         not (cut and prompt.suffix),
         field="cut_max_tokens",
@@ -152,26 +165,30 @@ def ask(
     request = Request(
         prompt_ids=(0,),  # stands for what is not read yet
         max_tokens=room.context if given is None else given,
-        seed=_aliased(inputs, "seed", "random_seed"),
+        seed=aliased(inputs, "seed", "random_seed"),
         sampler=_sampler(inputs, engine.sampler),
-        temperature=_scalar(inputs, "temperature", 1.0),
-        top_p=_scalar(inputs, "top_p", 1.0),
-        ignore_eos=bool(_scalar(inputs, "ignore_eos", False)) or end_id is not None,
-        min_tokens=_aliased(inputs, "min_tokens", "min_length"),
+        temperature=scalar(inputs, "temperature", 1.0),
+        top_p=scalar(inputs, "top_p", 1.0),
+        ignore_eos=bool(scalar(inputs, "ignore_eos", False)) or end_id is not None,
+        min_tokens=aliased(inputs, "min_tokens", "min_length"),
         stop=tuple(word for word in inputs.get("stop_words", ()) if word),
         stop_token_ids=(*inputs.get("stop_token_ids", ()), *([] if end_id in (None, -1) else [end_id])),
         draft_every=every,
-        priority=_scalar(inputs, "priority", 0),
-        client=_scalar(inputs, "client", ""),
-        cache_salt=_scalar(inputs, "cache_salt", ""),
-        deadline=_deadline(_scalar(inputs, "deadline", None), parameters.get(TIMEOUT)),
+        priority=scalar(inputs, "priority", 0),
+        client=scalar(inputs, "client", ""),
+        cache_salt=scalar(inputs, "cache_salt", ""),
+        deadline=deadline(scalar(inputs, "deadline", None), parameters.get(TIMEOUT)),
         canvas_length="fit" if canvas == 0 else canvas,
+        grammar=json.loads(prompt.grammar) if prompt.grammar else None,
+    )
+    tools = (
+        isinstance(request.grammar, Mapping) and "tools" in request.grammar and engine.grammars.tool_tokens is not None
     )
     counts = ("num_input_tokens", "num_output_tokens")
-    withheld = frozenset(name for name in counts if not _scalar(inputs, f"return_{name}", True))
+    withheld = frozenset(name for name in counts if not scalar(inputs, f"return_{name}", True))
     decode = engine.tokenizer.decode if engine.tokenizer is not None else lambda _ids: ""
-    manner = Manner(stream, given or 0, withheld, None, decode)
-    return Asked(prompt, manner, _traceparent(inputs), request, given, cut)
+    manner = Manner(stream, given or 0, withheld, None, decode, tools=engine.grammars if tools else None)
+    return Asked(prompt, manner, traceparent(inputs), request, given, cut)
 
 
 def _sampler(inputs: Mapping[str, list[Any]], own: SamplerConfig) -> SamplerConfig:
@@ -185,7 +202,7 @@ def _sampler(inputs: Mapping[str, list[Any]], own: SamplerConfig) -> SamplerConf
     return replace(own, **given)
 
 
-def _deadline(seconds: float | None, timeout: Any) -> float | None:
+def deadline(seconds: float | None, timeout: Any) -> float | None:
     """The earlier of our deadline, in seconds, and Triton's, in microseconds."""
     ends = [end for end in (seconds, None if timeout is None else timeout / 1e6) if end is not None]
     # what is no number is refused as the request's
@@ -204,7 +221,7 @@ def _require_ids_fit(arrays: Mapping[str, Any], context: int) -> None:
     )
 
 
-def _values(name: str, array: Any) -> list[Any]:
+def values(name: str, array: Any) -> list[Any]:
     """A tensor's elements as Python values."""
     flat = np.asarray(array).reshape(-1)
     most = ALL_INPUTS[name].most_items
@@ -230,7 +247,7 @@ def _text(name: str, item: bytes) -> str:
         ) from error
 
 
-def _scalar(inputs: Mapping[str, list[Any]], name: str, default: Any) -> Any:
+def scalar(inputs: Mapping[str, list[Any]], name: str, default: Any) -> Any:
     return inputs[name][0] if name in inputs else default
 
 
@@ -242,9 +259,9 @@ def _refuse_unsupported(inputs: Mapping[str, list[Any]]) -> None:
             require(value in refused.neutral, field=name, value=value, allowed=allowed, fix=refused.instead)
 
 
-def _aliased(inputs: Mapping[str, list[Any]], name: str, alias: str) -> int:
+def aliased(inputs: Mapping[str, list[Any]], name: str, alias: str) -> int:
     """An input that has two names; 0 when neither is given."""
-    value, other = _scalar(inputs, name, None), _scalar(inputs, alias, None)
+    value, other = scalar(inputs, name, None), scalar(inputs, alias, None)
     same = value is None or other is None or value == other
     require(same, field=alias, value=other, allowed=f"the same as {name} ({value})", fix="send one of the two")
     return int(value if value is not None else other or 0)
@@ -252,7 +269,7 @@ def _aliased(inputs: Mapping[str, list[Any]], name: str, alias: str) -> int:
 
 def _suffix(inputs: Mapping[str, list[Any]], stream: bool) -> str:
     """Text that follows the answer; empty for none."""
-    text: str = _scalar(inputs, "suffix", "")
+    text: str = scalar(inputs, "suffix", "")
     if not text:
         return ""
     require(
@@ -273,8 +290,22 @@ def _suffix(inputs: Mapping[str, list[Any]], stream: bool) -> str:
     return text
 
 
-def _traceparent(inputs: Mapping[str, list[Any]]) -> str | None:
-    value: str | None = _scalar(inputs, "traceparent", None)
+def _grammar(inputs: Mapping[str, list[Any]]) -> str:
+    """JSON of the form that the answer has; empty for any."""
+    text: str = scalar(inputs, "grammar", "")
+    if not text:
+        return ""
+    shape = 'a JSON object, for example {"choice": ["yes", "no"]}'
+    try:
+        found = json.loads(text)
+    except (ValueError, RecursionError) as error:
+        raise FieldError(field="grammar", value=text, allowed=shape, fix=f"correct the JSON: {error}") from error
+    require(isinstance(found, dict), field="grammar", value=text, allowed=shape, fix="send one, or leave it out")
+    return text
+
+
+def traceparent(inputs: Mapping[str, list[Any]]) -> str | None:
+    value: str | None = scalar(inputs, "traceparent", None)
     good = value is None or TRACEPARENT.fullmatch(value) is not None
     require(
         good,
@@ -297,7 +328,7 @@ def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess, str
         fix="send one of them",
     )
     (name,) = given
-    suffix = _suffix(inputs, stream)
+    suffix, grammar = _suffix(inputs, stream), _grammar(inputs)
     if name == "input_ids":
         size = engine.limits.vocab_size
         strange = next((token for token in inputs[name] if not 0 <= token < size), None)
@@ -305,13 +336,20 @@ def _prompt(inputs: Mapping[str, list[Any]], engine: Engine | EngineProcess, str
         require(
             strange is None, field=name, value=strange, allowed=allowed, fix="tokenize with this checkpoint's tokenizer"
         )
-    if name != "input_ids" or suffix:
+    require(
+        not (suffix and grammar),
+        field="suffix",
+        value=suffix,
+        allowed="nothing beside grammar, which alone says what is written",
+        fix="leave out suffix, or grammar",
+    )
+    if name != "input_ids" or suffix or grammar:
         require(
             engine.tokenizer is not None,
-            field="suffix" if name == "input_ids" else name,
+            field=name if name != "input_ids" else "suffix" if suffix else "grammar",
             value="text",
             allowed="input_ids: this engine has no tokenizer",
             fix="send input_ids",
         )
     value = tuple(inputs[name]) if name == "input_ids" else inputs[name][0]
-    return Prompt(name, value, suffix)
+    return Prompt(name, value, suffix, grammar)

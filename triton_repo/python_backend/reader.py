@@ -8,6 +8,7 @@ memory goes with it.
 from __future__ import annotations
 
 import gc
+import json
 import os
 import resource
 import select
@@ -17,13 +18,17 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.processes import end_with_parent, parent_of
 from nemo_diffgemma.tokenizer import Tokenizer
-from triton_repo.python_backend.prompt import Room, tokenise
+from triton_repo.python_backend.decisions import lay_out
+from triton_repo.python_backend.prompt import Prompt, Room, tokenise
 from triton_repo.python_backend.readers import RENDER_BYTES, RENDER_S, RENDERED
+from trtllm_build.decisions.layout import Layouts
+from trtllm_build.runtime.grammars import Grammars
 
 _LOOK_S = 1.0
 
@@ -32,10 +37,13 @@ def main(arguments: list[str]) -> None:
     """The process that makes the others; ends with its socket, or with who started it."""
     control = socket.socket(fileno=int(arguments[0]))
     with Connection(os.dup(control.fileno())) as told:
-        directory, context = told.recv()
+        directory, context, canvas, vocab_size, eos_ids = told.recv()
         tokenizer = Tokenizer(directory)
         room = Room(context, tokenizer.most_bytes_per_token)
         told.send(room)
+    grammars = Grammars(tokenizer, vocab_size, eos_ids)
+    grammars.prepare()  # a second for the largest vocabulary; the other processes have it with this one's memory
+    layouts = Layouts(tokenizer, canvas, eos_ids[0])
     gc.collect()
     _lower(resource.RLIMIT_CORE, 0)
     gc.freeze()  # else the processes would soon have copies of pages that they only count references in
@@ -54,7 +62,7 @@ def main(arguments: list[str]) -> None:
             end_with_parent(signal.SIGKILL, own)
             control.close()
             os.nice(nice[0])
-            _read(Connection(descriptors[0]), tokenizer, room)
+            _read(Connection(descriptors[0]), tokenizer, room, grammars, layouts)
         os.close(descriptors[0])
 
 
@@ -66,7 +74,7 @@ def _end_orphans(model: int, server: int | None) -> None:
         os.kill(model, signal.SIGKILL)
 
 
-def _read(pipe: Connection, tokenizer: Tokenizer, room: Room) -> None:
+def _read(pipe: Connection, tokenizer: Tokenizer, room: Room, grammars: Grammars, layouts: Layouts) -> None:
     """Read prompts until nobody sends any more; does not return."""
 
     @contextmanager
@@ -78,9 +86,16 @@ def _read(pipe: Connection, tokenizer: Tokenizer, room: Room) -> None:
     try:
         pipe.send(os.getpid())
         while True:
-            prompt = pipe.recv()
+            prompt: Prompt = pipe.recv()
             try:
-                pipe.send(tokenise(prompt, tokenizer, room, rendering))
+                if prompt.decisions is not None:
+                    pipe.send(lay_out(prompt, layouts, room, rendering))
+                    continue
+                # first: what is no grammar is refused in less time than a prompt may take
+                automaton = (
+                    None if prompt.compiled or not prompt.grammar else grammars.automaton(json.loads(prompt.grammar))
+                )
+                pipe.send(replace(tokenise(prompt, tokenizer, room, rendering), grammar=automaton))
             except FieldError as refusal:
                 pipe.send(refusal)
             except Exception as error:

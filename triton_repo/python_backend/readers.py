@@ -10,9 +10,9 @@ import socket
 import subprocess
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from multiprocessing.connection import Connection, Pipe
 from pathlib import Path
@@ -22,6 +22,8 @@ from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.processes import end_with_parent, python
 from triton_repo.python_backend import LOOK_S
 from triton_repo.python_backend.prompt import Prompt, Room, TokenIds
+from trtllm_build.grammar.kept import Kept
+from trtllm_build.grammar.token_automaton import TokenAutomaton
 from trtllm_build.runtime.scheduler import QueueFull
 
 # A prompt that is longer, or takes longer than this, is read beside the others: they do not wait for it.
@@ -68,10 +70,18 @@ class Readers:
         self._waiting = self._characters = 0
         self._first: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._aside: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._grammars = Kept[TokenAutomaton]()  # by their JSON; a process that reads may end with what it knows
         self.room = Room(0, None)
 
-    def open(self, tokenizer: Path | None, context: int) -> None:
+    def open(self, tokenizer: Path | None, context: int, canvas: int, vocab_size: int, eos_ids: Sequence[int]) -> None:
         """Be ready to read for an engine of so many tokens of context.
+
+        Args:
+            tokenizer: where it lies; None for an engine without one.
+            context: tokens of the engine's context.
+            canvas: tokens of its canvas.
+            vocab_size: token ids run from 0 to this, exclusive.
+            eos_ids: tokens that end an answer.
 
         Raises:
             RuntimeError: when the process cannot load the tokenizer.
@@ -79,7 +89,7 @@ class Readers:
         self.room = Room(context, None)
         if tokenizer is not None:
             with Connection(os.dup(self._control.fileno())) as told:
-                told.send((tokenizer, context))
+                told.send((tokenizer, context, canvas, vocab_size, tuple(eos_ids)))
                 try:
                     self.room = told.recv()
                 except (EOFError, OSError):
@@ -106,7 +116,9 @@ class Readers:
                 raise QueueFull(f"the queue is full: {said} wait to be read; try again later")
             self._waiting += 1
             self._characters += prompt.size
-        self._first.put(_Job(prompt, gone, partial(self._end, prompt.size, done)))
+        known = self._grammars.find(prompt.grammar)
+        job = replace(prompt, compiled=known is not None)
+        self._first.put(_Job(job, gone, partial(self._end, prompt, known, done)))
 
     def close(self) -> None:
         """End the processes; what was not read is not answered."""
@@ -115,10 +127,17 @@ class Readers:
         self._process.wait()
         self._control.close()
 
-    def _end(self, size: int, done: Callable[[Read], None], read: Read | None) -> None:
+    def _end(
+        self, prompt: Prompt, known: TokenAutomaton | None, done: Callable[[Read], None], read: Read | None
+    ) -> None:
         with self._lock:
             self._waiting -= 1
-            self._characters -= size
+            self._characters -= prompt.size
+        if isinstance(read, TokenIds):
+            if known is not None:
+                read = replace(read, grammar=known)
+            elif read.grammar is not None:
+                self._grammars.keep(prompt.grammar, read.grammar, read.grammar.bytes)
         if read is not None:
             done(read)
 
@@ -140,7 +159,7 @@ class Readers:
         prompt = job.prompt
         if job.gone():
             job.done(None)
-        elif isinstance(prompt.value, tuple) and not prompt.suffix:
+        elif isinstance(prompt.value, tuple) and not prompt.suffix and (prompt.compiled or not prompt.grammar):
             job.done(TokenIds(prompt.value))
         elif prompt.size > LONG or (read := reader.read(prompt, job.gone, PATIENCE_S)) is None:
             self._aside.put(job)

@@ -11,6 +11,11 @@ from trtllm_build.spec import EngineSpec
 # Backend -> module with ``load(spec)``. What one backend needs may be missing where another runs.
 _MODULES = {"torch_cpu": "torch_cpu", "cuda": "cuda.backend", "tensorrt_rtx": "tensorrt_rtx.load"}
 
+# Those whose canvases can be held to a grammar: what :attr:`trtllm_build.contract.Backend.keeps_forms` is of them.
+KEEP_FORMS = frozenset({"torch_cpu", "cuda"})
+# Those that read the probabilities of labels: what :attr:`~trtllm_build.contract.Backend.reads_labels` is of them.
+READ_LABELS = frozenset({"torch_cpu"})
+
 
 def load_backend(spec: EngineSpec) -> Backend:
     """A finished bundle's weights on the hardware that it is for, ready to run.

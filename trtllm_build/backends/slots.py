@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from nemo_diffgemma.architecture import Architecture
-from trtllm_build.contract import EncodeStep
+from trtllm_build.contract import EncodeStep, LabelLogits, ReadStep
 from trtllm_build.network.cache import PREFILL_CHUNK, KVCache
 
 
@@ -22,6 +22,8 @@ class SlotBackend:
     """
 
     draws_nuclei = True
+    keeps_forms = False
+    reads_labels = False
 
     def __init__(self, arch: Architecture, dtype: torch.dtype, device: torch.device):
         self.arch = arch
@@ -53,6 +55,9 @@ class SlotBackend:
             except Exception as error:
                 results.append(error)
         return results
+
+    def read(self, steps: Sequence[ReadStep]) -> list[LabelLogits | Exception]:
+        raise NotImplementedError(f"{type(self).__name__} does not read labels")
 
     def release(self, slot: int) -> None:
         self._caches.pop(slot, None)

@@ -13,7 +13,7 @@ from torch import Tensor
 from nemo_diffgemma.architecture import Architecture
 from trtllm_build.backends.aot import load_pieces
 from trtllm_build.backends.slots import SlotBackend
-from trtllm_build.contract import CanvasStep, ReadOut
+from trtllm_build.contract import CanvasStep, LabelLogits, ReadOut, ReadStep
 from trtllm_build.network.cache import PREFILL_CHUNK, KVCache
 from trtllm_build.network.network import Network
 from trtllm_build.network.pieces import Pieces, eager_pieces
@@ -24,6 +24,9 @@ from trtllm_build.spec import EngineSpec
 
 class TorchCpu(SlotBackend):
     """See :class:`trtllm_build.contract.Backend`."""
+
+    keeps_forms = True
+    reads_labels = True
 
     def __init__(self, arch: Architecture, weights: NetworkWeights, pieces: Pieces):
         super().__init__(arch, weights.embedding.dtype, torch.device("cpu"))
@@ -75,12 +78,33 @@ class TorchCpu(SlotBackend):
             try:
                 hidden = self.network.denoise(step.canvas_ids, step.soft_embeddings, self._caches[step.slot])
                 found = self.vocabulary.read_out(
-                    hidden, step.temperature, step.draws, step.soft, step.choices, step.sampling
+                    hidden, step.temperature, step.draws, step.soft, step.choices, step.sampling, step.constraint
                 )
                 results.append(found)
             except Exception as error:
                 results.append(error)
         return results
+
+    @torch.inference_mode()
+    def read(self, steps: Sequence[ReadStep]) -> list[LabelLogits | Exception]:
+        results: list[LabelLogits | Exception] = []
+        for step in steps:
+            try:
+                results.append(self._read(step))
+            except Exception as error:
+                results.append(error)
+        return results
+
+    def _read(self, step: ReadStep) -> LabelLogits:
+        cache = self._caches[step.slot]
+        parts = []
+        with cache.borrowed(len(step.token_ids)):
+            for ids in torch.split(step.token_ids, PREFILL_CHUNK) if len(step.token_ids) else ():
+                self.network.encode(ids, cache)
+            for canvas_ids in step.canvases:  # one by one, as in denoise
+                hidden = self.network.denoise(canvas_ids, None, cache)[step.rows]
+                parts.append(self.vocabulary.read_labels(hidden, step.label_ids))
+        return LabelLogits(*(torch.stack(found) for found in zip(*parts, strict=True)))
 
     @torch.inference_mode()
     def logits(self, prompt_ids: Tensor, canvas_ids: Tensor, previous_logits: Tensor | None) -> Tensor:

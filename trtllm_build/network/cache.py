@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import Tensor
 
@@ -56,6 +59,26 @@ class KVCache:
             for buffer in buffers:
                 buffer[: end - dropped] = buffer[dropped:end].clone()
         self.length += tokens
+
+    @contextmanager
+    def borrowed(self, tokens: int) -> Iterator[None]:
+        """What is kept inside, ``tokens`` at most, is forgotten at the end: the cache is what it was, to the last bit.
+
+        Sliding layers that have to drop something for it are copied meanwhile.
+        """
+        length = self.length
+        saved = {
+            layer: [buffer[: self.held(layer)].clone() for buffer in pair]
+            for layer, pair in enumerate(self.buffers)
+            if not self._arch.is_global(layer) and length + tokens > self._arch.sliding_window - 1
+        }
+        try:
+            yield
+        finally:
+            self.length = length
+            for layer, copies in saved.items():
+                for buffer, copy in zip(self.buffers[layer], copies, strict=True):
+                    buffer[: len(copy)] = copy
 
     def grow(self, room: int) -> None:
         """Make room for more tokens, keeping those held."""

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from trtllm_build.contract import SUB, ReadOut, TokenChoice
+from trtllm_build.contract import SUB, Constraint, ReadOut, TokenChoice
 from trtllm_build.network import nucleus
 from trtllm_build.network.linear import linear
 from trtllm_build.network.pieces import Piece
@@ -44,7 +44,32 @@ class Vocabulary:
 
     def logits(self, hidden: Tensor) -> Tensor:
         """For checking: soft-capped logits ``[..., vocab]`` float32 of normed hidden states ``[..., hidden]``."""
-        return torch.tanh(linear(hidden, self._embedding).float() / self._cap) * self._cap
+        return self._logits_of(hidden, self._embedding)
+
+    def _logits_of(self, hidden: Tensor, table: Tensor) -> Tensor:
+        """Soft-capped logits ``[..., tokens]`` float32 of some rows of the table."""
+        return torch.tanh(linear(hidden, table).float() / self._cap) * self._cap
+
+    def read_labels(self, hidden: Tensor, ids: Tensor) -> tuple[Tensor, Tensor]:
+        """Log-probabilities of some tokens among all at temperature 1, and the likeliest token of all.
+
+        Args:
+            hidden: normed hidden states ``[rows, hidden]``.
+            ids: ascending token ids ``[labels]``.
+
+        Returns:
+            ``[rows, labels]`` float64, nats, and ``[rows]`` int64.
+        """
+        best, argmax = torch.full((len(hidden),), float("-inf")), torch.zeros(len(hidden), dtype=torch.int64)
+        total = torch.full((len(hidden),), float("-inf"), dtype=torch.float64)
+        wanted = []
+        for start, table in self._chunks(None):
+            logits = self._logits_of(hidden, table)
+            top, where = logits.max(-1)
+            argmax, best = torch.where(top > best, start + where, argmax), torch.maximum(best, top)
+            total = torch.logaddexp(total, logits.double().logsumexp(-1))
+            wanted.append(logits[:, ids[(ids >= start) & (ids < start + len(table))] - start])
+        return torch.cat(wanted, dim=-1).double() - total[:, None], argmax
 
     def soft_embeddings(self, tempered: Tensor) -> Tensor:
         """For checking: ``softmax(tempered) @ embedding * scale``, ``[..., vocab] -> [..., hidden]``."""
@@ -59,6 +84,7 @@ class Vocabulary:
         soft: bool,
         choices: Sequence[TokenChoice] | None = None,
         sampling: Sampling = PLAIN,
+        constraint: Constraint | None = None,
     ) -> ReadOut:
         """Argmax, sample, entropy and next soft embedding at every position of one canvas.
 
@@ -70,7 +96,15 @@ class Vocabulary:
             choices: every position in exactly one; None: all choose from the whole vocabulary.
             sampling: how tokens are drawn; another temperature takes one more pass over the table, a nucleus four
                 for rows that are not certain enough to need none.
+            constraint: a grammar; without ``choices``.
         """
+        if constraint is not None:
+            rows = constraint.rows
+            bound = self._bound(hidden[:rows], temperature, draws[:rows], soft, constraint, sampling)
+            if rows == len(hidden):
+                return bound
+            free = self._part(hidden[rows:], temperature, draws[rows:], soft, None, (), sampling)
+            return replace(_joined([bound, free]), log_z=bound.log_z)
         if choices is None:
             return self._part(hidden, temperature, draws, soft, None, (), sampling)
         parts = [
@@ -79,14 +113,18 @@ class Vocabulary:
             else self._part(hidden[c.rows], temperature, draws[c.rows], soft, c.allowed, c.excluded, sampling)
             for c in choices
         ]
-        order = torch.cat([c.rows for c in choices]).argsort()
-        embeddings = [p.soft_embeddings for p in parts if p.soft_embeddings is not None]
-        return ReadOut(
-            argmax_ids=torch.cat([p.argmax_ids for p in parts])[order],
-            sampled_ids=torch.cat([p.sampled_ids for p in parts])[order],
-            entropy=torch.cat([p.entropy for p in parts])[order],
-            soft_embeddings=torch.cat(embeddings)[order] if soft else None,
-        )
+        return _joined(parts, torch.cat([c.rows for c in choices]).argsort())
+
+    def _bound(
+        self, hidden: Tensor, temperature: float, draws: Tensor, soft: bool, constraint: Constraint, sampling: Sampling
+    ) -> ReadOut:
+        """Positions that a grammar binds."""
+        from trtllm_build.network import constrained  # numba, which takes 100 MB, is for those who need it
+
+        table = constrained.Table(self._embedding, CHUNK, self._logits_of)
+        found = constrained.read_out(hidden, table, temperature, draws, soft, constraint, sampling)
+        embeddings = found.soft_embeddings
+        return found if embeddings is None else replace(found, soft_embeddings=embeddings * self._scale)
 
     def _certain(self, ids: Tensor, soft: bool) -> ReadOut:
         """A distribution with all its weight on one token."""
@@ -233,3 +271,15 @@ def _index(token: int, allowed: Tensor | None) -> int | None:
         return token
     found = int(torch.searchsorted(allowed, token))
     return found if found < len(allowed) and int(allowed[found]) == token else None
+
+
+def _joined(parts: Sequence[ReadOut], order: Tensor | None = None) -> ReadOut:
+    """Parts of a canvas as one, their rows in order."""
+    embeddings = [p.soft_embeddings for p in parts if p.soft_embeddings is not None]
+    every = slice(None) if order is None else order
+    return ReadOut(
+        argmax_ids=torch.cat([p.argmax_ids for p in parts])[every],
+        sampled_ids=torch.cat([p.sampled_ids for p in parts])[every],
+        entropy=torch.cat([p.entropy for p in parts])[every],
+        soft_embeddings=torch.cat(embeddings)[every] if embeddings else None,
+    )

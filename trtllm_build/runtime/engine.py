@@ -20,6 +20,9 @@ from trtllm_build.contract import Backend
 from trtllm_build.hardware import available_cpus
 from trtllm_build.limits import PAGE
 from trtllm_build.network.cache import cache_bytes
+from trtllm_build.runtime.grammars import Grammars
+from trtllm_build.runtime.read import ReadCanvas, Reading, ReadRequest, Slot
+from trtllm_build.runtime.reading import ReadingSequence
 from trtllm_build.runtime.request import Block, Event, FinishReason, Request, RequestStats
 from trtllm_build.runtime.scheduler import QueueFull, Scheduler
 from trtllm_build.runtime.sequence import RunningSequence
@@ -82,6 +85,7 @@ class Engine:
         self.limits = spec.limits
         self.sampler = spec.sampler
         self.tokenizer = None if spec.tokenizer_directory is None else Tokenizer(spec.tokenizer_directory)
+        self.grammars = Grammars(self.tokenizer, self.limits.vocab_size, spec.arch.eos_token_ids)
         self._backend = backend
         limits = self.limits
         room = limits.context + limits.canvas  # the last canvas may reach past the context
@@ -105,6 +109,57 @@ class Engine:
         sequence = self._sequence(request, on_event)
         room = request.room(self.limits.canvas)
         return self._worker.submit(sequence, room, cache_bytes(self.spec.arch, self._backend.dtype, room))
+
+    def submit_read(self, request: ReadRequest, on_event: Callable[[Reading | Block], None]) -> Ticket:
+        """Queue a request that reads; returns at once.
+
+        Args:
+            request: what to read.
+            on_event: as for :meth:`submit`, with a :class:`Reading` for each canvas, in order, before the block.
+
+        Raises:
+            FieldError: when the request does not fit the engine's limits, or its backend does not read.
+            QueueFull: when as many requests wait as may wait.
+        """
+        require(
+            self._backend.reads_labels,
+            field="engine:backend",
+            value=self.manifest["backend"],
+            allowed="torch_cpu, to read the probabilities of labels",
+            fix="build with gpu=cpu",
+        )
+        sequence = ReadingSequence(request, on_event, self.limits)
+        room = request.room
+        return self._worker.submit(sequence, room, cache_bytes(self.spec.arch, self._backend.dtype, room))
+
+    def read(
+        self, prompt: Prompt, canvases: Sequence[ReadCanvas], seed: int = 0, samples: int = 1, **options: Any
+    ) -> list[tuple[Slot, ...]]:
+        """How likely each label is at the open positions of canvases: one denoising step each, nothing is written.
+
+        Args:
+            prompt: what all canvases come after; encoded once, and kept for a later read with the same one.
+            canvases: what is read.
+            seed, samples, **options: fields of :class:`ReadRequest`.
+
+        Returns:
+            Of each canvas, in order, what was read at each of its open positions. The same to the last bit for the same
+            prompt, canvas, seed and samples, whatever else runs and whatever is cached.
+
+        Raises:
+            FieldError: on a value that is out of range or does not fit the engine, before anything runs.
+            RuntimeError: when it fails while it runs, or runs out of time.
+            QueueFull: when other callers' requests fill the queue.
+        """
+        found: list[Reading | Block] = []
+        self.submit_read(ReadRequest(self._ids(prompt), tuple(canvases), seed, samples, **options), found.append).wait()
+        last = found.pop()
+        assert isinstance(last, Block)
+        if last.finish_reason == "unavailable":
+            raise QueueFull(last.error)
+        if last.finish_reason != "stop":
+            raise RuntimeError(last.error or last.finish_reason)
+        return [reading.slots for reading in found if isinstance(reading, Reading)]
 
     def stats(self) -> EngineStats:
         """Totals since the engine was loaded, and what it holds now."""
@@ -253,7 +308,13 @@ class Engine:
         self._check(request)
         limits = self.limits
         return RunningSequence(
-            request, on_event, self.tokenizer, limits.canvas, limits.vocab_size, self.spec.arch.eos_token_ids
+            request,
+            on_event,
+            self.tokenizer,
+            limits.canvas,
+            limits.vocab_size,
+            self.spec.arch.eos_token_ids,
+            None if request.grammar is None else self.grammars.transitions(request.grammar),
         )
 
     def _ids(self, prompt: Prompt) -> tuple[int, ...]:
@@ -300,6 +361,13 @@ class Engine:
             value=request.top_p,
             allowed="1, or 0: this engine's graph draws from whole distributions",
             fix="leave it out, or lower temperature",
+        )
+        require(
+            self._backend.keeps_forms or request.grammar is None,
+            field="grammar",
+            value="a grammar",
+            allowed="nothing: this engine's backend does not keep answers to a form",
+            fix="leave it out, or build with the torch or the cuda backend",
         )
         canvas = request.canvas(limits.canvas)
         require(

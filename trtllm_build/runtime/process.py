@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING, Any, BinaryIO
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.processes import end_with_parent, python
 from trtllm_build.limits import Limits
+from trtllm_build.runtime.read import Reading, ReadRequest
 from trtllm_build.runtime.request import Block, Event, Request
 from trtllm_build.runtime.scheduler import QueueFull
 from trtllm_build.runtime.stats import Progress
@@ -78,28 +79,34 @@ class EngineProcess:
         self._closing = False
         self._requests = 0
         self._numbering = threading.Lock()
-        self._receivers: dict[int, Callable[[Event | Exception], None]] = {}
+        self._receivers: dict[int, Callable[[Event | Reading | Exception], None]] = {}
         # It takes as long to import as the engine does, which the other process does meanwhile.
         from nemo_diffgemma.tokenizer import Tokenizer
+        from trtllm_build.runtime.grammars import Grammars
 
         self.manifest: dict[str, Any]
         tokenizer: Path | None
         self.limits: Limits
         self.sampler: SamplerConfig
         self._progress: Progress
-        self.manifest, self.limits, self.sampler, tokenizer, self._progress = self._first()
+        self.eos_ids: tuple[int, ...]
+        self.manifest, self.limits, self.sampler, self.eos_ids, tokenizer, self._progress = self._first()
         self.tokenizer_directory = tokenizer
         self.tokenizer = None if tokenizer is None else Tokenizer(tokenizer)
+        self.grammars = Grammars(self.tokenizer, self.limits.vocab_size, self.eos_ids)
         self._thread = threading.Thread(target=self._receive, name="engine-process", daemon=True)
         self._thread.start()
 
-    def submit(self, request: Request, on_event: Callable[[Event | Exception], None]) -> RemoteTicket:
+    def submit(
+        self, request: Request | ReadRequest, on_event: Callable[[Event | Reading | Exception], None]
+    ) -> RemoteTicket:
         """Send a request; returns at once.
 
         Args:
-            request: what to generate.
-            on_event: called from one thread with drafts and blocks; the last is a block with a finish reason, or the
-                exception that :meth:`Engine.submit` raised. It must not block.
+            request: what to generate, or to read.
+            on_event: called from one thread with drafts and blocks, or readings and a block; the last is a block with a
+                finish reason, or the exception that :meth:`Engine.submit` or :meth:`Engine.submit_read` raised. It must
+                not block.
         """
         with self._numbering:
             key = self._requests
@@ -174,7 +181,7 @@ class _Pipe:
             raise EOFError from error
 
 
-def _is_last(event: Event | Exception) -> bool:
+def _is_last(event: Event | Reading | Exception) -> bool:
     return isinstance(event, Exception) or (isinstance(event, Block) and event.finish_reason is not None)
 
 
@@ -209,14 +216,15 @@ class _Service:
                 continue
             try:
                 with self._ticketing:
-                    self._tickets[key] = self._engine.submit(request, self._sender(key))
+                    submit = self._engine.submit_read if isinstance(request, ReadRequest) else self._engine.submit
+                    self._tickets[key] = submit(request, self._sender(key))
             except Exception as error:
                 self._send(key, _portable(error))
         self._closing.set()
         reporter.join()
 
-    def _sender(self, key: int) -> Callable[[Event], None]:
-        def on_event(event: Event) -> None:
+    def _sender(self, key: int) -> Callable[[Event | Reading], None]:
+        def on_event(event: Event | Reading) -> None:
             if _is_last(event):
                 with self._ticketing:
                     self._tickets.pop(key, None)
@@ -238,7 +246,7 @@ class _Service:
         except (EOFError, OSError):
             os._exit(0)  # who asked is gone, and nobody waits for what runs
 
-    def _send(self, key: int | None, event: Event | Exception | Progress) -> None:
+    def _send(self, key: int | None, event: Event | Reading | Exception | Progress) -> None:
         try:
             self._pipe.send((key, event))
         except OSError:
@@ -258,7 +266,8 @@ def main(arguments: list[str]) -> None:
         # Who is told that it is loaded may rely on it: it has generated.
         engine.generate([[0]], max_tokens=1, max_denoising_steps=1)
         spec = engine.spec
-        loaded = (spec.manifest, spec.limits, spec.sampler, spec.tokenizer_directory, engine.progress())
+        eos = tuple(spec.arch.eos_token_ids)
+        loaded = (spec.manifest, spec.limits, spec.sampler, eos, spec.tokenizer_directory, engine.progress())
     except Exception as error:
         pipe.send(_portable(error))
         return

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Literal
+from typing import Any, Literal
 
 from nemo_diffgemma.errors import require, require_integer
+from trtllm_build.grammar.token_automaton import TokenAutomaton
 from trtllm_build.sampling import SamplerConfig, Sampling
 
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "unavailable", "error"]
@@ -40,6 +41,8 @@ class Request:
             the last of them.
         allowed: token ids that the answer is made of; None for the whole vocabulary.
         allowed_at: position -> token ids allowed there, instead of ``allowed``.
+        grammar: the form that the answer has, as :func:`trtllm_build.grammar.compile.compile_grammar` takes it or
+            gives it; None for any. An answer that is not cancelled and not late has it, within ``max_tokens``.
 
     Raises:
         FieldError: on a value out of range. Limits of the engine are checked when it is submitted.
@@ -65,6 +68,7 @@ class Request:
     pinned: Mapping[int, int] = field(default_factory=dict)
     allowed: tuple[int, ...] | None = None
     allowed_at: Mapping[int, tuple[int, ...]] = field(default_factory=dict)
+    grammar: Mapping[str, Any] | TokenAutomaton | None = None
 
     def __post_init__(self) -> None:
         require(
@@ -119,6 +123,7 @@ class Request:
             allowed=f"at most max_tokens ({self.max_tokens})",
             fix="shorten it, or raise max_tokens",
         )
+        self._check_grammar()
         self._check_positions("pinned", self.pinned)
         self._check_positions("allowed_at", self.allowed_at)
         for name, ids in (("allowed", self.allowed), *((f"allowed_at[{p}]", i) for p, i in self.allowed_at.items())):
@@ -134,6 +139,35 @@ class Request:
     def sampling(self) -> Sampling:
         """How tokens are drawn."""
         return Sampling(self.temperature, self.top_p)
+
+    def _check_grammar(self) -> None:
+        """What would cut an answer of a grammar, or forbid what it demands, does not go with one."""
+        if self.grammar is None:
+            return
+        require(
+            isinstance(self.grammar, Mapping | TokenAutomaton),
+            field="grammar",
+            value=self.grammar,
+            allowed="an object, for example {'choice': ['yes', 'no']}",
+            fix="pass one, or leave it out",
+        )
+        others = ("allowed", "allowed_at", "pinned", "min_tokens", "ignore_eos", "stop", "stop_token_ids")
+        for name in others:
+            value = getattr(self, name)
+            require(
+                value is None or not value,
+                field=name,
+                value=value,
+                allowed="nothing beside grammar, which alone says what may be written and where it ends",
+                fix=f"leave out {name}, or grammar",
+            )
+        require(
+            self.top_p in (0, 1),
+            field="top_p",
+            value=self.top_p,
+            allowed="1, or 0, beside grammar: its answers are drawn whole, not token by token",
+            fix="leave it out, or lower temperature",
+        )
 
     def _check_positions(self, name: str, positions: Mapping[int, object]) -> None:
         for position in positions:
@@ -256,6 +290,8 @@ class Block:
         stats: on the last block.
         converged: the canvas was stable and confident; False when ``max_denoising_steps`` ended it, and for a last
             block that is no canvas (``denoising_steps`` 0).
+        log_z: with a grammar, nats: log-probability, at the canvas's last step, that what its positions choose by
+            themselves is of that form.
         seconds: from the request's block before, or from its submission, to this block's commit.
     """
 
@@ -268,6 +304,7 @@ class Block:
     error: str | None = None
     stats: RequestStats | None = None
     converged: bool = False
+    log_z: float | None = None
     seconds: float = field(default=0.0, compare=False)
 
 

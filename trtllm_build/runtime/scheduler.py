@@ -26,6 +26,8 @@ class Job:
         deadline: when it ends unfinished, in seconds on the clock of :meth:`Scheduler.plan`; None for never.
         client: whose it is; clients take turns.
         salt: only a cache of a job with the same one is reused.
+        reads: nothing will be written behind its tokens. Only the whole cache of another such job with the very same
+            tokens is reused, which was encoded in the same pieces: its results are the same to the last bit.
     """
 
     key: int
@@ -35,6 +37,7 @@ class Job:
     deadline: float | None = None
     client: str = ""
     salt: str = ""
+    reads: bool = False
 
 
 @dataclass(frozen=True)
@@ -345,7 +348,8 @@ class Scheduler:
             slot: n
             for slot, kept in self._kept.items()
             if kept.job.salt == job.salt
-            and (n := len(kept.tokens)) >= self._chunk
+            and (n := len(kept.tokens)) >= (len(job.tokens) if job.reads else self._chunk)
+            and kept.job.reads >= job.reads
             and list(job.tokens[:n]) == kept.tokens
         }
         if matches:

@@ -13,7 +13,9 @@ from nemo_diffgemma.diffusion import draws, sampler, stopping
 from nemo_diffgemma.diffusion.schedule import temperature
 from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.contract import CanvasStep, ReadOut
+from trtllm_build.grammar.transitions import Transitions
 from trtllm_build.runtime.detokenize import Detokenizer
+from trtllm_build.runtime.form import Form
 from trtllm_build.runtime.request import Block, CanvasTimes, Draft, Event, FinishReason, Request, RequestStats
 from trtllm_build.runtime.rules import Rules
 
@@ -28,9 +30,11 @@ class RunningSequence:
         canvas_length: tokens per canvas of the engine.
         vocab_size: token ids run from 0 to this, exclusive.
         eos_ids: end-of-sequence token ids.
+        transitions: the request's grammar; None for a request without one.
 
     Raises:
-        FieldError: on stop strings without a tokenizer, and on token ids that are none.
+        FieldError: on stop strings without a tokenizer, on token ids that are none, and on a grammar whose shortest
+            answer is longer than ``max_tokens``.
     """
 
     def __init__(
@@ -41,6 +45,7 @@ class RunningSequence:
         canvas_length: int,
         vocab_size: int,
         eos_ids: Collection[int],
+        transitions: Transitions | None = None,
     ):
         self.request = request
         self.emit = emit
@@ -48,6 +53,7 @@ class RunningSequence:
         self._length = request.canvas(canvas_length)
         self._end_ids = frozenset((() if request.ignore_eos else tuple(eos_ids)) + tuple(request.stop_token_ids))
         self._rules = Rules(request, self._length, vocab_size, self._end_ids)
+        self._form = None if transitions is None else Form(transitions, request.max_tokens)
         self._returned = 0
         self._on_canvas = False
         self._step = 0
@@ -73,6 +79,7 @@ class RunningSequence:
             soft=remaining > 1,
             choices=self._choices,
             sampling=self.request.sampling,
+            constraint=self._constraint,
         )
 
     def _start_canvas(self) -> None:
@@ -82,6 +89,8 @@ class RunningSequence:
         self._step = 0
         self._converged = False
         self._choices = self._rules.choices(self.canvas_index)
+        self._constraint = None if self._form is None else self._form.constraint(self._length)
+        self._log_z: float | None = None
         self._canvas_ids = self._rules.start(self.canvas_index, self._choices, self._draws(draws.NOISE))
         self._soft_embeddings: Tensor | None = None
         self._argmax_ids: list[int] = []
@@ -114,6 +123,7 @@ class RunningSequence:
         noise = self._rules.noise(self._choices, self._draws(draws.NOISE, self._step))
         self._canvas_ids = torch.where(accepted, result.sampled_ids, noise)
         self._soft_embeddings = result.soft_embeddings
+        self._log_z = result.log_z
         if self.request.draft_every and self._step % self.request.draft_every == 0:
             ids = tuple(self._cut()[0])
             text = self._detokenizer.preview(ids)
@@ -134,6 +144,10 @@ class RunningSequence:
         """
         self._on_canvas = False
         ids, reason = self._cut()
+        if self._form is not None:
+            self._form.commit(self._argmax_ids)
+            if reason == "length" and self._form.complete:
+                reason = "stop"  # the whole answer, and not a token too many
         self._returned += len(ids)
         piece = self._detokenizer.push(ids, last=reason is not None)
         if piece.stopped:
@@ -150,6 +164,7 @@ class RunningSequence:
             reason,
             stats=end,
             converged=self._converged,
+            log_z=self._log_z,
             seconds=seconds,
         )
         return block, tuple(self._argmax_ids) if reason is None else None

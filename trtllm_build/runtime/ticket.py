@@ -7,6 +7,7 @@ import time
 from collections.abc import Callable
 from dataclasses import replace
 
+from trtllm_build.runtime.reading import ReadingSequence
 from trtllm_build.runtime.request import CanvasTimes, RequestStats, Timeline
 from trtllm_build.runtime.sequence import RunningSequence
 from trtllm_build.runtime.stats import Work
@@ -22,7 +23,13 @@ class Ticket:
         cancel: called with the key.
     """
 
-    def __init__(self, key: int, sequence: RunningSequence, cache_bytes: int, cancel: Callable[[int], None]):
+    def __init__(
+        self,
+        key: int,
+        sequence: RunningSequence | ReadingSequence,
+        cache_bytes: int,
+        cancel: Callable[[int], None],
+    ):
         self.key = key
         self.sequence = sequence
         self.submitted = time.monotonic()

@@ -5,10 +5,13 @@ from __future__ import annotations
 import logging
 import threading
 import time
+from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 
-from trtllm_build.contract import Backend, CanvasStep, EncodeStep, ReadOut
+from trtllm_build.contract import Backend, CanvasStep, EncodeStep, LabelLogits, ReadOut, ReadStep
+from trtllm_build.runtime.reading import ReadingSequence
 from trtllm_build.runtime.request import Block, FinishReason
 from trtllm_build.runtime.scheduler import Admission, Encode, Job, QueueFull, Scheduler
 from trtllm_build.runtime.sequence import RunningSequence
@@ -16,6 +19,8 @@ from trtllm_build.runtime.stats import EngineStats, Progress, Totals, Work
 from trtllm_build.runtime.ticket import Ticket
 
 _log = logging.getLogger(__name__)
+_Step = TypeVar("_Step")
+_Result = TypeVar("_Result")
 
 
 class Worker:
@@ -40,7 +45,7 @@ class Worker:
         self._thread = threading.Thread(target=self._run, name="diffgemma-engine", daemon=True)
         self._thread.start()
 
-    def submit(self, sequence: RunningSequence, room: int, cache_bytes: int) -> Ticket:
+    def submit(self, sequence: RunningSequence | ReadingSequence, room: int, cache_bytes: int) -> Ticket:
         """Queue a request whose cache needs ``room`` tokens.
 
         Raises:
@@ -52,7 +57,7 @@ class Worker:
                 raise RuntimeError("the engine is closed")
             ticket = Ticket(self._submitted, sequence, cache_bytes, self._cancel)
             end = None if request.deadline is None else ticket.submitted + request.deadline
-            owner = request.client, request.cache_salt
+            owner = request.client, request.cache_salt, isinstance(sequence, ReadingSequence)
             try:
                 self._scheduler.submit(Job(ticket.key, request.prompt_ids, room, request.priority, end, *owner))
             except QueueFull:
@@ -139,40 +144,66 @@ class Worker:
 
     def _denoise(self, running: list[tuple[int, int]]) -> None:
         """One denoising step of every running canvas; finished ones are committed."""
-        steps: list[CanvasStep] = []
-        keys: list[int] = []
+        canvases: dict[int, CanvasStep] = {}
+        reads: dict[int, ReadStep] = {}
         for key, slot in running:
             try:
-                steps.append(self._tickets[key].sequence.next_step(slot))
-                keys.append(key)
+                step = self._tickets[key].sequence.next_step(slot)
             except Exception as error:
                 self._fail(key, error)
+                continue
+            if isinstance(step, ReadStep):
+                reads[key] = step
+            else:
+                canvases[key] = step
+        self._run_steps(canvases, self._backend.denoise, self._advance)
+        self._run_steps(reads, self._backend.read, self._read)
+
+    def _run_steps(
+        self,
+        steps: dict[int, _Step],
+        run: Callable[[list[_Step]], list[_Result | Exception]],
+        take: Callable[[int, _Result], None],
+    ) -> None:
+        """Steps by their job, and what is done with each one's result."""
         if not steps:
             return
         try:
-            results = self._backend.denoise(steps)
+            results = run(list(steps.values()))
         except Exception as error:
             results = [error] * len(steps)
-        for key, result in zip(keys, results, strict=True):
+        for key, result in zip(steps, results, strict=True):
             try:  # what fails in one request stays in that request
-                self._advance(key, result)
+                if isinstance(result, Exception):
+                    raise result
+                take(key, result)
             except Exception as error:
                 self._fail(key, error)
 
-    def _advance(self, key: int, result: ReadOut | Exception) -> None:
-        if isinstance(result, Exception):
-            raise result
+    def _read(self, key: int, result: LabelLogits) -> None:
         ticket = self._tickets[key]
-        if not ticket.sequence.advance(result):
+        sequence = ticket.sequence
+        assert isinstance(sequence, ReadingSequence)
+        ticket.encoded += len(sequence.request.canvases[sequence.canvas_index].token_ids)
+        if sequence.advance(result):
+            with self._wake:
+                self._scheduler.finished(key)
+            self._end(key, sequence.end("stop", ticket.stats()))
+
+    def _advance(self, key: int, result: ReadOut) -> None:
+        ticket = self._tickets[key]
+        sequence = ticket.sequence
+        assert isinstance(sequence, RunningSequence)
+        if not sequence.advance(result):
             return
         seconds = ticket.canvas()
-        block, tokens = ticket.sequence.commit(ticket.stats, seconds)
+        block, tokens = sequence.commit(ticket.stats, seconds)
         if tokens is None:
             with self._wake:
                 self._scheduler.finished(key)
             self._end(key, block)
             return
-        ticket.sequence.emit(block)
+        sequence.emit(block)
         with self._wake:
             self._scheduler.committed(key, tokens)
 

@@ -16,7 +16,7 @@ from trtllm_build.backends.cuda.device_weights import DeviceWeights, load_weight
 from trtllm_build.backends.cuda.fused import loaded_ops
 from trtllm_build.backends.cuda.network import DeviceNetwork
 from trtllm_build.backends.cuda.ops import Ops
-from trtllm_build.contract import CanvasStep, EncodeStep, ReadOut, TokenChoice
+from trtllm_build.contract import CanvasStep, Constraint, EncodeStep, LabelLogits, ReadOut, ReadStep, TokenChoice
 from trtllm_build.limits import PAGE, Limits
 from trtllm_build.network import nucleus
 from trtllm_build.spec import EngineSpec
@@ -39,6 +39,8 @@ class Cuda:
     """
 
     draws_nuclei = True
+    keeps_forms = True
+    reads_labels = False
 
     def __init__(self, arch: Architecture, weights: DeviceWeights, ops: Ops, limits: Limits, graphs: bool = True):
         self.arch = arch
@@ -104,6 +106,9 @@ class Cuda:
             results += self._denoise_part(next(c for c in self._denoise if c.batch >= len(part)), part)
         return results
 
+    def read(self, steps: Sequence[ReadStep]) -> list[LabelLogits | Exception]:
+        raise NotImplementedError("this backend does not read labels")
+
     def _denoise_part(self, call: DenoiseCall, steps: Sequence[CanvasStep]) -> list[ReadOut | Exception]:
         canvas, b = self.arch.canvas_length, call.buffers
         ids = torch.zeros(call.batch, canvas, dtype=torch.int64)
@@ -136,13 +141,14 @@ class Cuda:
         found = ReadOut(tokens[0, :count].clone(), tokens[1, :count].clone(), entropy[:count].clone(), soft)
         if not bool(found.entropy.isfinite().all()):
             return FloatingPointError("NaN or infinity in the canvas, or in what it reads of the cache")
+        hidden = call.buffers.hidden[index * self.arch.canvas_length :][:count]
+        bound = 0
+        if step.constraint is not None:
+            found, bound = self._bind(found, hidden, step, step.constraint), step.constraint.rows
         if step.choices is not None:
-            start = index * self.arch.canvas_length
-            self._choose(found, call.buffers.hidden[start : start + count], step, step.choices)
+            self._choose(found, hidden, step, step.choices)
         if not step.sampling.plain:
-            start = index * self.arch.canvas_length
-            hidden = call.buffers.hidden[start : start + count]
-            for choice in step.choices or (TokenChoice(torch.arange(count)),):
+            for choice in step.choices or (TokenChoice(torch.arange(bound, count)),):
                 if choice.fixed is None:
                     rows = choice.rows
                     if 0 < step.sampling.top_p < 1:
@@ -153,6 +159,17 @@ class Cuda:
                             found.argmax_ids, hidden, step, replace(choice, rows=rows)
                         )
         return found
+
+    def _bind(self, found: ReadOut, hidden: Tensor, step: CanvasStep, constraint: Constraint) -> ReadOut:
+        """``found`` with the rows that a grammar binds as it has them."""
+        from trtllm_build.backends.cuda.form import read_bound  # numba, which takes 100 MB, is for those who need it
+
+        bound, rows = read_bound(self.network, hidden, step, constraint), constraint.rows
+        found.argmax_ids[:rows], found.sampled_ids[:rows] = bound.argmax_ids, bound.sampled_ids
+        found.entropy[:rows] = bound.entropy
+        if found.soft_embeddings is not None and bound.soft_embeddings is not None:
+            found.soft_embeddings[:rows] = bound.soft_embeddings
+        return replace(found, log_z=bound.log_z)
 
     def _sample(self, argmax_ids: Tensor, hidden: Tensor, step: CanvasStep, choice: TokenChoice) -> Tensor:
         """Tokens ``[rows]`` of positions that choose from the same, drawn as the step's ``sampling`` has it."""

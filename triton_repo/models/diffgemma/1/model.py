@@ -6,6 +6,7 @@ import resource
 import traceback
 from dataclasses import replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import triton_python_backend_utils as pb
@@ -13,6 +14,7 @@ import triton_python_backend_utils as pb
 from nemo_diffgemma.errors import FieldError
 from triton_repo.config import check_engine
 from triton_repo.python_backend.courier import Call, Courier, Failure, ShuttingDown
+from triton_repo.python_backend.decisions import DecisionsAsked, ask_decisions
 from triton_repo.python_backend.metrics import Metrics
 from triton_repo.python_backend.parameters import parameters_of
 from triton_repo.python_backend.parse import Asked, ask
@@ -32,6 +34,7 @@ from triton_repo.tensors import (
     ENGINE_VARIABLE,
     LOG_PROMPTS_VARIABLE,
 )
+from trtllm_build.decisions.calibration import read_calibration
 from trtllm_build.runtime.process import EngineProcess
 from trtllm_build.runtime.scheduler import QueueFull
 
@@ -67,7 +70,11 @@ class TritonPythonModel:
         self.readers = Readers(_end)
         cpus = [int(cpu) for cpu in os.environ.get(ENGINE_CPUS_VARIABLE, "").split(",") if cpu]
         self.engine = EngineProcess(os.environ[ENGINE_VARIABLE], _end, cpus)
-        self.readers.open(self.engine.tokenizer_directory, self.engine.limits.context)
+        limits = self.engine.limits
+        sizes = limits.context, limits.canvas, limits.vocab_size
+        self.readers.open(self.engine.tokenizer_directory, *sizes, self.engine.eos_ids)
+        self.temperatures = read_calibration(Path(os.environ[ENGINE_VARIABLE]))
+        self.engine.grammars.prepare_calls()
         check_engine(json.loads(args["model_config"])["parameters"], self.engine.manifest)
         metrics = Metrics(pb, {"model": args["model_name"], "version": args["model_version"]})
         self.recorder = Recorder(Spans.from_environment())
@@ -88,13 +95,18 @@ class TritonPythonModel:
                     raise ShuttingDown("the server is shutting down")
                 arrays = _arrays(request)
                 call.caller = replace(caller, prompt=_prompt(arrays))
-                asked = ask(arrays, parameters, self.engine, self.readers.room)
+                asked: Asked | DecisionsAsked
+                if "questions" in arrays:
+                    where = self.engine, self.readers.room
+                    asked = ask_decisions(arrays, parameters, *where, self.temperatures)
+                else:
+                    asked = ask(arrays, parameters, self.engine, self.readers.room)
                 call.expect(asked)
                 self.readers.read(asked.prompt, call.is_over, partial(self._begin, call, asked))
             except Exception as failure:
                 _fail(call, failure)
 
-    def _begin(self, call: Call, asked: Asked, read: TokenIds | Exception) -> None:
+    def _begin(self, call: Call, asked: Asked | DecisionsAsked, read: TokenIds | Exception) -> None:
         try:
             if isinstance(read, Exception):
                 raise read

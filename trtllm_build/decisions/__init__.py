@@ -1,0 +1,1 @@
+"""Typed decisions: questions become canvases to be read, and what was read becomes answers."""
