@@ -51,12 +51,16 @@ def test_work_is_stopped_by_an_exception_and_handlers_come_back() -> None:
 
 def test_a_signal_that_a_library_makes_another_error_of() -> None:
     """As safetensors does, for whose Rust a call of Python's has failed, whatever the reason."""
-    before = signal.getsignal(signal.SIGUSR1)
-    with pytest.raises(Stopped, match="SIGUSR1"), stoppable():
+
+    def read() -> None:
         try:
             signal.raise_signal(signal.SIGUSR1)
         except BaseException as error:
             raise ValueError("could not determine the shape") from error
+
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(Stopped, match="SIGUSR1"), stoppable():
+        read()
     with pytest.raises(ValueError, match="of its own"), stoppable():  # it was the signal of another block
         raise ValueError("of its own")
     assert signal.getsignal(signal.SIGUSR1) == before

@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from multiprocessing.connection import Connection
 
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.processes import end_with_parent
+from nemo_diffgemma.processes import end_with_parent, lower, memory
 from nemo_diffgemma.tokenizer import Tokenizer
 from triton_repo.python_backend.prompt import Room, tokenise
 from triton_repo.python_backend.readers import RENDER_BYTES, RENDER_S, RENDERED
@@ -34,7 +34,7 @@ def main(arguments: list[str]) -> None:
         room = Room(context, tokenizer.most_bytes_per_token)
         told.send(room)
     gc.collect()
-    _lower(resource.RLIMIT_CORE, 0)
+    lower(resource.RLIMIT_CORE, 0)
     gc.freeze()  # else the processes would soon have copies of pages that they only count references in
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever talks to one sees its end
     own = os.getpid()
@@ -76,22 +76,13 @@ def _read(pipe: Connection, tokenizer: Tokenizer, room: Room) -> None:
 @contextmanager
 def _limits() -> Iterator[None]:
     """Let the kernel end what takes too long, whatever it is doing, and refuse it too much memory."""
-    time_before, size_before = (resource.getrlimit(limit) for limit in (resource.RLIMIT_CPU, resource.RLIMIT_AS))
-    with open("/proc/self/statm") as file:
-        size = int(file.read().split()[0]) * resource.getpagesize()
-    _lower(resource.RLIMIT_CPU, int(time.process_time()) + 1 + RENDER_S)
-    _lower(resource.RLIMIT_AS, size + RENDER_BYTES)
+    before = resource.getrlimit(resource.RLIMIT_CPU)
+    lower(resource.RLIMIT_CPU, int(time.process_time()) + 1 + RENDER_S)
     try:
-        yield
+        with memory(RENDER_BYTES):
+            yield
     finally:
-        resource.setrlimit(resource.RLIMIT_CPU, time_before)
-        resource.setrlimit(resource.RLIMIT_AS, size_before)
-
-
-def _lower(limit: int, most: int) -> None:
-    """Only the soft limit, which can be raised again."""
-    soft, hard = resource.getrlimit(limit)
-    resource.setrlimit(limit, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+        resource.setrlimit(resource.RLIMIT_CPU, before)
 
 
 if __name__ == "__main__":
