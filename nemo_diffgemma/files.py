@@ -154,12 +154,12 @@ def put_in_place(partial: Path, directory: Path, marker: str, field: str) -> Non
     place = directory.resolve()
     old = partial.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
     try:
+        if place.exists():
+            place.rename(old)
         partial.rename(place)
-    except BaseException:
-        if old.exists():
+    except BaseException:  # a signal, too, at any moment: then the new one may be in its place already
+        if old.exists() and not place.exists():
             old.rename(place)
         raise
     shutil.rmtree(old, ignore_errors=True)

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from nemo_diffgemma.entry import Stopped
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.files import (
     check_replaceable,
@@ -116,6 +117,27 @@ def test_what_a_killed_process_had_moved_aside_comes_back(tmp_path: Path) -> Non
     put_in_place(partial, target, MARKER, "output")
     assert (target / "weights").read_text() == "second"
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
+
+
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_signal_right_after_a_rename(renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the command as a signal does, with the folder before or the one after in place, never without one."""
+    target, usual, done = tmp_path / "model", Path.rename, 0
+    make(target, "first")
+    partial = prepare(target, "second")
+
+    def rename(path: Path, there: Path) -> Path:
+        nonlocal done
+        result, done = usual(path, there), done + 1
+        if done == renames:
+            raise Stopped(15)
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename)
+        with pytest.raises(Stopped):
+            put_in_place(partial, target, MARKER, "output")
+    assert (target / "weights").read_text() == ("first", "second")[renames - 1]
 
 
 def test_a_copy_of_mine_beside_it_stays(tmp_path: Path) -> None:
