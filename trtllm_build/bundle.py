@@ -153,8 +153,8 @@ def unchanged(directory: Path) -> Iterator[None]:
 def _identity(directory: Path) -> list[tuple[int, int, int, int]]:
     """What tells the folder and its manifest from others of these names; empty when there is none."""
     with suppress(OSError):
-        place = directory.resolve()
-        return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in (place.stat(), (place / MANIFEST).stat())]
+        found = (directory.stat(), (directory / MANIFEST).stat())
+        return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in found]
     return []
 
 

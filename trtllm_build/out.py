@@ -21,6 +21,7 @@ from nemo_diffgemma.files import (
     locked,
     partial_directory,
     put_in_place,
+    regular_text,
     some,
     write_text,
 )
@@ -230,9 +231,9 @@ def _left_behind(folder: Path) -> Iterator[Path]:
 
 def _stamp_of(work: Path) -> str | None:
     try:
-        text = (work / INPUTS).read_text(encoding="utf-8")
+        text = regular_text(work / INPUTS)
         json.loads(text)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return text
 

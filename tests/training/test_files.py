@@ -12,6 +12,7 @@ from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.files import (
     check_replaceable,
     file_entries,
+    locked,
     new_file,
     partial_directory,
     put_in_place,
@@ -146,6 +147,30 @@ def test_a_copy_of_mine_beside_it_stays(tmp_path: Path) -> None:
     target.rename(tmp_path / ".model.mine.old")
     check_replaceable(target, MARKER, "output")
     assert [path.name for path in tmp_path.iterdir()] == [".model.mine.old"]
+
+
+@pytest.mark.parametrize("marker", ["a pipe", "a link to itself", "a folder", "brackets"])
+def test_a_marker_that_is_no_file_of_ours(marker: str, tmp_path: Path) -> None:
+    """A pipe would be waited for."""
+    make(target := tmp_path / "model", "first")
+    (path := target / MARKER).unlink()
+    if marker == "a pipe":
+        os.mkfifo(path)
+    elif marker == "a link to itself":
+        path.symlink_to(MARKER)
+    elif marker == "a folder":
+        path.mkdir()
+    else:
+        path.write_text("[" * 100_000)
+    with pytest.raises(FieldError, match=rf"^output: '{target} holds .*nothing was changed"):
+        check_replaceable(target, MARKER, "output")
+
+
+def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(OSError, match="No such device"), locked(tmp_path / "lock", print, print):
+        pass
+    assert (tmp_path / "lock").is_fifo()
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])
