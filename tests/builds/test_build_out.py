@@ -222,6 +222,9 @@ def test_a_damaged_bundle_is_built_again_and_kept(checkpoint: Path, tmp_path: Pa
         kept = tmp_path / f"engine.damaged-{number}"
         assert contents(kept) == broken
         assert f"bundle   {out} was damaged ({what}): it is kept as {kept}" in lines
+    (out / MANIFEST).write_text("[" * 100_000)
+    built(checkpoint, out)
+    Bundle.open(out)
     (out / MANIFEST).write_text("{}")
     (out / "notes.txt").write_text("mine")
     broken = contents(out)
