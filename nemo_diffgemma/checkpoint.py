@@ -14,6 +14,8 @@ from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_sha256, some
 from nemo_diffgemma.hf_config import load_architecture, write_config
 from nemo_diffgemma.json_files import read_object
+from nemo_diffgemma.tokenizer_names import TOKENIZER_FILES as TOKENIZER_FILES
+from nemo_diffgemma.tokenizer_names import tokenizer_files
 from nemo_diffgemma.weight_files import INDEX as INDEX
 from nemo_diffgemma.weight_files import REFETCH, Shape, Stored, find_weights
 
@@ -24,14 +26,6 @@ DECODER = "model.decoder."
 ENCODER = "model.encoder.language_model."
 ENCODER_SCALAR = ENCODER + "layers.{}.layer_scalar"
 VISION_PREFIXES = ("model.encoder.vision_tower.", "model.encoder.embed_vision.")
-# Everything beside the weights that belongs to a checkpoint and travels with it.
-TOKENIZER_FILES = (
-    "tokenizer.json",
-    "tokenizer_config.json",
-    "special_tokens_map.json",
-    "chat_template.jinja",
-    "tokenizer.model",
-)
 # Conversations that travel with a checkpoint: those kept from training, to measure quality on; and some that it was
 # trained on, to find scales of activations with.
 HELD_OUT, CALIBRATION = "held_out.jsonl", "calibration.jsonl"
@@ -263,8 +257,8 @@ class Checkpoint:
 
     @property
     def tokenizer_files(self) -> list[Path]:
-        """Paths of the tokenizer's files that exist; empty when the checkpoint has no tokenizer."""
-        return [self.directory / name for name in TOKENIZER_FILES if (self.directory / name).is_file()]
+        """As :func:`tokenizer_files` finds them."""
+        return tokenizer_files(self.directory)
 
     @cached_property
     def sha256(self) -> str:

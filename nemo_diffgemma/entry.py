@@ -10,7 +10,7 @@ import sys
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from types import FrameType
-from typing import Any
+from typing import Any, NoReturn
 
 # Preemption, eviction, `docker stop` and scancel send SIGTERM; a terminal SIGINT and SIGHUP; Slurm, asked to warn
 # before its time limit, SIGUSR1.
@@ -65,19 +65,37 @@ class Stopped(BaseException):
         super().__init__(signal.Signals(number).name)
 
 
+def stop(number: int, _frame: FrameType | None = None) -> NoReturn:
+    """Handler of a signal: raises :class:`Stopped` where the process is."""
+    _told[:] = [number]
+    raise Stopped(number)
+
+
+@contextmanager
+def told_apart() -> Iterator[None]:
+    """Have :class:`Stopped` leave this block also where a library made another error of it on its way.
+
+    What is written in Rust or C++ and calls Python (safetensors does) says that the call failed, whatever the reason.
+    """
+    _told.clear()
+    try:
+        yield
+    except Exception as error:
+        if _told:
+            raise Stopped(_told[0]) from error
+        raise
+
+
 @contextmanager
 def stoppable() -> Iterator[None]:
     """Have a signal raise :class:`Stopped` in this block, wherever the process is; ignored ones stay ignored."""
-
-    def stop(number: int, _frame: FrameType | None) -> None:
-        raise Stopped(number)
-
     before = {number: signal.getsignal(number) for number in SIGNALS}
     try:
         for number, handler in before.items():
             if handler != signal.SIG_IGN:
                 signal.signal(number, stop)
-        yield
+        with told_apart():
+            yield
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
@@ -117,6 +135,7 @@ def status_of_output(printed: bool) -> int:
 
 
 _lost: dict[int, OSError] = {}
+_told: list[int] = []  # the signal that Stopped was raised for
 
 
 class _Steady(io.FileIO):

@@ -154,12 +154,12 @@ def put_in_place(partial: Path, directory: Path, marker: str, field: str) -> Non
     place = directory.resolve()
     old = partial.with_suffix(".old")
     shutil.rmtree(old, ignore_errors=True)
-    if place.exists():
-        place.rename(old)
     try:
+        if place.exists():
+            place.rename(old)
         partial.rename(place)
-    except BaseException:
-        if old.exists():
+    except BaseException:  # a signal, too, at any moment: then the new one may be in its place already
+        if old.exists() and not place.exists():
             old.rename(place)
         raise
     shutil.rmtree(old, ignore_errors=True)
@@ -184,10 +184,21 @@ def some(names: list[str]) -> str:
 def listed_files(directory: Path, marker: str) -> Mapping[str, Any] | None:
     """What the ``marker`` of a folder lists under ``files``; None when there is no such list."""
     try:
-        found = json.loads((directory / marker).read_text(encoding="utf-8"))["files"]
-    except (OSError, ValueError, KeyError, TypeError):
+        found = json.loads(regular_text(directory / marker))["files"]
+    except (OSError, ValueError, KeyError, TypeError, RecursionError):
         return None
     return found if isinstance(found, dict) else None
+
+
+def regular_text(path: Path) -> str:
+    """A UTF-8 text file, of a name that may be somebody's: reading a pipe would wait for who writes into it.
+
+    Raises:
+        OSError: when it cannot be read, or is no regular file.
+    """
+    if not path.is_file():
+        raise OSError(errno.EINVAL, "no regular file", str(path))
+    return path.read_text(encoding="utf-8")
 
 
 def _foreign(directory: Path, marker: str) -> list[str]:
@@ -262,8 +273,13 @@ def _lock_file(path: Path) -> IO[str]:
     for _ in range(99):
         path.parent.mkdir(parents=True, exist_ok=True)
         with suppress(FileNotFoundError):  # who held the lock has just removed the folder that was made for it
-            return path.open("a")
-    return path.open("a")
+            return open(path, "a", opener=_at_once)
+    return open(path, "a", opener=_at_once)
+
+
+def _at_once(path: str, flags: int) -> int:
+    """Open a file, and no pipe of that name: that would wait for who reads it."""
+    return os.open(path, flags | os.O_NONBLOCK, 0o666)
 
 
 def _lock(file: IO[str], busy: Callable[[], None], unsupported: Callable[[], None], path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Processes of our own: the Python that runs them, their end with who started them, the files they may open."""
+"""Processes of our own: the Python that runs them, their end with who started them, what they may take."""
 
 from __future__ import annotations
 
@@ -7,6 +7,8 @@ import os
 import resource
 import signal
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 _PR_SET_PDEATHSIG = 1  # prctl(2)
@@ -52,3 +54,22 @@ def raise_open_files() -> int:
     most = _MANY_FILES if hard == resource.RLIM_INFINITY else min(hard, _MANY_FILES)
     resource.setrlimit(resource.RLIMIT_NOFILE, (most, hard))
     return most
+
+
+@contextmanager
+def memory(most: int) -> Iterator[None]:
+    """Have this process get at most so many bytes more in this block: what asks for more gets a MemoryError."""
+    before = resource.getrlimit(resource.RLIMIT_AS)
+    with open("/proc/self/statm") as file:
+        size = int(file.read().split()[0]) * resource.getpagesize()
+    lower(resource.RLIMIT_AS, size + most)
+    try:
+        yield
+    finally:
+        resource.setrlimit(resource.RLIMIT_AS, before)
+
+
+def lower(limit: int, most: int) -> None:
+    """Lower one of the kernel's limits; only the soft one, which can be raised again."""
+    soft, hard = resource.getrlimit(limit)
+    resource.setrlimit(limit, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))

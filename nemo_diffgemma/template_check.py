@@ -14,9 +14,10 @@ from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.processes import memory
 
 # Of a template for one short message: the released one takes less than a hundredth.
-MOST_STEPS, MOST_CHARACTERS = 100_000, 1_000_000
+MOST_STEPS, MOST_CHARACTERS, MOST_BYTES = 100_000, 1_000_000, 2**29
 # A number that a template writes out; what is larger only makes something huge.
 _MOST_NUMBER = 1_000_000
 _FIX = "take the template that the checkpoint's publisher gives, and build again"
@@ -44,6 +45,8 @@ def check_text(template: str) -> None:
         tree = environment.parse(template)
     except TemplateSyntaxError as error:
         raise _refused(f"line {error.lineno}: {error.message}", "a template that jinja2 can read") from error
+    except RecursionError:
+        raise _refused("brackets or blocks too deep in each other", "a template that jinja2 can read") from None
     for node in tree.find_all((nodes.Getattr, nodes.Const, nodes.Pow)):
         if isinstance(node, nodes.Getattr) and node.attr.startswith("_"):
             raise _refused(f"line {node.lineno}: .{node.attr}", "no name that begins with _: Python's inside")
@@ -62,7 +65,8 @@ def check_run(render: Callable[[], str]) -> None:
         render: renders it; may raise anything, which is left to the conversations that come.
 
     Raises:
-        FieldError: when it takes more than :data:`MOST_STEPS` or :data:`MOST_CHARACTERS`, or leaves its sandbox.
+        FieldError: when it takes more than :data:`MOST_STEPS`, :data:`MOST_CHARACTERS` or :data:`MOST_BYTES` of memory
+            (a single step may multiply a text), or leaves its sandbox.
     """
     before, count = sys.gettrace(), 0
 
@@ -78,7 +82,11 @@ def check_run(render: Callable[[], str]) -> None:
 
     sys.settrace(enter)
     try:
-        text = render()
+        with memory(MOST_BYTES):
+            text = render()
+    except MemoryError:
+        allowed = f"at most {MOST_BYTES >> 20} MiB for one short message"
+        raise _refused("more memory than it gets", allowed) from None
     except _TooLong:
         allowed = f"at most {MOST_STEPS} for one short message"
         raise _refused(f"more than {MOST_STEPS} steps", allowed) from None

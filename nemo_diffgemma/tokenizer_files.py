@@ -12,6 +12,7 @@ from tokenizers import pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
 from nemo_diffgemma.errors import FieldError
+from nemo_diffgemma.tokenizer_names import tokenizer_files
 
 MARKER = re.compile(r"<\|[^\s<>]{1,40}>|<[^\s<>]{1,40}\|>|<(?:start|end)_of_\w+>")
 """How control tokens of this family look, whatever a tokenizer's file says of them."""
@@ -21,8 +22,9 @@ def load_files(directory: Path) -> PreTrainedTokenizerFast:
     """The tokenizer of a folder.
 
     Raises:
-        FieldError: when transformers makes none of its files.
+        FieldError: when transformers makes none of its files, or would pass one over that is there by name alone.
     """
+    tokenizer_files(directory, "tokenizer")
     try:
         return _load(directory)
     except Exception as error:  # of whatever kind: several libraries read these files

@@ -18,11 +18,13 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Self
 
-from nemo_diffgemma.errors import require
+from nemo_diffgemma.errors import FieldError, require
 from nemo_diffgemma.files import file_entries, write_json
 from trtllm_build.bundle_files import LOG, check_files
 from trtllm_build.hardware import has_gpu, this_machine
@@ -53,7 +55,11 @@ class Bundle:
             directory: the bundle.
             elsewhere: accept one that is for other hardware: it can be looked at, not run.
         """
-        directory = Path(directory)
+        with unchanged(Path(directory)):
+            return cls._open(Path(directory), elsewhere)
+
+    @classmethod
+    def _open(cls, directory: Path, elsewhere: bool) -> Self:
         path = directory / MANIFEST
         require(
             os.path.lexists(path),
@@ -118,6 +124,38 @@ class Bundle:
         weights = self.manifest["precision"]["name"] if self.manifest["checkpoint"].get("random") else None
         limits, runtime = Limits(**self.manifest["limits"]), dict(self.manifest["runtime"])
         return EngineSpec(self.directory, limits, runtime, weights, self.manifest)
+
+
+@contextmanager
+def unchanged(directory: Path) -> Iterator[None]:
+    """Read a bundle in this block, all of it from one build: another may be put in its place at any moment.
+
+    Raises:
+        FieldError: when there is another at the end than at the beginning, whatever became of the block.
+    """
+    before = _identity(directory)
+    replaced = FieldError(
+        field="engine",
+        value=str(directory),
+        allowed="a bundle that stays while it is read; this one was replaced meanwhile",
+        fix="run the same command again, once it is built",
+    )
+    try:
+        yield
+    except Exception as error:
+        if _identity(directory) != before:
+            raise replaced from error
+        raise
+    if _identity(directory) != before:
+        raise replaced
+
+
+def _identity(directory: Path) -> list[tuple[int, int, int, int]]:
+    """What tells the folder and its manifest from others of these names; empty when there is none."""
+    with suppress(OSError):
+        found = (directory.stat(), (directory / MANIFEST).stat())
+        return [(s.st_dev, s.st_ino, s.st_size, s.st_mtime_ns) for s in found]
+    return []
 
 
 def describe(hardware: dict[str, Any]) -> str:

@@ -7,7 +7,7 @@ import os
 import shutil
 import tempfile
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, suppress
 from glob import escape
 from pathlib import Path
 
@@ -21,7 +21,9 @@ from nemo_diffgemma.files import (
     locked,
     partial_directory,
     put_in_place,
+    regular_text,
     some,
+    write_text,
 )
 from nemo_diffgemma.machine import writing
 from trtllm_build.bundle_files import INPUTS, is_bundle_file
@@ -120,7 +122,8 @@ def working(folder: Path, stamp: str, note: Report) -> Iterator[Path]:
         OSError: naming the bundle, when a file in there cannot be written; what is finished stays.
     """
     new = not partial_directory(folder, stamp).exists()
-    work = work_directory(folder, stamp, note)
+    with writing(folder):
+        work = work_directory(folder, stamp, note)
     try:
         with writing(folder):
             yield work
@@ -153,6 +156,9 @@ def work_directory(folder: Path, stamp: str, note: Report) -> Path:
         _remove_halves(work)
         note(f"resume   {work}")
         return work
+    # a build that was killed over its first file
+    for path in work.glob(f".{INPUTS}.*.partial"):
+        path.unlink()
     require(
         not work.exists() or not any(work.iterdir()),
         field="out",
@@ -161,7 +167,12 @@ def work_directory(folder: Path, stamp: str, note: Report) -> Path:
         fix=f"remove {work}, or pass out=DIR with another folder",
     )
     work.mkdir(parents=True, exist_ok=True)
-    (work / INPUTS).write_text(stamp, encoding="utf-8")
+    try:
+        write_text(work / INPUTS, stamp)
+    except BaseException:
+        with suppress(OSError):  # what says whose it is was written just before
+            work.rmdir()
+        raise
     return work
 
 
@@ -220,9 +231,9 @@ def _left_behind(folder: Path) -> Iterator[Path]:
 
 def _stamp_of(work: Path) -> str | None:
     try:
-        text = (work / INPUTS).read_text(encoding="utf-8")
+        text = regular_text(work / INPUTS)
         json.loads(text)
-    except (OSError, ValueError):
+    except (OSError, ValueError, RecursionError):
         return None
     return text
 

@@ -305,7 +305,12 @@ def _same_bundle(out: Path, inputs: dict[str, Any]) -> Manifest | None:
         if any(stated.get(k) != v for k, v in inputs.items()):
             return None
         return Bundle.open(out, elsewhere=True).manifest
-    except (OSError, ValueError, AttributeError):  # none, or a damaged one (a FieldError): it is built again
+    except (
+        OSError,
+        ValueError,
+        AttributeError,
+        RecursionError,
+    ):  # none, or a damaged one (a FieldError): it is built again
         return None
 
 

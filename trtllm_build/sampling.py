@@ -8,6 +8,7 @@ from typing import Any, Self
 
 from nemo_diffgemma.errors import require, require_integer
 
+_SAMPLER = "EntropyBoundSamplerConfig"  # transformers' name of the one sampler there is
 LEAST_TEMPERATURE = 1e-6  # the soft-cap divided by less is no float32 to compute with
 
 
@@ -104,11 +105,20 @@ class SamplerConfig:
         """Read what a checkpoint's ``generation_config.json`` sets; the rest keeps the released defaults.
 
         Raises:
-            FieldError: on a value out of range, or of another kind.
+            FieldError: on a value out of range, or of another kind; when the checkpoint asks for another sampler.
         """
         known = {f.name: values[f.name] for f in fields(cls) if values.get(f.name) is not None}
-        sampler = values.get("sampler_config") or {}
-        require(isinstance(sampler, dict), field="sampler_config", value=sampler, allowed="an object", fix="remove it")
+        sampler = values.get("sampler_config")
+        sampler = {} if sampler is None else sampler
+        # of another sampler its settings would be passed over, and this one would run in its place
+        good = isinstance(sampler, dict) and sampler.keys() <= {"_cls_name", "entropy_bound"}
+        require(
+            good and sampler.get("_cls_name") in (None, _SAMPLER),
+            field="sampler_config",
+            value=sampler,
+            allowed=f"an object with entropy_bound, and _cls_name {_SAMPLER}",
+            fix="remove it",
+        )
         if sampler.get("entropy_bound") is not None:
             known["entropy_bound"] = sampler["entropy_bound"]
         return cls(**known)

@@ -94,8 +94,7 @@ def _from_messages(record: Record, where: str) -> tuple[list[Message], str]:
     fix = 'write "tools": [{"type": "function", "function": {...}}]'
     require(is_absent(old), field=f"{where}: functions", value=old, allowed=allowed, fix=fix)
     messages = _each(record, where, key, _message)
-    weight, field = record[key][-1].get("weight"), f"{where}: weight of the last message"
-    require(weight in (None, 1), field=field, value=weight, allowed="1: it is learnt", fix="drop the line")
+    _check_weight(record[key], where)
     return messages, "role"
 
 
@@ -110,7 +109,9 @@ def _from_sharegpt(record: Record, where: str) -> tuple[list[Message], str]:
             return {"role": "assistant", "content": "", "tool_calls": [call_of(f"{field}.value", value.get("value"))]}
         return _plain(_FROM[str(role)], f"{field}.value", value.get("value"))
 
-    return _each(record, where, key, message), "from"
+    messages = _each(record, where, key, message)
+    _check_weight(record[key], where)
+    return messages, "from"
 
 
 def _from_prompt_completion(record: Record, where: str) -> tuple[list[Message], str]:
@@ -120,6 +121,8 @@ def _from_prompt_completion(record: Record, where: str) -> tuple[list[Message], 
             messages += _each(record, where, key, _message)
         else:
             messages.append(_plain(role, f"{where}: {key}", record.get(key)))
+    if isinstance(record.get("completion"), list):
+        _check_weight(record["completion"], where)
     return messages, "role"
 
 
@@ -179,6 +182,12 @@ def _each(record: Record, where: str, key: str, make: Callable[[str, Record], Me
         require(isinstance(value, dict), field=field, value=value, allowed=allowed, fix=fix)
         messages.append(make(field, value))
     return messages
+
+
+def _check_weight(values: list[Record], where: str) -> None:
+    """OpenAI's files say with a weight of 0 that an answer is not to be learnt."""
+    weight, field = values[-1].get("weight"), f"{where}: weight of the last message"
+    require(weight in (None, 1), field=field, value=weight, allowed="1: it is learnt", fix="drop the line")
 
 
 def _message(field: str, value: Record) -> Message:

@@ -9,6 +9,7 @@ from pathlib import Path, PurePath
 from nemo_diffgemma.checkpoint import CALIBRATION, HELD_OUT, TOKENIZER_FILES, Checkpoint
 from nemo_diffgemma.checkpoint_writer import MARKER
 from nemo_diffgemma.errors import require
+from nemo_diffgemma.tokenizer_names import check_file, tokenizer_files
 
 # Of a base checkpoint, at any depth: weights in any form, which are those of another model by then.
 _WEIGHTS = ("*.safetensors", "*.bin", "*.pt", "*.pth", "*.gguf", "*.safetensors.index.json", "*.bin.index.json")
@@ -35,7 +36,7 @@ def files_that_travel(base: Path | None, tokenizer: Path) -> dict[str, Path]:
             relative = path.relative_to(base)
             if str(relative) not in ours and not any(relative.match(pattern) for pattern in _WEIGHTS):
                 files[relative.as_posix()] = path
-    return files | {name: tokenizer / name for name in TOKENIZER_FILES if (tokenizer / name).is_file()}
+    return files | {path.name: path for path in tokenizer_files(tokenizer, "data.tokenizer")}
 
 
 def _below(base: Path) -> Iterator[Path]:
@@ -47,8 +48,7 @@ def _below(base: Path) -> Iterator[Path]:
             continue
         seen.add(real)
         folders[:] = sorted(name for name in folders if not name.startswith("."))
-        paths = (Path(folder) / name for name in names if not name.startswith("."))
-        yield from (path for path in paths if path.is_file())
+        yield from (Path(folder) / name for name in names if not name.startswith("."))
 
 
 def check_base(base: Path, tokenizer: Path) -> None:
@@ -73,7 +73,9 @@ def check_base(base: Path, tokenizer: Path) -> None:
             )
             _check_readable(path, os.R_OK | os.X_OK, "init_from", relative)
     for name, path in files_that_travel(base, tokenizer).items():
-        _check_readable(path, os.R_OK, "init_from" if base in path.parents else "data.tokenizer", PurePath(name))
+        key = "init_from" if base in path.parents else "data.tokenizer"
+        check_file(path, f"{key}:{name}")
+        _check_readable(path, os.R_OK, key, PurePath(name))
 
 
 def _check_readable(path: Path, mode: int, key: str, name: PurePath) -> None:

@@ -8,7 +8,7 @@ import sys
 from contextlib import nullcontext
 
 from nemo_diffgemma.conversations.forms import FORMS
-from nemo_diffgemma.entry import status_of_output
+from nemo_diffgemma.entry import status_of_output, told_apart
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.hydra_config import choices
 from nemo_diffgemma.quiet import quiet_start
@@ -114,7 +114,7 @@ def _run(config: TrainConfig) -> None:
     signals.install()
     if launched_by_run():
         end_with_parent()
-    with held(config.run) if is_first() else nullcontext():
+    with held(config.run) if is_first() else nullcontext(), told_apart():
         # NeMo takes seconds to import, and torch: only once everything that can be wrong has been looked at
         with signals.noted():
             from nemo_diffgemma.training.prepare import prepare

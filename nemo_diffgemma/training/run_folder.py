@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from nemo_diffgemma.errors import FieldError, require
-from nemo_diffgemma.files import is_lock, locked, some, write_json
+from nemo_diffgemma.files import is_lock, locked, regular_text, some, write_json
 from nemo_diffgemma.training.checkpoint_files import CHECKPOINTS
 from nemo_diffgemma.training.signals import Stopped
 
@@ -93,7 +93,7 @@ def _check_ours(run: Path) -> None:
 def _is_ours(marker: Path) -> bool:
     """Whether a run wrote this file: others have one of this name, too."""
     try:
-        found = json.loads(marker.read_text(encoding="utf-8"))
+        found = json.loads(regular_text(marker))
     except (OSError, ValueError, RecursionError):
         return False
     return isinstance(found, dict) and (found == _CLAIMED or found.keys() >= _SAID)

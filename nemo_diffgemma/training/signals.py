@@ -11,6 +11,7 @@ from types import FrameType
 
 from nemo_diffgemma.entry import SIGNALS as SIGNALS
 from nemo_diffgemma.entry import Stopped as Stopped
+from nemo_diffgemma.entry import stop
 
 
 class StopSignals:
@@ -41,7 +42,7 @@ class StopSignals:
 
     def _handle(self, number: int, _frame: FrameType | None) -> None:
         if not self.deferred or self.received == number:
-            raise Stopped(number)
+            stop(number)
         self.received = number
 
 

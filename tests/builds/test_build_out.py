@@ -28,7 +28,7 @@ from trtllm_build.bundle import Bundle
 from trtllm_build.bundle_files import INPUTS
 from trtllm_build.cli import main
 from trtllm_build.manifest import MANIFEST
-from trtllm_build.out import check_space, work_directory
+from trtllm_build.out import check_space, work_directory, working
 from trtllm_build.pipeline import build, needed_bytes
 from trtllm_build.plan import make_plan
 
@@ -222,6 +222,9 @@ def test_a_damaged_bundle_is_built_again_and_kept(checkpoint: Path, tmp_path: Pa
         kept = tmp_path / f"engine.damaged-{number}"
         assert contents(kept) == broken
         assert f"bundle   {out} was damaged ({what}): it is kept as {kept}" in lines
+    (out / MANIFEST).write_text("[" * 100_000)
+    built(checkpoint, out)
+    Bundle.open(out)
     (out / MANIFEST).write_text("{}")
     (out / "notes.txt").write_text("mine")
     broken = contents(out)
@@ -271,6 +274,24 @@ def test_a_folder_of_somebody_elses_where_work_would_go(tmp_path: Path) -> None:
     (place / INPUTS).write_text("something else")
     with pytest.raises(FieldError, match=r"out: .*nothing under that name but what a build left there"):
         work_directory(tmp_path / "engine", stamp, print)
+
+
+def test_a_work_folder_whose_first_file_did_not_fit_or_was_not_finished(tmp_path: Path) -> None:
+    """A kernel's limit on the size of files stands for a full volume."""
+    stamp, out = json.dumps({"gpu": "cpu"}), tmp_path / "engine"
+    before = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (1, before[1]))
+    try:
+        with pytest.raises(OSError, match="too large: .*/engine'$"), working(out, stamp, print):
+            pass
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, before)
+    assert list(tmp_path.iterdir()) == []
+    place = partial_directory(out, stamp)
+    place.mkdir()
+    (place / f".{INPUTS}.0123456789ab.partial").write_text('{"gp')
+    assert work_directory(out, stamp, print) == place
+    assert [p.name for p in place.iterdir()] == [INPUTS]
 
 
 def test_halves_of_a_killed_build_do_not_get_into_the_bundle(checkpoint: Path, tmp_path: Path) -> None:

@@ -253,3 +253,29 @@ def test_what_is_beside_and_nobody_reads_stays(bundle: Path) -> None:
     (bundle / "link.safetensors").symlink_to(bundle / WEIGHTS)
     assert Bundle.open(bundle).manifest["files"][WEIGHTS]
     load_engine(bundle).close()
+
+
+@pytest.mark.parametrize("moment", ["trtllm_build.bundle.check_files", "trtllm_build.runtime.engine.load_backend"])
+def test_a_bundle_that_is_replaced_while_it_is_read(
+    bundle: Path, pristine: Path, monkeypatch: pytest.MonkeyPatch, moment: str
+) -> None:
+    """Whole before and after: what had been read of the one and what was read of the other do not go together."""
+    module, _, name = moment.rpartition(".")
+    usual = getattr(sys.modules[module], name)
+
+    def replace_first(*arguments: object) -> object:
+        bundle.rename(bundle.with_name("earlier"))
+        shutil.copytree(pristine, bundle)
+        return usual(*arguments)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(moment, replace_first)
+        with pytest.raises(FieldError, match=r"^engine: .*replaced meanwhile.*once it"):
+            load_engine(bundle)
+    load_engine(bundle).close()
+
+
+def test_a_bundle_that_goes_while_it_is_read(bundle: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("trtllm_build.bundle.check_files", lambda *_: shutil.rmtree(bundle))
+    with pytest.raises(FieldError, match=r"^engine: .*replaced meanwhile"):
+        load_engine(bundle)

@@ -320,6 +320,16 @@ def test_a_broken_line_names_file_line_and_field(bad: object, said: str, tmp_pat
     ("form", "bad", "said"),
     [
         (
+            "prompt_completion",
+            {"prompt": "a", "completion": [SAID | {"weight": 0}]},
+            r"weight of the last message: 0 .*1: it is learnt",
+        ),
+        (
+            "sharegpt",
+            {"conversations": [{"from": "human", "value": "a"}, {"from": "gpt", "value": "b", "weight": 0}]},
+            r"weight of the last message: 0 .*1: it is learnt",
+        ),
+        (
             "sharegpt",
             {"conversations": [{"from": "narrator", "value": "a"}]},
             r"\[0\].from: 'narrator'.*human",

@@ -11,6 +11,8 @@ from typing import Any
 
 import pytest
 
+from nemo_diffgemma.entry import Stopped, stoppable
+
 BEGIN = "import os, signal, sys\nfrom nemo_diffgemma.entry import *\nenter()\n"
 PRINTS = f"{BEGIN}for i in range(20000): print('line', i)\nstatus = status_of_output(printed={{}})\nsys.exit(status)"
 
@@ -45,6 +47,23 @@ def test_work_is_stopped_by_an_exception_and_handlers_come_back() -> None:
         "except Stopped as stopped: print(stopped.number, signal.getsignal(signal.SIGTERM) == before)"
     )
     assert run(code).stdout == "15 True\n"
+
+
+def test_a_signal_that_a_library_makes_another_error_of() -> None:
+    """As safetensors does, for whose Rust a call of Python's has failed, whatever the reason."""
+
+    def read() -> None:
+        try:
+            signal.raise_signal(signal.SIGUSR1)
+        except BaseException as error:
+            raise ValueError("could not determine the shape") from error
+
+    before = signal.getsignal(signal.SIGUSR1)
+    with pytest.raises(Stopped, match="SIGUSR1"), stoppable():
+        read()
+    with pytest.raises(ValueError, match="of its own"), stoppable():  # it was the signal of another block
+        raise ValueError("of its own")
+    assert signal.getsignal(signal.SIGUSR1) == before
 
 
 @pytest.mark.parametrize("how", ["a full disk", "closed", "no reader"])

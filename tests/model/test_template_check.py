@@ -28,7 +28,11 @@ LOOP = "{% for i in range(1000) %}"
         ("{{ 'x' * 999999999 }}", "line 1: 999999999"),
         (f"{LOOP}{LOOP}{LOOP}{{% endfor %}}{{% endfor %}}{{% endfor %}}", "more than 100000 steps"),
         ("{{ 'x' * 1000000 * 2 }}", "2000000 characters"),
+        ("{{ 'x' * 1000000 * 900 }}", "more memory than it gets"),
+        ("{{ '%900000000d' % 1 }}", "more memory than it gets"),
         ("{% for %}", "line 1: "),
+        ("{{ " + "(" * 5000 + "1" + ")" * 5000 + " }}", "brackets or blocks too deep"),
+        ("{% if 1 %}" * 3000 + "{% endif %}" * 3000, "brackets or blocks too deep"),
     ],
 )
 def test_what_a_template_must_not_do_is_named(tmp_path: Path, template: str, value: str) -> None:

@@ -11,6 +11,8 @@ from pathlib import Path
 import pytest
 from transformers import AutoTokenizer
 
+from nemo_diffgemma.checkpoint import Checkpoint
+from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.tokenizer import Tokenizer
 
 TEXTS = ("red chair", "größe 12, 日本", "<|turn>user\nred<turn|>", " \n\t🙂", "")
@@ -43,3 +45,16 @@ def test_a_process_that_only_tokenizes_imports_no_models(text_checkpoint: Path) 
     )
     done = subprocess.run([sys.executable, "-c", script, str(text_checkpoint)], capture_output=True, text=True)
     assert done.stdout == "[]\n", done.stderr
+
+
+@pytest.mark.parametrize("name", ["chat_template.jinja", "tokenizer_config.json", "special_tokens_map.json"])
+def test_a_file_that_is_there_by_name_alone_is_not_passed_over(
+    text_checkpoint: Path, tmp_path: Path, name: str
+) -> None:
+    shutil.copytree(text_checkpoint, tmp_path, dirs_exist_ok=True)
+    (tmp_path / name).unlink(missing_ok=True)
+    (tmp_path / name).symlink_to("../blobs/0123456789ab")
+    with pytest.raises(FieldError, match=f"^tokenizer:{name}: '.*: a link to nothing'"):
+        Tokenizer(tmp_path)
+    with pytest.raises(FieldError, match=f"^checkpoint:{name}: '.*: a link to nothing'"):
+        _ = Checkpoint(tmp_path).tokenizer_files

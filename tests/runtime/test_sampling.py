@@ -15,7 +15,7 @@ from trtllm_build.network import vocabulary
 from trtllm_build.network.pieces import statistics
 from trtllm_build.network.vocabulary import Vocabulary
 from trtllm_build.runtime.request import Request
-from trtllm_build.sampling import LEAST_TEMPERATURE, Sampling
+from trtllm_build.sampling import LEAST_TEMPERATURE, SamplerConfig, Sampling
 
 CAP = 30.0
 STEP = 0.6  # temperature of the step
@@ -185,3 +185,17 @@ def test_refuses_by_name(name: str, value: object) -> None:
     with pytest.raises(FieldError, match=f"^{name}: "):
         Request((1,), 8, **{name: value})  # type: ignore[arg-type]
     assert replace(Request((1,), 8), temperature=0, top_p=0).sampling == Sampling(0, 0)
+
+
+@pytest.mark.parametrize(
+    "stated",
+    [{"_cls_name": "ConfidenceSamplerConfig"}, {"entropy_bound": 0.1, "threshold": 0.9}, {"_cls_name": 0}, 0, []],
+)
+def test_another_sampler_is_not_replaced_by_ours(stated: object) -> None:
+    with pytest.raises(FieldError, match="^sampler_config: .*EntropyBoundSamplerConfig"):
+        SamplerConfig.from_generation_config({"sampler_config": stated})
+
+
+@pytest.mark.parametrize("stated", [None, {}, {"_cls_name": None, "entropy_bound": None}])
+def test_a_checkpoint_that_names_no_sampler_gets_the_released_one(stated: object) -> None:
+    assert SamplerConfig.from_generation_config({"sampler_config": stated}) == SamplerConfig()

@@ -44,6 +44,16 @@ def folder(name: str) -> Change:
     return change
 
 
+def link(name: str) -> Change:
+    """A change: a link to what a cache of downloads no longer has."""
+
+    def change(base: Path) -> None:
+        (base / name).unlink(missing_ok=True)
+        (base / name).symlink_to("../blobs/0123456789ab")
+
+    return change
+
+
 @pytest.mark.parametrize(
     ("change", "said"),
     [
@@ -56,6 +66,9 @@ def folder(name: str) -> Change:
         (folder("training.json"), "init_from:training.json: '.*: a folder'"),
         (folder("held_out.jsonl"), "init_from:held_out.jsonl: '.*: a folder'"),
         (folder("model-00009-of-00009.safetensors"), "init_from:model-00009-of-00009.safetensors: '.*: a folder'"),
+        (link("README.md"), "init_from:README.md: '.*: a link to nothing'"),
+        (link("tokenizer.json"), "checkpoint:tokenizer.json: '.*: a link to nothing'|data.tokenizer: "),
+        (link("chat_template.jinja"), "(init_from|data.tokenizer):chat_template.jinja: '.*: a link to nothing'"),
         (folder("special_tokens_map.json"), "init_from:special_tokens_map.json: '.*: a folder'"),
     ],
 )

@@ -7,10 +7,12 @@ from pathlib import Path
 
 import pytest
 
+from nemo_diffgemma.entry import Stopped
 from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.files import (
     check_replaceable,
     file_entries,
+    locked,
     new_file,
     partial_directory,
     put_in_place,
@@ -118,12 +120,57 @@ def test_what_a_killed_process_had_moved_aside_comes_back(tmp_path: Path) -> Non
     assert [path.name for path in tmp_path.iterdir()] == ["model"]
 
 
+@pytest.mark.parametrize("renames", [1, 2])
+def test_a_signal_right_after_a_rename(renames: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It ends the command as a signal does, with the folder before or the one after in place, never without one."""
+    target, usual, done = tmp_path / "model", Path.rename, 0
+    make(target, "first")
+    partial = prepare(target, "second")
+
+    def rename(path: Path, there: Path) -> Path:
+        nonlocal done
+        result, done = usual(path, there), done + 1
+        if done == renames:
+            raise Stopped(15)
+        return result
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Path, "rename", rename)
+        with pytest.raises(Stopped):
+            put_in_place(partial, target, MARKER, "output")
+    assert (target / "weights").read_text() == ("first", "second")[renames - 1]
+
+
 def test_a_copy_of_mine_beside_it_stays(tmp_path: Path) -> None:
     target = tmp_path / "model"
     make(target, "first")
     target.rename(tmp_path / ".model.mine.old")
     check_replaceable(target, MARKER, "output")
     assert [path.name for path in tmp_path.iterdir()] == [".model.mine.old"]
+
+
+@pytest.mark.parametrize("marker", ["a pipe", "a link to itself", "a folder", "brackets"])
+def test_a_marker_that_is_no_file_of_ours(marker: str, tmp_path: Path) -> None:
+    """A pipe would be waited for."""
+    make(target := tmp_path / "model", "first")
+    (path := target / MARKER).unlink()
+    if marker == "a pipe":
+        os.mkfifo(path)
+    elif marker == "a link to itself":
+        path.symlink_to(MARKER)
+    elif marker == "a folder":
+        path.mkdir()
+    else:
+        path.write_text("[" * 100_000)
+    with pytest.raises(FieldError, match=rf"^output: '{target} holds .*nothing was changed"):
+        check_replaceable(target, MARKER, "output")
+
+
+def test_a_lock_that_is_a_pipe_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "lock")
+    with pytest.raises(OSError, match="No such device"), locked(tmp_path / "lock", print, print):
+        pass
+    assert (tmp_path / "lock").is_fifo()
 
 
 @pytest.mark.parametrize("mask", [0o022, 0o027, 0o077])

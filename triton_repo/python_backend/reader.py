@@ -22,7 +22,7 @@ from dataclasses import replace
 from multiprocessing.connection import Connection
 
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.processes import end_with_parent, parent_of
+from nemo_diffgemma.processes import end_with_parent, lower, memory, parent_of
 from nemo_diffgemma.tokenizer import Tokenizer
 from triton_repo.python_backend.decisions import lay_out
 from triton_repo.python_backend.prompt import Prompt, Room, tokenise
@@ -45,7 +45,7 @@ def main(arguments: list[str]) -> None:
     grammars.prepare()  # a second for the largest vocabulary; the other processes have it with this one's memory
     layouts = Layouts(tokenizer, canvas, eos_ids[0])
     gc.collect()
-    _lower(resource.RLIMIT_CORE, 0)
+    lower(resource.RLIMIT_CORE, 0)
     gc.freeze()  # else the processes would soon have copies of pages that they only count references in
     signal.signal(signal.SIGCHLD, signal.SIG_IGN)  # whoever talks to one sees its end
     own = os.getpid()
@@ -107,22 +107,13 @@ def _read(pipe: Connection, tokenizer: Tokenizer, room: Room, grammars: Grammars
 @contextmanager
 def _limits() -> Iterator[None]:
     """Let the kernel end what takes too long, whatever it is doing, and refuse it too much memory."""
-    time_before, size_before = (resource.getrlimit(limit) for limit in (resource.RLIMIT_CPU, resource.RLIMIT_AS))
-    with open("/proc/self/statm") as file:
-        size = int(file.read().split()[0]) * resource.getpagesize()
-    _lower(resource.RLIMIT_CPU, int(time.process_time()) + 1 + RENDER_S)
-    _lower(resource.RLIMIT_AS, size + RENDER_BYTES)
+    before = resource.getrlimit(resource.RLIMIT_CPU)
+    lower(resource.RLIMIT_CPU, int(time.process_time()) + 1 + RENDER_S)
     try:
-        yield
+        with memory(RENDER_BYTES):
+            yield
     finally:
-        resource.setrlimit(resource.RLIMIT_CPU, time_before)
-        resource.setrlimit(resource.RLIMIT_AS, size_before)
-
-
-def _lower(limit: int, most: int) -> None:
-    """Only the soft limit, which can be raised again."""
-    soft, hard = resource.getrlimit(limit)
-    resource.setrlimit(limit, (most if soft == resource.RLIM_INFINITY else min(most, soft), hard))
+        resource.setrlimit(resource.RLIMIT_CPU, before)
 
 
 if __name__ == "__main__":

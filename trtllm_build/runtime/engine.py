@@ -5,6 +5,7 @@ from __future__ import annotations
 import atexit
 import queue
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass, fields, replace
 from pathlib import Path
 from typing import Any, Literal, overload
@@ -15,7 +16,7 @@ from torch import Tensor
 from nemo_diffgemma.errors import require
 from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.backends import load_backend
-from trtllm_build.bundle import Bundle
+from trtllm_build.bundle import Bundle, unchanged
 from trtllm_build.contract import Backend
 from trtllm_build.hardware import available_cpus
 from trtllm_build.limits import PAGE
@@ -64,10 +65,16 @@ def load_engine(directory: str | Path, threads: int | None = None) -> Engine:
         threads: CPU threads to run on; None for as many as the build found fastest.
 
     Raises:
-        FieldError: when the bundle is missing, damaged, of another contract version, or for other hardware.
+        FieldError: when the bundle is missing, damaged, of another contract version, for other hardware, or replaced
+            by another while it is read.
     """
-    spec = Bundle.open(directory).spec
-    return Engine(spec, load_backend(spec), threads)
+    with ExitStack() as stack:
+        with unchanged(Path(directory)):
+            spec = Bundle.open(directory).spec
+            engine = Engine(spec, load_backend(spec), threads)
+            stack.callback(engine.close)
+        stack.pop_all()
+    return engine
 
 
 class Engine:
