@@ -12,7 +12,7 @@ import json
 import statistics
 import time
 from collections.abc import Sequence
-from dataclasses import replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -239,7 +239,7 @@ def rehearsal() -> EngineSpec:
     folder = Path("build/bench/rehearsal")
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "architecture.json").write_text(json.dumps(arch.as_dict()))
-    (folder / "sampler.json").write_text("{}")
+    (folder / "sampler.json").write_text(json.dumps(asdict(SamplerConfig())))
     return EngineSpec(folder, Limits(200, 2, 8, 300, 8, None))
 
 

@@ -11,7 +11,8 @@ from tokenizers import Tokenizer as RustTokenizer
 from transformers import PreTrainedTokenizerFast
 
 from nemo_diffgemma.errors import FieldError
-from nemo_diffgemma.tokenizer import Tokenizer, train_tokenizer
+from nemo_diffgemma.new_tokenizer import train_tokenizer
+from nemo_diffgemma.tokenizer import Tokenizer
 from trtllm_build.grammar.vocabulary import Vocabulary, read_vocabulary
 
 _GEMMA = [decoders.Replace("▁", " "), decoders.ByteFallback(), decoders.Fuse()]

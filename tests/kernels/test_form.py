@@ -11,6 +11,7 @@ import numpy as np
 import pytest
 import torch
 
+from nemo_diffgemma.architecture import GLOBAL, SLIDING
 from nemo_diffgemma.checkpoint import Checkpoint
 from tests.grammar.brute import Enumerated, everything, random_automaton
 from tests.support import random_checkpoint, small_architecture
@@ -25,7 +26,14 @@ from trtllm_build.quantization.recipe import named_recipe
 from trtllm_build.sampling import Sampling
 
 VOCAB, CANVAS, TEMPERATURE = 7, 5, 0.6
-ARCH = small_architecture(vocab_size=VOCAB, canvas_length=CANVAS, sliding_window=9, max_position_embeddings=128)
+ARCH = small_architecture(
+    num_hidden_layers=2,
+    layer_types=(SLIDING, GLOBAL),
+    vocab_size=VOCAB,
+    canvas_length=CANVAS,
+    sliding_window=9,
+    max_position_embeddings=128,
+)
 LIMITS = Limits(context=48, slots=2, canvas=CANVAS, vocab_size=VOCAB, queue=4, cache_tokens=None)
 
 

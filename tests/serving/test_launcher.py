@@ -74,7 +74,7 @@ def test_it_serves_until_told_to_stop_and_leaves_nothing(demo_bundle: Path) -> N
         assert answer.stdout.strip()
         (tritonserver,) = children(process.pid)
         stubs = children(tritonserver)
-        assert len(stubs) == 3  # one a model
+        assert len(stubs) == 4  # one per model
         (engine,) = engines(process.pid)
         threads = [int(path.name) for path in Path(f"/proc/{engine}/task").iterdir()]
         assert all(os.sched_getaffinity(thread) == available_cpus() for thread in threads)
@@ -108,7 +108,7 @@ def test_what_it_started_ends_with_it(demo_bundle: Path, number: signal.Signals)
         calls = [target.stub.ModelInfer.future(endless_call()) for _ in range(100 * (number == signal.SIGKILL))]
         assert not any(call.done() for call in calls)
         below = descendants(process.pid)
-        assert len(below) >= 7  # tritonserver, three models, the engine, what reads prompts, the gateway
+        assert len(below) >= 8  # tritonserver, four models, the engine, what reads prompts, the gateway
         process.send_signal(number)
         process.wait(timeout=60)
         wait_until(lambda: not any(Path(f"/proc/{pid}").exists() for pid in below), 30)

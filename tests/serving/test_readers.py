@@ -132,7 +132,7 @@ def test_a_template_that_does_not_end_is_ended(readers: Readers, tokenizer: Toke
         assert name == "loop"
         assert isinstance(refusal, FieldError)
         assert str(refusal).startswith("messages: '37 characters' cannot be used; allowed: what the checkpoint's chat")
-    assert (readers._waiting, readers._characters) == (0, 0)
+    assert not readers._waiting
 
 
 def test_a_template_gets_so_much_memory_and_no_more(readers: Readers) -> None:
@@ -150,7 +150,7 @@ def test_who_has_gone_is_not_waited_for(readers: Readers, tokenizer: Tokenizer) 
     red = TokenIds(tuple(tokenizer.encode("red")))
     assert inbox.next() == ("red", red)
     gone.set()
-    wait_until(lambda: readers._waiting == 0)
+    wait_until(lambda: not readers._waiting)
     inbox.read(readers, "long", Prompt("text_input", "r" * (LONG + 1)))  # what they ran in is free again
     assert inbox.next()[0] == "long"
     assert inbox.empty()
@@ -168,8 +168,7 @@ def test_as_many_wait_as_may_wait(directory: Path, tokenizer: Tokenizer) -> None
         inbox.read(readers, "loop", said("loop"), gone.is_set)
     with pytest.raises(QueueFull, match=f"the queue is full: {MOST_WAITING} prompts"):
         inbox.read(readers, "red", ask)
-    gone.set()
-    wait_until(lambda: readers._waiting == 0)
+    gone.set()  # who has gone takes no place
     inbox.read(readers, "red", ask)
     assert inbox.next() == ("red", TokenIds(tuple(tokenizer.encode("red"))))
     readers.close()

@@ -113,12 +113,13 @@ MESSAGES = 'a JSON list like [{"role": "user", "content": "..."}]'
         ),
         (
             {"messages": [{"role": "user"}]},
-            "messages[0]: {'role': 'user'} cannot be used; allowed: an object with role and content, no more; "
+            "messages[0]: {'role': 'user'} cannot be used; allowed: an object with role and content, an assistant's "
+            "perhaps with tool_calls, a tool's with tool_call_id and name, no more; "
             f"fix: send {MESSAGES}",
         ),
         (
             {"messages": [{"role": "wizard", "content": "red"}]},
-            "messages[0].role: 'wizard' cannot be used; allowed: system or user or assistant; "
+            "messages[0].role: 'wizard' cannot be used; allowed: system or user or assistant or tool; "
             "fix: use one of these roles",
         ),
         (

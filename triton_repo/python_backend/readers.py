@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import logging
 import os
 import queue
@@ -67,7 +68,8 @@ class Readers:
         self._died = died
         self._closing = False
         self._lock = threading.Lock()
-        self._waiting = self._characters = 0
+        self._waiting: dict[int, _Job] = {}  # by number
+        self._numbers = itertools.count()
         self._first: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._aside: queue.SimpleQueue[_Job] = queue.SimpleQueue()
         self._grammars = Kept[TokenAutomaton]()  # by their JSON; a process that reads may end with what it knows
@@ -109,16 +111,19 @@ class Readers:
         Raises:
             QueueFull: when as many wait as may wait.
         """
-        with self._lock:
-            full = self._waiting >= MOST_WAITING or (self._waiting and self._characters + prompt.size > MOST_CHARACTERS)
-            if full:
-                said = f"{self._waiting} prompts of {self._characters} characters"
-                raise QueueFull(f"the queue is full: {said} wait to be read; try again later")
-            self._waiting += 1
-            self._characters += prompt.size
         known = self._grammars.find(prompt.grammar)
-        job = replace(prompt, compiled=known is not None)
-        self._first.put(_Job(job, gone, partial(self._end, prompt, known, done)))
+        number = next(self._numbers)
+        done = partial(self._end, number, prompt.grammar, known, done)
+        job = _Job(replace(prompt, compiled=known is not None), gone, done)
+        with self._lock:
+            if not self._has_room(prompt.size):
+                # those that nobody waits for take no place
+                self._waiting = {n: waiting for n, waiting in self._waiting.items() if not waiting.gone()}
+            if not self._has_room(prompt.size):
+                said = f"{len(self._waiting)} prompts of {self._characters()} characters"
+                raise QueueFull(f"the queue is full: {said} wait to be read; try again later")
+            self._waiting[number] = job
+        self._first.put(job)
 
     def close(self) -> None:
         """End the processes; what was not read is not answered."""
@@ -127,17 +132,29 @@ class Readers:
         self._process.wait()
         self._control.close()
 
+    def _characters(self) -> int:
+        return sum(job.prompt.size for job in self._waiting.values())
+
+    def _has_room(self, characters: int) -> bool:
+        if len(self._waiting) >= MOST_WAITING:
+            return False
+        return not self._waiting or self._characters() + characters <= MOST_CHARACTERS
+
     def _end(
-        self, prompt: Prompt, known: TokenAutomaton | None, done: Callable[[Read], None], read: Read | None
+        self,
+        number: int,
+        grammar: str | None,
+        known: TokenAutomaton | None,
+        done: Callable[[Read], None],
+        read: Read | None,
     ) -> None:
         with self._lock:
-            self._waiting -= 1
-            self._characters -= prompt.size
+            self._waiting.pop(number, None)
         if isinstance(read, TokenIds):
             if known is not None:
                 read = replace(read, grammar=known)
             elif read.grammar is not None:
-                self._grammars.keep(prompt.grammar, read.grammar, read.grammar.bytes)
+                self._grammars.keep(grammar, read.grammar, read.grammar.bytes)
         if read is not None:
             done(read)
 
