@@ -8,6 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from nemo_diffgemma.architecture import GLOBAL, SLIDING
 from nemo_diffgemma.checkpoint import Checkpoint
 from tests.support import random_checkpoint, small_architecture
 from trtllm_build.backends.cuda import ops
@@ -26,7 +27,7 @@ from trtllm_build.plan import make_plan
 from trtllm_build.providers.tensorrt_llm.layout import reference as packed_reference
 from trtllm_build.quantization.recipe import named_recipe
 
-ARCH = small_architecture(max_position_embeddings=64)
+ARCH = small_architecture(num_hidden_layers=2, layer_types=(SLIDING, GLOBAL), max_position_embeddings=64)
 
 
 @pytest.fixture(scope="module")
