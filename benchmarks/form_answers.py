@@ -1,7 +1,7 @@
 """Answers of the demo model (`make demo` first) with a form and without, through Triton and through the gateway.
 
-Records are held-out orders to be put into JSON; hostile prompts ask for anything but that. The gateway writes the schema
-into the prompt, Triton does not. Judged by json and jsonschema; exact answers are the demo task's own. Ends with status
+Records are held-out orders to be put into JSON; hostile prompts ask for anything but that. The gateway writes the
+schema into the prompt, Triton does not. Judged by json and jsonschema; exact answers are the demo task's own. Ends with status
 1 unless every answer with a form is of it.
 """
 
