@@ -1,8 +1,8 @@
 """Answers of the demo model (`make demo` first) with a form and without, through Triton and through the gateway.
 
 Records are held-out orders to be put into JSON; hostile prompts ask for anything but that. The gateway writes the
-schema into the prompt, Triton does not. Judged by json and jsonschema; exact answers are the demo task's own. Ends with status
-1 unless every answer with a form is of it.
+schema into the prompt, Triton does not. Judged by json and jsonschema; exact answers are the demo task's own. Ends with
+status 1 unless every answer with a form is of it.
 """
 
 from __future__ import annotations
