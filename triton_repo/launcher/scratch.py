@@ -42,9 +42,8 @@ class Scratch:
             self._lock.enter_context(locked(made / "lock", _held, lambda: None))
             self.path = made.rename(made.with_name(made.name[1:]))
         except OSError as error:
-            named = os.environ.get("TMPDIR") or "/tmp"
             raise FieldError(
-                field="TMPDIR", value=named, allowed=f"a folder that can be written ({error})", fix=_FIX
+                field="TMPDIR", value=temporary, allowed=f"a folder that can be written ({error})", fix=_FIX
             ) from error
         runs = not os.statvfs(self.path).f_flag & os.ST_NOEXEC
         if not runs:
@@ -70,7 +69,7 @@ def _temporary() -> Path:
     found: Path | None = None
     with suppress(OSError):
         found = Path(tempfile.gettempdir()).absolute()
-    usable = found is not None and (name not in os.environ or found == Path(os.path.abspath(named)))
+    usable = found is not None and (not os.environ.get(name) or found == Path(os.path.abspath(named)))
     require(usable, field=name, value=named, allowed="a folder that exists and can be written", fix=_FIX)
     assert found is not None
     return found
