@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,10 @@ class Inbox(queue.Queue[tuple[str, Any]]):
     """What became of prompts, by name, in that order."""
 
     def read(self, readers: Readers, name: str, prompt: Prompt, gone: Callable[[], bool] = lambda: False) -> None:
-        readers.read(prompt, gone, lambda read: self.put((name, read)))
+        readers.read(prompt, gone, partial(self.add, name))
+
+    def add(self, name: str, read: Any) -> None:
+        self.put((name, read))
 
     def next(self) -> tuple[str, Any]:
         return self.get(timeout=60)
@@ -116,6 +120,16 @@ def test_what_takes_long_is_read_beside_the_others(readers: Readers, tokenizer: 
     found = dict(inbox.next() for _ in range(21))
     assert [name for name in found if name != "long"] == [str(i) for i in range(20)]
     assert found["long"] == TokenIds(tuple(tokenizer.encode(text)))
+
+
+def test_clients_take_turns(directory: Path) -> None:
+    opened, inbox = Readers(lambda: None), Inbox()
+    for name in ["a1", "a2", "a3", "a4", "b1", "b2", "c1"]:  # before any is read
+        opened.read(Prompt("text_input", "red"), lambda: False, partial(inbox.add, name), name[0])
+    opened.open(directory, CONTEXT, 32, 300, (1,))
+    found = [inbox.next()[0] for _ in range(7)]
+    opened.close()
+    assert found == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
 
 
 @pytest.mark.slow
