@@ -122,6 +122,30 @@ def test_what_takes_long_is_read_beside_the_others(readers: Readers, tokenizer: 
     assert found["long"] == TokenIds(tuple(tokenizer.encode(text)))
 
 
+def test_in_a_full_queue_who_has_most_gives_way(directory: Path, tokenizer: Tokenizer) -> None:
+    opened, inbox, red = Readers(lambda: None), Inbox(), Prompt("text_input", "red")
+
+    def ask(client: str, name: str) -> None:
+        opened.read(red, lambda: False, partial(inbox.add, name), client)
+
+    for i in range(MOST_WAITING):
+        ask("a", f"a{i}")
+    with pytest.raises(QueueFull):
+        ask("a", "one more")
+    with pytest.raises(QueueFull):  # what is too long displaces nobody
+        opened.read(Prompt("text_input", "r" * MOST_CHARACTERS), lambda: False, partial(inbox.add, "long"), "c")
+    for name in ("b0", "b1"):
+        ask("b", name)
+    displaced = [inbox.next() for _ in range(2)]
+    assert [name for name, _ in displaced] == [f"a{MOST_WAITING - 1}", f"a{MOST_WAITING - 2}"]
+    assert all(isinstance(error, QueueFull) for _, error in displaced)
+    opened.open(directory, CONTEXT, 32, 300, (1,))
+    found = [inbox.next() for _ in range(MOST_WAITING)]
+    opened.close()
+    assert [name for name, _ in found[:5]] == ["a0", "b0", "a1", "b1", "a2"]
+    assert {read for _, read in found} == {TokenIds(tuple(tokenizer.encode("red")))}
+
+
 def test_clients_take_turns(directory: Path) -> None:
     opened, inbox = Readers(lambda: None), Inbox()
     for name in ["a1", "a2", "a3", "a4", "b1", "b2", "c1"]:  # before any is read

@@ -10,6 +10,7 @@ import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -107,10 +108,11 @@ class Readers:
             prompt: what to read.
             gone: whether nobody waits for it any more.
             done: called once, from another thread, with what it became; not when ``gone``. It must not block.
-            client: whose it is; clients take turns.
+            client: whose it is; clients take turns. Where as many wait as may wait, the last prompt of the one that has
+                most there gives way to one that has at least two fewer: it becomes :class:`QueueFull`.
 
         Raises:
-            QueueFull: when as many wait as may wait.
+            QueueFull: when as many wait as may wait, and none gives way.
         """
         known = self._grammars.find(prompt.grammar)
         number = next(self._numbers)
@@ -120,10 +122,14 @@ class Readers:
             if not self._has_room(prompt.size):
                 # those that nobody waits for take no place
                 self._waiting = {n: waiting for n, waiting in self._waiting.items() if not waiting.gone()}
+            full = len(self._waiting) >= MOST_WAITING
+            displaced = self._displace(client) if full and self._fits(prompt.size) else None
             if not self._has_room(prompt.size):
                 said = f"{len(self._waiting)} prompts of {self._characters()} characters"
                 raise QueueFull(f"the queue is full: {said} wait to be read; try again later")
             self._waiting[number] = job
+        if displaced is not None:
+            displaced.done(QueueFull("the queue is full, and others have less there; try again later"))
         self._first.put(client, job)
 
     def close(self) -> None:
@@ -133,12 +139,22 @@ class Readers:
         self._process.wait()
         self._control.close()
 
+    def _displace(self, client: str) -> _Job | None:
+        waiting = Counter(job.client for job in self._waiting.values())
+        most = max(waiting, key=waiting.__getitem__)
+        if waiting[most] < waiting[client] + 2:
+            return None
+        last = self._first.drop(most) or self._aside.drop(most)
+        self._waiting = {n: job for n, job in self._waiting.items() if job is not last}
+        return last
+
     def _characters(self) -> int:
         return sum(job.prompt.size for job in self._waiting.values())
 
     def _has_room(self, characters: int) -> bool:
-        if len(self._waiting) >= MOST_WAITING:
-            return False
+        return len(self._waiting) < MOST_WAITING and self._fits(characters)
+
+    def _fits(self, characters: int) -> bool:
         return not self._waiting or self._characters() + characters <= MOST_CHARACTERS
 
     def _end(

@@ -32,3 +32,14 @@ class Turns(Generic[_T]):
             if items:
                 self._waiting[client] = items
             return item
+
+    def drop(self, client: str) -> _T | None:
+        """Take out the item that ``client`` put in last; None when it has none here."""
+        with self._changed:
+            items = self._waiting.get(client)
+            if not items:
+                return None
+            item = items.pop()
+            if not items:
+                del self._waiting[client]
+            return item
