@@ -96,6 +96,7 @@ def test_this_machine_is_reached_without_a_proxy(monkeypatch: pytest.MonkeyPatch
         (["--host=203.0.113.9", "--insecure"], "--host: '203.0.113.9' cannot"),
         (["--http-port=70000"], "--http-port: 70000 cannot be used; allowed: a port from 1 to 65535, or 0"),
         (["--openai-port=-1"], "--openai-port: -1 cannot"),
+        (["--stall-timeout=2.9"], "--stall-timeout: 2.9 cannot be used; allowed: at least 3 s"),
         (["--health-port=8765", "--openai-port=8765"], "--openai-port: 8765 cannot be used; allowed: another port"),
         (["--metrics-port=8765", "--health-port=8765"], "--health-port: 8765 cannot be used; allowed: another port"),
     ],

@@ -2,8 +2,13 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+import json
+import re
+import socket
+import urllib.request
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import httpx
 import openai
@@ -12,7 +17,9 @@ import pytest
 from tests.cases.serving.hostile import sent
 from tests.cases.spellings import SPELLINGS
 from tests.serving.gateway import Running, request, running
+from tests.serving.test_launcher import wait_until
 from triton_repo.keys import new
+from triton_repo.launcher.scrape import running_requests
 from triton_repo.launcher.server import Server
 
 pytestmark = pytest.mark.server
@@ -52,6 +59,48 @@ def test_keys_from_openai_s_client_to_the_log(server: Server, tmp_path: Path) ->
         assert {record.get("key") for record in gateway.records()} == {"ada", "bob", None}
         log = gateway.log.read_text()
         assert all(key not in log for key in (ada, bob, "dg-nobody"))
+
+
+QUESTION = {"type": "predicate", "instructions": "red?"}
+
+
+def tokens(metrics_url: str) -> float:
+    """That the engine has made."""
+    with urllib.request.urlopen(metrics_url, timeout=60) as answer:
+        text = answer.read().decode()
+    return sum(map(float, re.findall(r"^diffgemma_output_tokens_total(?:\{.*\})? (\S+)$", text, re.MULTILINE)))
+
+
+@pytest.mark.parametrize(
+    ("path", "more", "begun"),
+    [
+        ("completions", {"prompt": "red", "max_tokens": 200, "ignore_eos": True, "max_denoising_steps": 512}, tokens),
+        (
+            "decisions",
+            {"input": "red", "questions": [QUESTION] * 400},
+            running_requests,
+        ),
+    ],
+)
+def test_who_hangs_up_pays_for_what_was_made(
+    server: Server, tmp_path: Path, path: str, more: dict[str, Any], begun: Callable[[str], Any]
+) -> None:
+    key, line = new("ada")
+    (tmp_path / "keys").write_text(f"{line}:tokens_per_minute=1\n")
+    with running(server.grpc_url, tmp_path / "log", f"--api-key-file={tmp_path / 'keys'}") as gateway:
+        before, url = begun(server.metrics_url), httpx.URL(gateway.url)
+        assert url.port is not None
+        body = json.dumps({"model": "diffgemma", **more})
+        head = f"POST /v1/{path} HTTP/1.1\r\nhost: a\r\ncontent-type: application/json\r\nx-request-id: gone\r\n"
+        head += f"authorization: Bearer {key}\r\ncontent-length: {len(body)}\r\n\r\n"
+        with socket.create_connection((url.host, url.port), timeout=60) as one:
+            one.sendall((head + body).encode())
+            wait_until(lambda: begun(server.metrics_url) != before)
+        record = gateway.record("gone")
+        assert record["completion_tokens"] > 0
+        assert record["prompt_tokens"] > 0
+        status, _, answer = request(f"{gateway.url}/v1/models", headers={"authorization": f"Bearer {key}"})
+        assert (status, answer["error"]["type"]) == (429, "tokens")
 
 
 OPEN = (

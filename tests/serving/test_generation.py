@@ -8,10 +8,11 @@ from concurrent.futures import ThreadPoolExecutor
 import numpy as np
 import pytest
 
+from nemo_diffgemma.errors import FieldError
 from triton_repo.client.blocking import BlockingClient
 from triton_repo.client.failures import Refused
 from triton_repo.client.wire import Response
-from triton_repo.python_backend.parse import parse
+from triton_repo.python_backend.parse import ParsedRequest, parse
 from trtllm_build import Engine
 
 pytestmark = pytest.mark.server
@@ -115,6 +116,26 @@ def test_a_suffix_is_read_as_its_prompt_is(engine: Engine) -> None:
         arrays = {name: np.array([[text.encode()]], object) for name, text in {**prompt, "suffix": suffix}.items()}
         request = parse({**arrays, "max_tokens": np.array([[4]], np.int32)}, {}, engine).request
         assert [request.pinned[position] for position in sorted(request.pinned)] == wanted
+
+
+@pytest.mark.parametrize("beyond", [1, 2**31 - 1])
+def test_what_a_suffix_leaves_no_room_for_is_named_as_it_was_sent(engine: Engine, beyond: int) -> None:
+    assert engine.tokenizer is not None
+    context, prompt, suffix = engine.limits.context, len(engine.tokenizer.encode("red")), " blue" * 3
+    gap = context - prompt - len(engine.tokenizer.encode(suffix))
+
+    def found(max_tokens: int, text: str) -> ParsedRequest:
+        arrays = {name: np.array([[t.encode()]], object) for name, t in (("text_input", "red"), ("suffix", text))}
+        return parse({**arrays, "max_tokens": np.array([[max_tokens]], np.int32)}, {}, engine)
+
+    assert found(gap, suffix).request.max_tokens == context - prompt
+    most = min(gap + beyond, 2**31 - 1)
+    said = rf"^max_tokens: {most} cannot be used; allowed: at most {gap} \(context {context}, a prompt of {prompt} and"
+    with pytest.raises(FieldError, match=said):
+        found(most, suffix)
+    said = rf"^suffix: '\d+ tokens' cannot be used; allowed: at most {context - prompt - 1} tokens"
+    with pytest.raises(FieldError, match=said):
+        found(1, " blue" * context)
 
 
 def test_without_max_tokens_the_context_is_the_limit(client: BlockingClient, engine: Engine) -> None:

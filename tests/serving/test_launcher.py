@@ -19,6 +19,7 @@ import pytest
 from tests.cases.triton.target import Target
 from tests.serving.endless import endless_call
 from triton_repo.launcher.server import Server
+from triton_repo.launcher.supervisor import Patience
 from trtllm_build.hardware import available_cpus, beside_the_engine
 
 PORTS = ["--grpc-port=0", "--http-port=0", "--metrics-port=0", "--health-port=0"]
@@ -54,6 +55,14 @@ def wait_until(condition: Callable[[], bool], seconds: float = 90) -> None:
     while not condition():
         assert time.monotonic() < deadline
         time.sleep(0.1)
+
+
+@pytest.mark.parametrize("stall_s", [3, 14, 15, 60, 3600])
+def test_who_is_well_is_looked_at_before_anybody_doubts_it(stall_s: float) -> None:
+    patience = Patience(doubt_s=stall_s / 3, stall_s=stall_s)
+    # one look, and another that takes as long as the time between them
+    assert patience.beat_s * 2 < patience.doubt_s
+    assert patience.beat_s <= 5
 
 
 def shared_memory(pid: int) -> list[str]:

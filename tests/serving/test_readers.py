@@ -11,6 +11,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,10 @@ class Inbox(queue.Queue[tuple[str, Any]]):
     """What became of prompts, by name, in that order."""
 
     def read(self, readers: Readers, name: str, prompt: Prompt, gone: Callable[[], bool] = lambda: False) -> None:
-        readers.read(prompt, gone, lambda read: self.put((name, read)))
+        readers.read(prompt, gone, partial(self.add, name))
+
+    def add(self, name: str, read: Any) -> None:
+        self.put((name, read))
 
     def next(self) -> tuple[str, Any]:
         return self.get(timeout=60)
@@ -116,6 +120,40 @@ def test_what_takes_long_is_read_beside_the_others(readers: Readers, tokenizer: 
     found = dict(inbox.next() for _ in range(21))
     assert [name for name in found if name != "long"] == [str(i) for i in range(20)]
     assert found["long"] == TokenIds(tuple(tokenizer.encode(text)))
+
+
+def test_in_a_full_queue_who_has_most_gives_way(directory: Path, tokenizer: Tokenizer) -> None:
+    opened, inbox, red = Readers(lambda: None), Inbox(), Prompt("text_input", "red")
+
+    def ask(client: str, name: str) -> None:
+        opened.read(red, lambda: False, partial(inbox.add, name), client)
+
+    for i in range(MOST_WAITING):
+        ask("a", f"a{i}")
+    with pytest.raises(QueueFull):
+        ask("a", "one more")
+    with pytest.raises(QueueFull):  # what is too long displaces nobody
+        opened.read(Prompt("text_input", "r" * MOST_CHARACTERS), lambda: False, partial(inbox.add, "long"), "c")
+    for name in ("b0", "b1"):
+        ask("b", name)
+    displaced = [inbox.next() for _ in range(2)]
+    assert [name for name, _ in displaced] == [f"a{MOST_WAITING - 1}", f"a{MOST_WAITING - 2}"]
+    assert all(isinstance(error, QueueFull) for _, error in displaced)
+    opened.open(directory, CONTEXT, 32, 300, (1,))
+    found = [inbox.next() for _ in range(MOST_WAITING)]
+    opened.close()
+    assert [name for name, _ in found[:5]] == ["a0", "b0", "a1", "b1", "a2"]
+    assert {read for _, read in found} == {TokenIds(tuple(tokenizer.encode("red")))}
+
+
+def test_clients_take_turns(directory: Path) -> None:
+    opened, inbox = Readers(lambda: None), Inbox()
+    for name in ["a1", "a2", "a3", "a4", "b1", "b2", "c1"]:  # before any is read
+        opened.read(Prompt("text_input", "red"), lambda: False, partial(inbox.add, name), name[0])
+    opened.open(directory, CONTEXT, 32, 300, (1,))
+    found = [inbox.next()[0] for _ in range(7)]
+    opened.close()
+    assert found == ["a1", "b1", "c1", "a2", "b2", "a3", "a4"]
 
 
 @pytest.mark.slow

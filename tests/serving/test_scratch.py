@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -77,11 +78,25 @@ def test_what_a_killed_process_left_is_removed_and_what_lives_stays(temporary: P
     assert not in_use.exists()
 
 
-def test_a_folder_that_cannot_be_written(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("name", ["TMPDIR", "TEMP", "TMP"])
+@pytest.mark.parametrize("what", ["missing", "file", "link", "file/in it"])
+def test_a_folder_that_cannot_be_used_is_not_exchanged(
+    temporary: Path, monkeypatch: pytest.MonkeyPatch, name: str, what: str
+) -> None:
     (temporary / "file").touch()
-    monkeypatch.setattr(tempfile, "tempdir", str(temporary / "file"))
-    with pytest.raises(FieldError, match=r"TMPDIR: .*allowed: a folder that can be written \(.*; fix: set TMPDIR to"):
+    (temporary / "link").symlink_to("missing")
+    monkeypatch.delenv("TMPDIR")
+    monkeypatch.setenv(name, str(temporary / what))
+    said = f"{name}: '{temporary / what}' cannot be used; allowed: a folder that exists and can be written; fix: set"
+    with pytest.raises(FieldError, match=re.escape(said)):
         Scratch()
+
+
+def test_a_folder_that_is_spelt_another_way(temporary: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("TMPDIR", f"{temporary}/../{temporary.name}/")
+    scratch = Scratch()
+    assert [scratch.path] == list(temporary.iterdir())
+    scratch.remove()
 
 
 def test_a_folder_that_no_program_can_be_run_from(temporary: Path) -> None:

@@ -41,11 +41,13 @@ class Share:
     Args:
         use: its key's.
         limit: most generations of the key at once; None for any number.
+        counted: whether the key's tokens are, also those of answers that their clients do not wait for.
     """
 
-    def __init__(self, use: _Use, limit: int | None):
+    def __init__(self, use: _Use, limit: int | None, *, counted: bool):
         self._use = use
         self._limit = limit
+        self.counted = counted
         self.taken = 0
         self.owed: Callable[[], int] = lambda: 0
 
@@ -107,7 +109,7 @@ class Access:
         use = self._uses.setdefault(key.name, _Use(tokens=float(key.tokens_per_minute or 0), seen=self._clock()))
         self._refill(use, key)
         _require_tokens(use, key)
-        share = scope["state"]["share"] = Share(use, key.requests)
+        share = scope["state"]["share"] = Share(use, key.requests, counted=key.tokens_per_minute is not None)
         share.take(1)
         try:
             yield

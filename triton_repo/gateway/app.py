@@ -79,11 +79,14 @@ class Gateway:
     async def answer(self, request: Request, body: Body) -> Response:
         """Generate what ``body`` asks for."""
         self.require_model(body.model)
-        request_id, record = request.state.request_id, request.state.record
+        request_id, record, share = request.state.request_id, request.state.record, request.state.share
         form, counter, seed = _form(request_id, body), Counter(body.choices), body.first_seed()
-        generations = self._generations(body, seed, request_id, headers.trace_of(request), request.state.key)
+        # In one piece nothing would be known of an answer that its client does not wait for.
+        stream = bool(body.stream) or (share is not None and share.counted)
+        trace, key = headers.trace_of(request), request.state.key
+        generations = self._generations(body, seed, request_id, trace, key, stream=stream)
         record |= {"stream": bool(body.stream), "choices": len(generations)}
-        if (share := request.state.share) is not None:
+        if share is not None:
             share.owed = counter.owed
             share.take(len(generations) - 1)  # it has one
         responses = _recorded(generations, record, counter)
@@ -98,14 +101,14 @@ class Gateway:
         )
 
     def _generations(
-        self, body: Body, seed: int, request_id: str, traceparent: str | None, key: str | None
+        self, body: Body, seed: int, request_id: str, traceparent: str | None, key: str | None, *, stream: bool
     ) -> list[AsyncGenerator[Generated, None]]:
         shared, prompts = body.inputs(), body.prompts()
         if key is not None:
             # Keys take turns: with several names one would get more of them. And no key finds what another has sent.
             shared |= self.owner(key, shared["cache_salt"] or "")
         # An infilled gap comes in one piece.
-        stream = bool(body.stream) and not any(prompt.get("suffix") for prompt in prompts)
+        stream = stream and not any(prompt.get("suffix") for prompt in prompts)
         jobs = [(prompt, i) for prompt in prompts for i in range(body.choices)]
         names = [request_id if len(jobs) == 1 else f"{request_id}-{index}" for index in range(len(jobs))]
         return [
@@ -201,8 +204,10 @@ async def _whole(
     async for index, response in responses:
         if error := premature(response.finish_reason):
             raise error
-        calls = made_calls(response.tool_calls)
-        said[index] = answers.Said(response.text, response.finish_reason or "", calls)
+        one = said[index]
+        one.text += response.text
+        one.reason = response.finish_reason or ""
+        one.calls += made_calls(response.tool_calls)
     return form.whole(said, counter)
 
 

@@ -146,7 +146,9 @@ async def _decided(
         traceparent=trace_of(request),
         **options,
     )
-    found = await unless_gone(request, work)
+    # Answers come all at once: where tokens are counted they are waited for, whether or not the client does.
+    counted = state.share is not None and state.share.counted
+    found = await (work if counted else unless_gone(request, work))
     used = found.num_input_tokens + found.num_output_tokens
     state.record |= {"questions": len(questions), "first_response_seconds": round(time.monotonic() - start, 4)}
     state.record |= {"prompt_tokens": found.num_input_tokens, "completion_tokens": found.num_output_tokens}

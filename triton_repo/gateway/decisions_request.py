@@ -13,6 +13,7 @@ from triton_repo.gateway.fields import (
     MOST_MESSAGES,
     Float32,
     Int32,
+    Parts,
     Strict,
     Text,
     Whole,
@@ -227,12 +228,13 @@ class DecisionsRequest(Common):
     model: Text = Field(min_length=1, description="as /v1/models names it")
     input: Annotated[
         Annotated[Text, Tag("~text")]
-        | Annotated[list[Item], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES), Tag("~list")],
+        | Annotated[list[Item], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES), Parts, Tag("~list")],
         Discriminator(text_or_list),
     ] = Field(description="what the questions are about")
     questions: Annotated[
         list[Question],
         Field(fail_fast=True, min_length=1, max_length=MOST_QUESTIONS),
+        Parts,
     ]
     prompt_cache_key: Text | None = Field(default=None, description="another name of cache_salt")
     prompt_cache_options: Any = ignored({}, why=_CACHE)
@@ -284,8 +286,8 @@ class SystemOneQuestion(Strict):
     type: Literal["noul", "choice", "score"] = Field(description="noul: yes or no")
     instructions: Text
     criteria: Annotated[
-        Annotated[dict[str, Text | None], Tag("~object")]
-        | Annotated[list[Text], Field(fail_fast=True), Tag("~list")]
+        Annotated[dict[str, Text | None], Field(max_length=MOST_OPTIONS), Tag("~object")]
+        | Annotated[list[Text], Field(fail_fast=True, max_length=MOST_OPTIONS), Tag("~list")]
         | Annotated[Text, Tag("~text")]
         | Annotated[None, Tag("~null")],
         Discriminator(_shape),

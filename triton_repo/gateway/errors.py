@@ -146,7 +146,7 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
             return ApiError(400, f"{param}: this field is required", code="missing_required_parameter", param=param)
         case "unsupported":
             return ApiError(400, f"{param}: {first['msg']}", code="unsupported_parameter", param=param)
-        case "wrong" | "pairs":
+        case "wrong" | "bound":
             return ApiError(400, f"{param}: {first['msg']}", code="invalid_value", param=param)
     message = FieldError(param, Shown(first["input"]), *allowed(first))
     return ApiError(400, str(message), code="invalid_value", param=param)

@@ -44,7 +44,7 @@ def _few_pairs(value: Any) -> Any:
     # All of it here, before pydantic looks: an error for each of half a million would hold up all other requests.
     if value is None or (isinstance(value, dict) and len(value) <= _MOST_PAIRS and all(map(_is_pair, value.items()))):
         return value
-    raise PydanticCustomError("pairs", PAIRS)
+    raise PydanticCustomError("bound", PAIRS)
 
 
 def _is_pair(pair: tuple[str, Any]) -> bool:
@@ -65,7 +65,27 @@ Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
 Tokens = Annotated[list[Annotated[int, Field(ge=0, le=MOST_INT32)]], Field(fail_fast=True), BeforeValidator(_all_whole)]
 Pairs = BeforeValidator(_few_pairs)
 MOST_MESSAGES = 2**14
+# Of all messages, or questions, of a request together.
+_MOST_PARTS = 2**13
+PARTS = f"at most {_MOST_PARTS} parts and tool calls in all"
+# Fields of a message or a question that are lists of these.
+_PARTED = ("content", "output", "instructions", "tool_calls")
 _MOST_FIELDS = 256
+
+
+def _few_parts(value: Any) -> Any:
+    # All of it here, before pydantic looks: to check 60,000 would hold up all other requests for half a second.
+    if isinstance(value, list) and sum(map(_parts, value)) > _MOST_PARTS:
+        raise PydanticCustomError("bound", PARTS)
+    return value
+
+
+def _parts(message: Any) -> int:
+    lists = (message.get(name) for name in _PARTED) if isinstance(message, dict) else ()
+    return sum(len(each) for each in lists if isinstance(each, list))
+
+
+Parts = BeforeValidator(_few_parts)
 
 
 def passed_on(name: str, **limits: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import h11
@@ -16,6 +17,8 @@ MOST_HEADER_BYTES = 2**16
 _MOST_HEADERS = 256
 # Each chunk of a body takes as long as a kilobyte: so many are free, beyond them chunks have to be so large on average.
 _FREE_CHUNKS, _LEAST_CHUNK_BYTES = 1024, 256
+# Without a user, who means nothing here.
+_ABSOLUTE = re.compile(rb"https?://[^/?#@]+(?=[/?]|$)", re.IGNORECASE)
 
 
 class _Checked(h11.Connection):
@@ -31,6 +34,7 @@ class _Checked(h11.Connection):
         if isinstance(event, h11.Request):
             self._pieces = self._bytes = 0
             self._check(event)
+            event = _in_origin_form(event)
         elif isinstance(event, h11.Data):
             self._pieces += 1
             self._bytes += len(event.data)
@@ -50,6 +54,16 @@ class _Checked(h11.Connection):
     def _wrong(self, status: int, message: str, code: str) -> h11.RemoteProtocolError:
         self.why = ApiError(status, message, code=code)
         return h11.RemoteProtocolError(message)
+
+
+def _in_origin_form(request: h11.Request) -> h11.Request:
+    """The same request for a path: a target may be a whole URL (RFC 9112, 3.2.2), which uvicorn takes for one."""
+    if (found := _ABSOLUTE.match(request.target)) is None:
+        return request
+    path = request.target[found.end() :]
+    target = path if path.startswith(b"/") else b"/" + path
+    headers, version = request.headers.raw_items(), request.http_version
+    return h11.Request(method=request.method, headers=headers, target=target, http_version=version)
 
 
 class Connection(H11Protocol):

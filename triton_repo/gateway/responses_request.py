@@ -6,7 +6,7 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from triton_repo.gateway.fields import MOST_MESSAGES, PAIRS, Int32, Pairs, Strict, Text, ignored, only, wrong
+from triton_repo.gateway.fields import MOST_MESSAGES, PAIRS, Int32, Pairs, Parts, Strict, Text, ignored, only, wrong
 from triton_repo.gateway.form import FlatFormat, Grammar, grammars, with_instruction
 from triton_repo.gateway.messages import OURS, text_or_list
 from triton_repo.gateway.schema import LOGPROBS, THINKING, Common, limited
@@ -111,7 +111,9 @@ class ResponsesRequest(Common):
 
     input: Annotated[
         Annotated[Text, Tag("~text")]
-        | Annotated[list[InputItem], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES), Tag("~list")],
+        | Annotated[
+            list[InputItem], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES), Parts, Tag("~list")
+        ],
         Discriminator(text_or_list),
     ] = Field(description="what the user says, or a conversation")
     instructions: Text | None = Field(default=None, description="a system message before the input")

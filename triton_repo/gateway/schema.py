@@ -13,6 +13,7 @@ from triton_repo.gateway.fields import (
     Float32,
     Int32,
     Pairs,
+    Parts,
     Strict,
     Text,
     Tokens,
@@ -193,7 +194,7 @@ class ChatTemplateKwargs(Strict):
 class ChatRequest(Common):
     """Body of ``POST /v1/chat/completions``."""
 
-    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES)]
+    messages: Annotated[list[Message], Field(fail_fast=True, min_length=1, max_length=MOST_MESSAGES), Parts]
     max_completion_tokens: Int32 | None = Field(default=None, ge=1, description="another name of max_tokens")
     chat_template_kwargs: ChatTemplateKwargs | None = None
 

@@ -6,7 +6,7 @@ import os
 import re
 import shutil
 import tempfile
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from pathlib import Path
 
 from nemo_diffgemma.errors import FieldError, require
@@ -15,6 +15,9 @@ from nemo_diffgemma.files import locked
 _PREFIX = "diffgemma-serve-"
 # tritonserver has a shell start its stub, whose Python, whatever the locale, knows paths in ASCII alone.
 _PATH = re.compile(r"[A-Za-z0-9._/@,:=+%~-]+")
+_FIX = "set TMPDIR to another folder, for instance TMPDIR=$HOME"
+# Where tempfile looks, in this order.
+_VARIABLES = ("TMPDIR", "TEMP", "TMP")
 _SHARED_MEMORY = Path("/dev/shm")
 
 
@@ -28,27 +31,25 @@ class Scratch:
     """
 
     def __init__(self) -> None:
-        fix = "set TMPDIR to another folder, for instance TMPDIR=$HOME"
-        temporary = str(Path(tempfile.gettempdir()).absolute())
+        temporary = str(_temporary())
         allowed = "a path of ASCII letters, digits and . _ / @ , : = + % ~ - (tritonserver has a shell read it)"
-        require(_PATH.fullmatch(temporary) is not None, field="TMPDIR", value=temporary, allowed=allowed, fix=fix)
+        require(_PATH.fullmatch(temporary) is not None, field="TMPDIR", value=temporary, allowed=allowed, fix=_FIX)
         self._lock = ExitStack()
         try:
-            _sweep(Path(tempfile.gettempdir()))
+            _sweep(Path(temporary))
             # nobody sweeps it before it is locked, since its name begins otherwise
             made = Path(tempfile.mkdtemp(prefix=f".{_PREFIX}{os.getpid()}-"))
             self._lock.enter_context(locked(made / "lock", _held, lambda: None))
             self.path = made.rename(made.with_name(made.name[1:]))
         except OSError as error:
-            named = os.environ.get("TMPDIR") or "/tmp"
             raise FieldError(
-                field="TMPDIR", value=named, allowed=f"a folder that can be written ({error})", fix=fix
+                field="TMPDIR", value=temporary, allowed=f"a folder that can be written ({error})", fix=_FIX
             ) from error
         runs = not os.statvfs(self.path).f_flag & os.ST_NOEXEC
         if not runs:
             self.remove()
         allowed = "a folder that programs can be run from (it is mounted noexec)"
-        require(runs, field="TMPDIR", value=str(self.path.parent), allowed=allowed, fix=fix)
+        require(runs, field="TMPDIR", value=str(self.path.parent), allowed=allowed, fix=_FIX)
 
     @property
     def shm_prefix(self) -> str:
@@ -59,6 +60,19 @@ class Scratch:
         """Remove the folder and the shared memory."""
         _remove(self.path)
         self._lock.close()
+
+
+def _temporary() -> Path:
+    """The folder that is named for temporary files; where tempfile cannot use it, it takes another and says nothing."""
+    name = next((name for name in _VARIABLES if os.environ.get(name)), "TMPDIR")
+    named = os.environ.get(name) or "/tmp"
+    found: Path | None = None
+    with suppress(OSError):
+        found = Path(tempfile.gettempdir()).absolute()
+    usable = found is not None and (not os.environ.get(name) or found == Path(os.path.abspath(named)))
+    require(usable, field=name, value=named, allowed="a folder that exists and can be written", fix=_FIX)
+    assert found is not None
+    return found
 
 
 def _held() -> None:

@@ -28,6 +28,8 @@ Ready (GET /v2/health/ready on --health-port) means that a generation has succee
 A model process that dies or stands still is started again; after three times in ten minutes the command ends with
 status 1. SIGTERM and Ctrl-C: what comes is refused, what runs finishes within --drain-timeout, then all ends."""
 
+_LEAST_STALL_S = 3
+
 
 class _NewKey(argparse.Action):
     """Ends the command as ``--help`` does."""
@@ -122,6 +124,13 @@ def _server(given: argparse.Namespace) -> Server:
             allowed="seconds > 0, less than a day",
             fix="leave it out",
         )
+    require(
+        given.stall_timeout >= _LEAST_STALL_S,
+        field="--stall-timeout",
+        value=given.stall_timeout,
+        allowed=f"at least {_LEAST_STALL_S} s: an engine that is well is silent for as long as a denoising step takes",
+        fix="leave it out",
+    )
     tls = None
     if given.tls_cert or given.tls_key:
         for option in ("cert", "key"):

@@ -13,7 +13,7 @@ from triton_repo.launcher.scrape import denoising_steps
 from triton_repo.launcher.server import Server, ServerFailed
 
 _LOOK_S = 0.25  # how often processes are looked at
-_BEAT_S = 5.0  # how often progress is looked for
+_BEAT_S = 5.0  # how often signs of life are looked for, at least
 _PROBE_S = 5.0  # how long one probe may take
 
 
@@ -35,16 +35,23 @@ class Patience:
     window_s: float = 600.0
     drain_s: float = 30.0
 
+    @property
+    def beat_s(self) -> float:
+        """Seconds from one look for a sign of life to the next: several before one is missed."""
+        return min(_BEAT_S, self.doubt_s / 3)
+
 
 class Pulse:
     """Signs of life, looked for from a thread of its own.
 
     Args:
         sign: whether there is one now; may take its time.
+        beat_s: seconds from one look to the next.
     """
 
-    def __init__(self, sign: Callable[[], bool]):
+    def __init__(self, sign: Callable[[], bool], beat_s: float):
         self._sign = sign
+        self._beat_s = beat_s
         self._seen = time.monotonic()
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="pulse", daemon=True)
@@ -63,7 +70,7 @@ class Pulse:
         self._closing.set()
 
     def _run(self) -> None:
-        while not self._closing.wait(_BEAT_S):
+        while not self._closing.wait(self._beat_s):
             if self._sign():
                 self._seen = time.monotonic()
 
@@ -146,7 +153,8 @@ class Supervisor:
 
     def _watch(self) -> str:
         """Until something is wrong; returns what."""
-        pulse, gateway = Pulse(Progress(self._server)), Pulse(self._server.gateway_answers)
+        beat_s = self._patience.beat_s
+        pulse, gateway = Pulse(Progress(self._server), beat_s), Pulse(self._server.gateway_answers, beat_s)
         try:
             while True:
                 time.sleep(_LOOK_S)

@@ -87,6 +87,24 @@ class Asked:
         # A prompt that alone fills the context is for the engine to refuse, whose limit it is.
         left = max(1, context - len(ids.prompt))
         max_tokens = left if self.given is None else min(self.given, left) if self.cut else self.given
+        prompt, suffix = len(ids.prompt), len(ids.suffix)
+        if suffix and prompt < context:  # otherwise the engine would name a sum that nobody sent
+            fix = "lower max_tokens, shorten the prompt or the suffix, or build with a larger gpu.limits.context"
+            counted = f"(context {context}, a prompt of {prompt} and a suffix of {suffix} tokens)"
+            require(
+                suffix < left,
+                field="suffix",
+                value=f"{suffix} tokens",
+                allowed=f"at most {left - 1} tokens {counted}",
+                fix=fix.removeprefix("lower max_tokens, "),
+            )
+            require(
+                max_tokens + suffix <= left,
+                field="max_tokens",
+                value=max_tokens,
+                allowed=f"at most {left - suffix} {counted}",
+                fix=fix,
+            )
         request = replace(
             self.request,
             prompt_ids=ids.prompt,

@@ -1,16 +1,16 @@
-"""Reads prompts in processes of their own, in the order in which they came, so that none holds up the others."""
+"""Reads prompts in processes of their own, so that none holds up the others; clients take turns."""
 
 from __future__ import annotations
 
 import itertools
 import logging
 import os
-import queue
 import signal
 import socket
 import subprocess
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass, replace
@@ -23,6 +23,7 @@ from nemo_diffgemma.errors import FieldError
 from nemo_diffgemma.processes import end_with_parent, python
 from triton_repo.python_backend import LOOK_S
 from triton_repo.python_backend.prompt import Prompt, Room, TokenIds
+from triton_repo.python_backend.turns import Turns
 from trtllm_build.grammar.kept import Kept
 from trtllm_build.grammar.token_automaton import TokenAutomaton
 from trtllm_build.runtime.scheduler import QueueFull
@@ -42,6 +43,7 @@ Read = TokenIds | Exception
 
 @dataclass(frozen=True)
 class _Job:
+    client: str
     prompt: Prompt
     gone: Callable[[], bool]
     done: Callable[[Read | None], None]  # None: nobody waits
@@ -70,8 +72,7 @@ class Readers:
         self._lock = threading.Lock()
         self._waiting: dict[int, _Job] = {}  # by number
         self._numbers = itertools.count()
-        self._first: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-        self._aside: queue.SimpleQueue[_Job] = queue.SimpleQueue()
+        self._first, self._aside = Turns[_Job](), Turns[_Job]()
         self._grammars = Kept[TokenAutomaton]()  # by their JSON; a process that reads may end with what it knows
         self.room = Room(0, None)
 
@@ -100,30 +101,36 @@ class Readers:
             reader = _Reader(self._control, 0 if take == self._read_first else _NICE)
             threading.Thread(target=self._run, args=(take, jobs, reader), name="reader", daemon=True).start()
 
-    def read(self, prompt: Prompt, gone: Callable[[], bool], done: Callable[[Read], None]) -> None:
+    def read(self, prompt: Prompt, gone: Callable[[], bool], done: Callable[[Read], None], client: str = "") -> None:
         """Have a prompt read; returns at once.
 
         Args:
             prompt: what to read.
             gone: whether nobody waits for it any more.
             done: called once, from another thread, with what it became; not when ``gone``. It must not block.
+            client: whose it is; clients take turns. Where as many wait as may wait, the last prompt of the one that has
+                most there gives way to one that has at least two fewer: it becomes :class:`QueueFull`.
 
         Raises:
-            QueueFull: when as many wait as may wait.
+            QueueFull: when as many wait as may wait, and none gives way.
         """
         known = self._grammars.find(prompt.grammar)
         number = next(self._numbers)
         done = partial(self._end, number, prompt.grammar, known, done)
-        job = _Job(replace(prompt, compiled=known is not None), gone, done)
+        job = _Job(client, replace(prompt, compiled=known is not None), gone, done)
         with self._lock:
             if not self._has_room(prompt.size):
                 # those that nobody waits for take no place
                 self._waiting = {n: waiting for n, waiting in self._waiting.items() if not waiting.gone()}
+            full = len(self._waiting) >= MOST_WAITING
+            displaced = self._displace(client) if full and self._fits(prompt.size) else None
             if not self._has_room(prompt.size):
                 said = f"{len(self._waiting)} prompts of {self._characters()} characters"
                 raise QueueFull(f"the queue is full: {said} wait to be read; try again later")
             self._waiting[number] = job
-        self._first.put(job)
+        if displaced is not None:
+            displaced.done(QueueFull("the queue is full, and others have less there; try again later"))
+        self._first.put(client, job)
 
     def close(self) -> None:
         """End the processes; what was not read is not answered."""
@@ -132,12 +139,22 @@ class Readers:
         self._process.wait()
         self._control.close()
 
+    def _displace(self, client: str) -> _Job | None:
+        waiting = Counter(job.client for job in self._waiting.values())
+        most = max(waiting, key=waiting.__getitem__)
+        if waiting[most] < waiting[client] + 2:
+            return None
+        last = self._first.drop(most) or self._aside.drop(most)
+        self._waiting = {n: job for n, job in self._waiting.items() if job is not last}
+        return last
+
     def _characters(self) -> int:
         return sum(job.prompt.size for job in self._waiting.values())
 
     def _has_room(self, characters: int) -> bool:
-        if len(self._waiting) >= MOST_WAITING:
-            return False
+        return len(self._waiting) < MOST_WAITING and self._fits(characters)
+
+    def _fits(self, characters: int) -> bool:
         return not self._waiting or self._characters() + characters <= MOST_CHARACTERS
 
     def _end(
@@ -158,7 +175,7 @@ class Readers:
         if read is not None:
             done(read)
 
-    def _run(self, take: Callable[[_Reader, _Job], None], jobs: queue.SimpleQueue[_Job], reader: _Reader) -> None:
+    def _run(self, take: Callable[[_Reader, _Job], None], jobs: Turns[_Job], reader: _Reader) -> None:
         while True:
             job = jobs.get()
             try:
@@ -179,7 +196,7 @@ class Readers:
         elif isinstance(prompt.value, tuple) and not prompt.suffix and (prompt.compiled or not prompt.grammar):
             job.done(TokenIds(prompt.value))
         elif prompt.size > LONG or (read := reader.read(prompt, job.gone, PATIENCE_S)) is None:
-            self._aside.put(job)
+            self._aside.put(job.client, job)
         else:
             job.done(read)
 

@@ -102,7 +102,8 @@ class TritonPythonModel:
                 else:
                     asked = ask(arrays, parameters, self.engine, self.readers.room)
                 call.expect(asked)
-                self.readers.read(asked.prompt, call.is_over, partial(self._begin, call, asked))
+                begin = partial(self._begin, call, asked)
+                self.readers.read(asked.prompt, call.is_over, begin, asked.request.client)
             except Exception as failure:
                 _fail(call, failure)
 
