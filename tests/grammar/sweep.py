@@ -55,7 +55,12 @@ def answer(transitions: Transitions, max_tokens: int, canvases: int, g: random.R
         hidden = torch.randn(canvas, HIDDEN, generator=t)
         sampling = Sampling(temperature=g.choice([0.0, 0.5, 1.0, 2.0]))
         found = read.read_out(
-            hidden, g.choice([0.4, 0.8]), torch.rand(canvas, generator=t), False, sampling=sampling, constraint=constraint
+            hidden,
+            g.choice([0.4, 0.8]),
+            torch.rand(canvas, generator=t),
+            False,
+            sampling=sampling,
+            constraint=constraint,
         )
         ids = g.choice([found.argmax_ids, found.sampled_ids]).tolist()[: constraint.rows]
         form.commit(ids)
