@@ -114,7 +114,8 @@ def _options(value: object, field: str, key: str) -> tuple[Option, ...]:
 
 def _known(value: Mapping[Any, Any], keys: Sequence[str], field: str) -> None:
     strange = next((key for key in value if key not in keys), None)
-    require(strange is None, f"{field}.{strange}", "a field", f"no others than {', '.join(keys)}", "leave it out")
+    shown = None if strange is None else value[strange]
+    require(strange is None, f"{field}.{strange}", shown, f"of all keys {', '.join(keys)}", "leave it out")
 
 
 def _text(value: object, field: str, empty: bool = False) -> str:

@@ -22,6 +22,8 @@ class FieldError(ValueError):
             shown = repr(value)
         except RecursionError:
             shown = f"a {type(value).__name__} in which brackets are too deep in each other"
+        except ValueError:  # Python writes integers of at most 4300 digits
+            shown = f"a {type(value).__name__} with too many digits to be shown"
         if len(shown) > _LONGEST:
             shown = f"{shown[: _LONGEST // 2]}...{shown[-_LONGEST // 2 :]}"
         self.shown = shown

@@ -115,9 +115,46 @@ def test_an_average_over_orders_does_not_depend_on_the_order(engine: Engine) -> 
         (found,) = decide(engine, TEXT, [question], **options)
         return {repr(p["value"]): p["probability"] for p in found["probabilities"]}
 
-    turned = {**CHOICE, "choices": [*CHOICE["choices"][1:], CHOICE["choices"][0]]}  # type: ignore[index]
-    assert shares(CHOICE) != pytest.approx(shares(turned), abs=1e-6)
-    assert shares(CHOICE, order="permute") == pytest.approx(shares(turned, order="permute"), abs=1e-12)
+    few: list[Any] = CHOICE["choices"]  # type: ignore[assignment]
+    # turned, swapped, and more of them than orders are shown
+    many = [{"value": value} for value in "abcdefghijk"]
+    for choices in (few, many):
+        for other in ([*choices[1:], choices[0]], [choices[1], choices[0], *choices[2:]], choices[::-1]):
+            one, two = {**CHOICE, "choices": choices}, {**CHOICE, "choices": other}
+            assert shares(one) != pytest.approx(shares(two), abs=1e-6)
+            assert shares(one, order="permute") == shares(two, order="permute")
+
+
+@pytest.mark.parametrize(
+    ("field", "asked"),
+    [
+        ("order", {"order": "backwards"}),
+        ("order", {"order": None}),
+        ("order", {"order": ["given"]}),
+        ("joint", {"joint": "no"}),
+        ("joint", {"joint": None}),
+        ("samples", {"samples": 17}),
+        ("deadline", {"deadline": "1"}),
+        ("deadline", {"deadline": True}),
+        ("cache_salt", {"cache_salt": 5}),
+        ("priority", {"priority": 10**5000}),
+        ("temperature", {"temperature": 1}),
+        ("questions", {"questions": 5}),
+        ("questions", {"questions": PREDICATE}),
+        (r"questions\[0\].choices: \['a'\]", {"questions": [{**PREDICATE, "choices": ["a"]}]}),
+        ("input", {"input": None}),
+        ("input", {"input": []}),
+        ("input", {"input": "\ud800"}),
+        (r"input\[0\]", {"input": ["text"]}),
+        (r"input\[0\]", {"input": [{"role": "user"}]}),
+        (r"input\[0\]", {"input": [{"role": "tool", "content": "a"}]}),
+        (r"input\[0\].content", {"input": [{"role": "user", "content": 5}]}),
+    ],
+)
+def test_what_cannot_be_asked_is_refused_by_name(engine: Engine, field: str, asked: dict[str, Any]) -> None:
+    given: dict[str, Any] = {"input": TEXT, "questions": [PREDICATE], **asked}
+    with pytest.raises(FieldError, match=f"^{field}.* cannot be used; allowed: .*; fix: "):
+        decide(engine, given.pop("input"), given.pop("questions"), **given)
 
 
 def test_joint_questions_share_canvases_as_far_as_they_fit(engine: Engine, layouts: Layouts) -> None:

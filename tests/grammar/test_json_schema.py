@@ -135,6 +135,15 @@ def test_recursion_and_free_json_end_at_a_stated_depth() -> None:
             value = wrap(value)
 
 
+def test_a_base_that_many_parts_refer_to_is_no_recursion() -> None:
+    base = {"properties": {"a": {"type": "integer"}}, "required": ["a"]}
+    heirs = {f"h{i}": {"allOf": [{"$ref": "#/$defs/base"}]} for i in range(LEVELS + 3)}
+    schema = {"$defs": {"base": base, **heirs}, "allOf": [{"$ref": f"#/$defs/{name}"} for name in heirs]}
+    found = automaton(schema_expression(schema, "json_schema", JSON["spaced"], _budget()), _budget())
+    assert found.accepts(b'{"a": 1}')
+    assert not found.accepts(b"{}")
+
+
 def test_the_key_of_an_other_property_is_none_of_the_named_ones() -> None:
     schema = {"properties": {"a": {"type": "integer"}}, "additionalProperties": {"type": "string"}}
     found = automaton(schema_expression(schema, "json_schema", JSON["spaced"], _budget()), _budget())

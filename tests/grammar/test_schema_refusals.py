@@ -118,6 +118,7 @@ def refused(schema: Any) -> FieldError:
             "$.properties.a.pattern",
             "at most 20000 states|in 2 s",
         ),
+        ({"allOf": [{"$ref": "#"}, {"$ref": "#"}]}, "$.allOf[0].$ref", "comes back to itself 5 times"),
         (_DEEP, "$" + ".items" * 61, "at most 60 deep"),
     ],
 )

@@ -118,7 +118,9 @@ def test_a_text_is_encoded_once(openai: OpenAI) -> None:
         ({"input": [{"role": "tool", "content": "a"}]}, "input[0].role"),
         ({"input": [{"role": "system", "content": [{"type": "input_json", "data": {}}]}]}, None),
         ({"input": [{"type": "function_call_output", "call_id": "1", "output": "a"}]}, "input[0].call_id"),
-        ({"input": "long " * 2000}, None),
+        ({"input": "long " * 2000}, "input"),
+        ({"input": [{"type": "reasoning"}]}, "input[0].type"),
+        ({"input": [{"role": "user", "content": [{"type": "input_json", "data": {"a": "\ud800"}}]}]}, None),
         ({"samples": 0}, "samples"),
         ({"samples": 17}, "samples"),
         ({"order": "random"}, "order"),
@@ -167,6 +169,23 @@ def test_system_one(gateway: Running, engine: Engine) -> None:
     ):
         status, found = post(gateway, "/v1/systemone", **({"state": "a", "questions": asked} | changes))
         assert status == 400, found
+
+
+@pytest.mark.parametrize(
+    ("question", "field"),
+    [
+        ({"type": "choice", "criteria": ["red"]}, "questions.which one.criteria: 1 options"),
+        ({"type": "choice", "criteria": ["red", "red"]}, "questions.which one.criteria: 'red' cannot be used"),
+        ({"type": "score", "criteria": {"": None, "high": "b"}}, "questions.which one.criteria: '' cannot be used"),
+        ({"type": "noul", "instructions": " "}, "questions.which one.instructions: '' cannot be used"),
+    ],
+)
+def test_system_one_names_questions_by_their_ids(gateway: Running, question: dict[str, Any], field: str) -> None:
+    asked = {"first": {"type": "noul", "instructions": "a"}, "which one": {"instructions": "Which?", **question}}
+    status, found = post(gateway, "/v1/systemone", state="a", questions=asked)
+    assert status == 400
+    assert found["error"]["message"].startswith(field)
+    assert found["error"]["param"] == field.split(":")[0]
 
 
 def infer_input(name: str, value: Any, kind: str) -> triton.InferInput:

@@ -50,7 +50,18 @@ def refusal(gateway: Running, body: Any) -> tuple[int, str | None, str]:
         ({"tools": [TOOL, TOOL]}, "tools[1]: another tool has this name"),
         ({"tool_choice": "required"}, "tool_choice: required needs tools"),
         ({"functions": [{"name": "f"}]}, "functions: not supported here"),
-        ({"response_format": {"type": "xml"}}, "response_format.type"),
+        (
+            {"response_format": {"type": "xml"}},
+            "response_format.type: \"xml\" cannot be used; allowed: 'text', 'json_object' or 'json_schema'",
+        ),
+        ({"response_format": {"type": ["text"]}}, 'response_format.type: ["text"] cannot be used'),
+        ({"response_format": {}}, "response_format.type: this field is required"),
+        (
+            {"response_format": {"type": "json_schema", "json_schema": {"schema": {"title": "\ud800"}}}},
+            "response_format.json_schema.schema: ",
+        ),
+        ({"tool_choice": 5}, "tool_choice: 5 cannot be used; allowed: 'none', 'auto' or 'required'"),
+        ({"tools": [{**TOOL, "function": {"name": "a b"}}]}, "tools[0].function.name: 'a b' cannot be used"),
         ({"response_format": {"type": "json_schema"}}, "response_format.json_schema"),
         ({"modalities": ["audio"]}, "modalities: not supported here"),
         ({"top_k": 40}, "top_k: not supported here: tokens are accepted by entropy"),
@@ -104,6 +115,35 @@ def test_completions_have_refusals_of_their_own(gateway: Running) -> None:
         ({"messages": []}, "messages"),
     ):
         assert refusal(gateway, {**TEXT, **change})[:2] == (400, param)
+
+
+@pytest.mark.parametrize(
+    ("path", "change", "text"),
+    [
+        ("responses", {"text": {"format": {"type": "xml"}}}, "text.format.type: "),
+        (
+            "responses",
+            {"text": {"format": {"type": "json_schema", "schema": {"type": "strange"}}}},
+            "text.format at $.type: 'strange'",
+        ),
+        ("responses", {"tools": [{"type": "web_search"}]}, 'tools[0].type: "web_search"'),
+        ("responses", {"tools": [{"type": "function", "name": "a b"}]}, "tools[0].name: 'a b'"),
+        (
+            "responses",
+            {"tools": [{"type": "function", "name": "a", "parameters": {"type": "array"}}]},
+            "tools[0].parameters: ",
+        ),
+        ("responses", {"input": [{"type": "reasoning"}]}, 'input[0].type: "reasoning" cannot be used; allowed: \'mess'),
+        ("responses", {"input": "a" * 100_000}, "input: '100"),
+    ],
+)
+def test_a_refusal_of_the_model_names_the_endpoints_own_field(
+    gateway: Running, path: str, change: dict[str, Any], text: str
+) -> None:
+    body = {"model": "diffgemma", "input": "red", "max_output_tokens": 8, **change}
+    status, _, answer = request(f"{gateway.url}/v1/{path}", json.dumps(body).encode())
+    assert (status, answer["error"]["param"]) == (400, text.split(":")[0].split(" ")[0])
+    assert answer["error"]["message"].startswith(text)
 
 
 def test_neutral_values_are_accepted(gateway: Running) -> None:

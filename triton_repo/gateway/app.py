@@ -46,6 +46,17 @@ _EVENT = {"type": "object", "properties": {"data": {"type": "string"}}, "require
 _EVENTS = {"text/event-stream": {"schema": _EVENT}}
 STATUSES = _REFUSALS | _MODEL | _LATE | {200: {"content": _EVENTS, "description": "the answer; events with stream"}}
 
+_SAID = r"(messages(\[\d+\](\.\w+)*)?|prompt)(?!\w)"
+# By endpoint: how a field begins where it has another name, and that name.
+_NAMES: dict[str, dict[str, str]] = {
+    "/v1/responses": {
+        "response_format": "text.format",
+        r"tools\[(\d+)\]\.function": r"tools[\1]",
+        _SAID: "input",
+    },
+    "/v1/decisions": {_SAID: "input"},
+    "/v1/systemone": {_SAID: "state"},
+}
 
 Body = ChatRequest | CompletionRequest | ResponsesRequest
 # Proxies end connections that are silent for a minute, some for half of one.
@@ -172,8 +183,7 @@ def create(gateway: Gateway) -> FastAPI:
     @app.exception_handler(FieldError)
     async def not_generated(request: Request, error: GenerationError | FieldError) -> Response:
         failure = of_failure(error)
-        if failure.param == "response_format" and request.url.path == "/v1/responses":
-            failure.param = "text.format"
+        failure.rename(_NAMES.get(request.url.path, {}))
         request.state.record["error"] = failure.code
         return await failed(request, failure)
 

@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+import re
 import time
+from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any, Literal
 
 from fastapi import FastAPI, Request
 from pydantic import BaseModel
 from starlette.responses import JSONResponse, Response
 
+from nemo_diffgemma.errors import FieldError, printable
 from triton_repo.client.decisions import Decided
+from triton_repo.client.failures import GenerationError
 from triton_repo.gateway.decisions_request import DecisionsRequest, SystemOneRequest
+from triton_repo.gateway.errors import ApiError, of_failure
 from triton_repo.gateway.generations import unless_gone
 from triton_repo.gateway.headers import IGNORED, trace_of
 
@@ -127,9 +132,30 @@ def add(app: FastAPI, gateway: Gateway, statuses: dict[int | str, dict[str, Any]
         if body.model is not None:
             gateway.require_model(body.model)
         asked = [question.plain() | {"name": name} for name, question in body.questions.items()]
-        found = await _decided(gateway, request, body, asked)
+        try:
+            found = await _decided(gateway, request, body, asked)
+        except (FieldError, GenerationError) as error:
+            failure = of_failure(error)
+            if not _by_id(failure, list(body.questions)):
+                raise
+            request.state.record["error"] = failure.code
+            raise failure from error
         answers = {a["name"]: _of_systemone(a) for a in found.answers}
         return JSONResponse({"answers": answers, "usage": _usage(found)})
+
+
+_OPTIONS = re.compile(r"questions\[(\d+)\](\.name|\.(choices|levels)(\[\d+\])?(\.\w+)?)?")
+_MOST_NAME = 64
+
+
+def _by_id(failure: ApiError, ids: Sequence[str]) -> bool:
+    """Name a question by its id, and its options as criteria; whether it is about a question at all."""
+    found = _OPTIONS.match(failure.param or "")
+    if found is None:
+        return False
+    name = printable(ids[int(found[1])])[:_MOST_NAME] + (".criteria" if found[3] else "")
+    failure.rename({re.escape(found[0]): f"questions.{name}".replace("\\", r"\\")})
+    return True
 
 
 async def _decided(

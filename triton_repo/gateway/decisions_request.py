@@ -13,10 +13,12 @@ from triton_repo.gateway.fields import (
     MOST_MESSAGES,
     Float32,
     Int32,
+    Object,
     Parts,
     Strict,
     Text,
     Whole,
+    by_type,
     ignored,
     only,
     passed_on,
@@ -54,8 +56,8 @@ class Part(Strict):
     text: Text | None = None
     refusal: Text | None = None
     data: Annotated[
-        Annotated[dict[str, Any], Tag("~object")]
-        | Annotated[list[dict[str, Any]], Field(fail_fast=True), Tag("~list")]
+        Annotated[Object, Tag("~object")]
+        | Annotated[list[Object], Field(fail_fast=True), Tag("~list")]
         | Annotated[None, Tag("~null")],
         Discriminator(_shape),
     ] = Field(default=None, description="JSON, which is read as text")
@@ -149,16 +151,20 @@ class CallOutput(Strict):
     status: Any = ignored("completed", why=_HISTORY)
 
 
-def _kind(value: Any) -> str:
-    kind = value.get("type") if isinstance(value, dict) else None
-    if kind in ("function_call", "custom_tool_call"):
-        return "~call"
-    return "~output" if kind in ("function_call_output", "custom_tool_call_output") else "~message"
-
-
 Item = Annotated[
-    Annotated[DecisionMessage, Tag("~message")] | Annotated[Call, Tag("~call")] | Annotated[CallOutput, Tag("~output")],
-    Discriminator(_kind),
+    Annotated[DecisionMessage, Tag("~message")]
+    | Annotated[Call, Tag("~function_call")]
+    | Annotated[Call, Tag("~custom_tool_call")]
+    | Annotated[CallOutput, Tag("~function_call_output")]
+    | Annotated[CallOutput, Tag("~custom_tool_call_output")],
+    by_type(
+        "message",
+        "function_call",
+        "custom_tool_call",
+        "function_call_output",
+        "custom_tool_call_output",
+        otherwise="message",
+    ),
 ]
 
 
@@ -300,6 +306,8 @@ class SystemOneQuestion(Strict):
         criteria = self.criteria
         if self.type != "noul" and (isinstance(criteria, str) or criteria is None):
             raise wrong("criteria", "of choice and score a list of options, or an object from option to meaning")
+        if self.type != "noul" and criteria is not None and not 2 <= len(criteria) <= MOST_OPTIONS:
+            raise wrong("criteria", f"{len(criteria)} options: of choice and score 2 to {MOST_OPTIONS}")
         return self
 
     def plain(self) -> dict[str, Any]:

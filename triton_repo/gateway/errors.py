@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from pydantic import BaseModel
@@ -17,7 +17,7 @@ _BUSY_S, _DOWN_S = 1, 5
 _MOST_PARAM = 200
 _FIELD = re.compile(r"^([a-z_]+)((?:\[\d+\]|\.[a-z_]+)*): ")
 # What is wrong with the form of an answer, behind the kind of it and, of tools, the number of the one that it is.
-_FORM = re.compile(r"^grammar\.([a-z_]+)(?:\.functions\[(\d+)\]\.parameters)?(?:\.text\.json_schema)?")
+_FORM = re.compile(r"^grammar\.([a-z_]+)(?:\.functions\[(\d+)\](\.[a-z]+)?)?(?:\.text\.json_schema)?")
 _FORMS = {"json_schema": "response_format", "json_object": "response_format"}
 # Our names of inputs that OpenAI calls otherwise.
 _NAMES = {"text_input": "prompt", "input_ids": "prompt", "stop_words": "stop", "client": "user"}
@@ -64,6 +64,20 @@ class ApiError(Exception):
         self.status, self.message, self.code, self.param, self.kind = status, message, code, param, kind
         self.headers = {} if retry_after is None else {"retry-after": str(retry_after)}
 
+    def rename(self, names: Mapping[str, str]) -> None:
+        """Call the field as this endpoint does.
+
+        Args:
+            names: a regular expression of the beginning of a field to what stands there instead.
+        """
+        for ours, theirs in names.items():
+            if self.param is not None and (found := re.match(ours, self.param)):
+                renamed = found.expand(theirs)
+                if self.message.startswith(found[0]):
+                    self.message = renamed + self.message[found.end() :]
+                self.param = renamed + self.param[found.end() :]
+                return
+
     def body(self) -> dict[str, Any]:
         """The JSON of the answer."""
         kind = self.kind or ("invalid_request_error" if self.status < 500 else "server_error")
@@ -75,7 +89,7 @@ def refused(message: str) -> ApiError:
     """400 for what the served model, or the client on its way there, refuses; the message begins with the field."""
     if form := _FORM.match(message):
         field = _FORMS.get(form[1], form[1])
-        place = f"[{form[2]}].function.parameters" if form[2] else ""
+        place = f"[{form[2]}].function{form[3] or ''}" if form[2] else ""
         return ApiError(400, f"{field}{place}{message[form.end() :]}", code="invalid_value", param=f"{field}{place}")
     found = _FIELD.match(message)
     param = None if found is None else _NAMES.get(found[1], found[1]) + (found[2] or "")
@@ -135,6 +149,8 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
         errors: dictionaries with ``loc``, ``type`` and ``msg``.
     """
     first = errors[0]
+    # of an object whose type is another one, all else is wrong too
+    first = next((e for e in errors if e["loc"] == (*first["loc"][:-1], "type")), first)
     where = path(first)
     if first["type"] == "json_invalid" or (not where and first["type"] in ("missing", "model_attributes_type")):
         return ApiError(400, "the body is not a JSON object, sent as application/json", code="invalid_json")
@@ -148,5 +164,6 @@ def of_validation(errors: Sequence[Any]) -> ApiError:
             return ApiError(400, f"{param}: {first['msg']}", code="unsupported_parameter", param=param)
         case "wrong" | "bound":
             return ApiError(400, f"{param}: {first['msg']}", code="invalid_value", param=param)
-    message = FieldError(param, Shown(first["input"]), *allowed(first))
+    value = first["input"]["type"] if first["type"] == "type" else first["input"]
+    message = FieldError(param, Shown(value), *allowed(first))
     return ApiError(400, str(message), code="invalid_value", param=param)

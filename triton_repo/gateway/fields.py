@@ -2,10 +2,20 @@
 
 from __future__ import annotations
 
+import json
 from collections.abc import Iterator
 from typing import Annotated, Any
 
-from pydantic import AfterValidator, BaseModel, BeforeValidator, ConfigDict, Field, field_validator, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    BeforeValidator,
+    ConfigDict,
+    Discriminator,
+    Field,
+    field_validator,
+    model_validator,
+)
 from pydantic.fields import FieldInfo
 from pydantic_core import PydanticCustomError
 
@@ -40,6 +50,12 @@ def _encodable(value: str) -> str:
     return value
 
 
+def _all_encodable(value: Any) -> Any:
+    if not _is_text(json.dumps(value, ensure_ascii=False)):
+        raise PydanticCustomError("string_unicode", "no character")
+    return value
+
+
 def _few_pairs(value: Any) -> Any:
     # All of it here, before pydantic looks: an error for each of half a million would hold up all other requests.
     if value is None or (isinstance(value, dict) and len(value) <= _MOST_PAIRS and all(map(_is_pair, value.items()))):
@@ -59,6 +75,7 @@ def _is_pair(pair: tuple[str, Any]) -> bool:
 
 
 Text = Annotated[str, AfterValidator(_encodable)]
+Object = Annotated[dict[str, Any], AfterValidator(_all_encodable)]  # any JSON
 Whole = BeforeValidator(_whole)
 Int32 = Annotated[int, Whole, Field(ge=-MOST_INT32 - 1, le=MOST_INT32)]
 Float32 = Annotated[float, Field(ge=-3.4e38, le=3.4e38, allow_inf_nan=False)]
@@ -156,3 +173,22 @@ def _among(value: Any, field: FieldInfo, key: str) -> bool:
 def wrong(field: str, why: str) -> PydanticCustomError:
     """What a validator raises for several fields that do not fit together; ``field`` is the one to change."""
     return PydanticCustomError("wrong", "{why}", {"field": field, "why": why})
+
+
+def by_type(*types: str, otherwise: str) -> Discriminator:
+    """Which of several shapes an object has, tagged ``~type``: by its ``type``.
+
+    Args:
+        types: that there are.
+        otherwise: of these the shape of what is no object, or has no type.
+    """
+
+    def tag(value: Any) -> str | None:
+        found = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
+        if found is None:
+            return f"~{otherwise}"
+        return f"~{found}" if isinstance(found, str) and found in types else None
+
+    expected = ", ".join(map(repr, types[:-1])) + f" or {types[-1]!r}"
+    # what is allowed is the message: a context would be a dictionary, which unions cannot have in them
+    return Discriminator(tag, custom_error_type="type", custom_error_message=expected)

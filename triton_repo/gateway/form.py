@@ -6,9 +6,9 @@ import json
 from collections.abc import Iterator
 from typing import Annotated, Any, Literal
 
-from pydantic import Discriminator, Field, Tag
+from pydantic import Field, Tag
 
-from triton_repo.gateway.fields import Strict, Text, ignored
+from triton_repo.gateway.fields import Object, Strict, Text, by_type, ignored
 
 _NAMED = "nothing but the schema says what is written"
 Grammar = dict[str, Any]
@@ -39,7 +39,7 @@ class Schema(Strict):
 
     name: Text | None = Field(default=None, description="of the schema; the model is not told")
     description: Text | None = ignored(why=_NAMED)
-    schema_: dict[str, Any] = Field(alias="schema", description="JSON Schema of the answer, kept to whatever strict is")
+    schema_: Object = Field(alias="schema", description="JSON Schema of the answer, kept to whatever strict is")
     strict: bool | None = None
 
 
@@ -64,22 +64,18 @@ class FlatSchemaFormat(Schema):
         return {"json_schema": self.schema_}
 
 
-def _type(value: Any) -> str:
-    found = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"~{found}" if found in ("text", "json_object", "json_schema") else "~text"
-
-
+_TYPE = by_type("text", "json_object", "json_schema", otherwise="text")
 ResponseFormat = Annotated[
     Annotated[TextFormat, Tag("~text")]
     | Annotated[ObjectFormat, Tag("~json_object")]
     | Annotated[SchemaFormat, Tag("~json_schema")],
-    Discriminator(_type),
+    _TYPE,
 ]
 FlatFormat = Annotated[
     Annotated[TextFormat, Tag("~text")]
     | Annotated[ObjectFormat, Tag("~json_object")]
     | Annotated[FlatSchemaFormat, Tag("~json_schema")],
-    Discriminator(_type),
+    _TYPE,
 ]
 
 

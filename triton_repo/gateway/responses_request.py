@@ -6,7 +6,19 @@ from typing import Annotated, Any, Literal, Self
 
 from pydantic import Discriminator, Field, Tag, model_validator
 
-from triton_repo.gateway.fields import MOST_MESSAGES, PAIRS, Int32, Pairs, Parts, Strict, Text, ignored, only, wrong
+from triton_repo.gateway.fields import (
+    MOST_MESSAGES,
+    PAIRS,
+    Int32,
+    Pairs,
+    Parts,
+    Strict,
+    Text,
+    by_type,
+    ignored,
+    only,
+    wrong,
+)
 from triton_repo.gateway.form import FlatFormat, Grammar, grammars, with_instruction
 from triton_repo.gateway.messages import OURS, text_or_list
 from triton_repo.gateway.schema import LOGPROBS, THINKING, Common, limited
@@ -78,16 +90,11 @@ class ResultItem(Strict):
         return {"role": "tool", "content": text, "tool_call_id": self.call_id}
 
 
-def _item(value: Any) -> str:
-    found = value.get("type") if isinstance(value, dict) else getattr(value, "type", None)
-    return f"~{found}" if found in ("function_call", "function_call_output") else "~message"
-
-
 InputItem = Annotated[
     Annotated[InputMessage, Tag("~message")]
     | Annotated[CallItem, Tag("~function_call")]
     | Annotated[ResultItem, Tag("~function_call_output")],
-    Discriminator(_item),
+    by_type("message", "function_call", "function_call_output", otherwise="message"),
 ]
 
 

@@ -8,10 +8,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, Discriminator, Field, Tag
+from pydantic import AfterValidator, BaseModel, Discriminator, Field, Tag
 from pydantic_core import PydanticCustomError
 
-from triton_repo.gateway.fields import Strict, Text, ignored, wrong
+from triton_repo.gateway.fields import Object, Strict, Text, ignored, wrong
 from triton_repo.gateway.form import Grammar
 
 MOST_TOOLS = 128  # as OpenAI's
@@ -26,7 +26,7 @@ class Function(Strict):
 
     name: Text
     description: Text | None = None
-    parameters: dict[str, Any] | None = Field(default=None, description="JSON Schema of its arguments")
+    parameters: Object | None = Field(default=None, description="JSON Schema of its arguments")
     strict: bool | None = Field(default=None, description=_KEPT)
 
     def plain(self) -> dict[str, Any]:
@@ -68,7 +68,7 @@ class FlatNamed(FunctionName):
 
 
 def _word_or_object(value: Any) -> str:
-    return "~word" if value is None or isinstance(value, str) else "~object"
+    return "~object" if isinstance(value, dict | BaseModel) else "~word"
 
 
 _Word = Annotated[Literal["none", "auto", "required"] | None, Tag("~word")]

@@ -46,6 +46,7 @@ def path(error: Mapping[str, Any]) -> str:
     # The body itself, and which shape of several it was taken for, are no part of it; an unknown field's name is.
     parts = [part for part in error["loc"][1:] if not str(part).startswith(SHAPE) or _unknown(error, part)]
     parts += [error["ctx"]["field"]] if error["type"] == "wrong" else []
+    parts += ["type"] if error["type"] == "type" else []
     if not parts and error["type"] == "string_unicode":
         parts = [error["input"]]  # a field's name
     joined = "".join(f"[{part}]" if isinstance(part, int) else f".{part}" for part in parts).lstrip(".")
@@ -54,6 +55,8 @@ def path(error: Mapping[str, Any]) -> str:
 
 def allowed(error: Mapping[str, Any]) -> tuple[str, str]:
     """What is allowed instead of the value that an error of pydantic is about, and the fix."""
+    if error["type"] == "type":
+        return error["msg"], _CHANGE
     known = _ALLOWED.get(error["type"])
     if known is None:
         return _OTHERWISE, _OMIT

@@ -41,7 +41,8 @@ def decide(
         FieldError: for what cannot be asked, before anything runs.
         RuntimeError, QueueFull: as :meth:`Engine.read`.
     """
-    asked = parse_questions(list(questions))
+    asked = parse_questions(questions)
+    messages = _conversation(input)
     require(
         engine.tokenizer is not None,
         field="input",
@@ -50,8 +51,29 @@ def decide(
         fix="add the tokenizer's files to the checkpoint and build again",
     )
     assert engine.tokenizer is not None
-    messages: Sequence[Message] = [{"role": "user", "content": input}] if isinstance(input, str) else input
     layouts = Layouts(engine.tokenizer, engine.limits.canvas, engine.spec.arch.eos_token_ids[0])
     layout = layouts.layout(messages, asked, order, joint)
     slots = engine.read(layout.prompt_ids, layout.canvases, seed, samples, **options)
     return answer_all(asked, layout.parts, slots, read_calibration(engine.spec.directory))
+
+
+_ROLES = ("system", "user", "assistant")
+
+
+def _conversation(input: object) -> list[Message]:
+    """A text or a conversation as messages."""
+    messages = [{"role": "user", "content": input}] if isinstance(input, str) else input
+    fix = 'pass a text, or [{"role": "user", "content": "..."}]'
+    good = isinstance(messages, list | tuple) and len(messages) > 0
+    require(good, field="input", value=input, allowed="a text, or a list of at least one message", fix=fix)
+    assert isinstance(messages, list | tuple)
+    for i, message in enumerate(messages):
+        where = "input" if isinstance(input, str) else f"input[{i}]"
+        good = isinstance(message, dict) and message.keys() == {"role", "content"} and message["role"] in _ROLES
+        allowed = f"an object of role ({', '.join(_ROLES)}) and content, and no more"
+        require(good, field=where, value=message, allowed=allowed, fix=fix)
+        text = message["content"]
+        good = isinstance(text, str) and text == text.encode(errors="ignore").decode()
+        where = where if isinstance(input, str) else f"{where}.content"
+        require(good, field=where, value=text, allowed="a text that UTF-8 can write", fix="correct it")
+    return list(messages)

@@ -71,12 +71,18 @@ class Layouts:
         Args:
             messages: with ``role`` and ``content``.
             questions: each is answered as if it were alone, but for ``joint``.
-            order: permute: options are shown in several orders, whose answers are averaged.
+            order: permute: options are shown in several orders, whose answers are averaged; of a choice they are the
+                same ones in whichever order its options come.
             joint: ask as many questions at once as a canvas has lines for; they see each other.
 
         Raises:
-            FieldError: when options cannot be told apart, or the chat template cannot render the conversation.
+            FieldError: for an order that is none, when options cannot be told apart, or the chat template cannot render
+                the conversation.
         """
+        known = isinstance(order, str) and order in ORDERS
+        require(known, field="order", value=order, allowed=" or ".join(ORDERS), fix="leave it out")
+        good = isinstance(joint, bool)
+        require(good, field="joint", value=joint, allowed="true or false", fix="leave it out")
         shown = [self._orders(i, question, order) for i, question in enumerate(questions)]
         if joint:
             rounds = max(len(each) for each in shown)
@@ -110,9 +116,11 @@ class Layouts:
         if order == "given":
             return [_View(Part(index, given), labels)]
         if question.kind == "choice":
+            # turned from an order of their own: which orders are shown does not depend on the one that was sent
+            own = tuple(sorted(given, key=lambda i: (repr(type(question.options[i].value)), question.options[i].value)))
             used = min(count, MOST_ORDERS)
             starts = [i * count // used for i in range(used)]
-            return [_View(Part(index, (*given[s:], *given[:s])), labels) for s in starts]
+            return [_View(Part(index, (*own[s:], *own[:s])), labels) for s in starts]
         # of a scale, and of yes and no, there and back; a label means the same in both
         return [_View(Part(index, given), labels), _View(Part(index, given[::-1]), labels[::-1])]
 

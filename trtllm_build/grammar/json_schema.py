@@ -84,6 +84,7 @@ class Builder:
 
     def _flat(self, schema: Any, path: str, active: Active) -> tuple[dict[str, Any], str, Active]:
         """A schema without ``$ref``, ``allOf``, ``const`` and annotations; where it stands; how one got there."""
+        self._budget.check_time(path)
         check(schema, self._field, path)
         if schema is False:
             raise Impossible(self._refuse(path, False, "a schema that some value fits", "leave it out"))
@@ -96,9 +97,12 @@ class Builder:
             flat, place, active = self._flat(target, place, self._follow(active, reference, path))
             # alone it stands for its target, whose place is the one to name
             found, path = (merge(flat, found, self._field, path), path) if found or parts else (flat, place)
+        beside = active
         for i, part in enumerate(parts):
-            flat, _, active = self._flat(part, below(path, "allOf", i), active)
+            flat, _, led = self._flat(part, below(path, "allOf", i), beside)
             found = merge(found, flat, self._field, path)
+            # what two parts refer to does not come back to itself; what led here does
+            active += tuple(r for r in led[len(beside) :] if r in beside or r not in active)
         return found, path, active
 
     def _follow(self, active: Active, reference: str, path: str) -> Active:

@@ -92,14 +92,14 @@ class _Reader:
                 warnings.simplefilter("ignore")
                 found = parser.parse(self._pattern)
         except (re.error, OverflowError, RecursionError) as error:
-            raise self._error(f"a regular expression; this one cannot be read: {error}") from error
+            raise self._error(f"a regular expression; this one cannot be read: {error}", "correct it") from error
         self._check_flags(found.state.flags)
         if found.state.flags & re.DOTALL:
             self._any = _ALL
         return self._sequence(list(found), begins=True, ends=True)
 
-    def _error(self, allowed: str) -> FieldError:
-        return FieldError(field=self._field, value=self._pattern, allowed=allowed, fix="write it without")
+    def _error(self, allowed: str, fix: str = "write it without") -> FieldError:
+        return FieldError(field=self._field, value=self._pattern, allowed=allowed, fix=fix)
 
     def _check_flags(self, flags: int) -> None:
         for flag, name in _FLAGS.items():

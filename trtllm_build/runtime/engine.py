@@ -33,6 +33,7 @@ from trtllm_build.runtime.worker import Worker
 from trtllm_build.spec import EngineSpec
 
 Prompt = str | Sequence[int]
+_READ_OPTIONS = ("priority", "client", "cache_salt", "deadline")
 _OPTIONS = tuple(f.name for f in fields(Request) if f.name not in ("prompt_ids", "max_tokens", "seed", "sampler"))
 
 
@@ -158,6 +159,9 @@ class Engine:
             RuntimeError: when it fails while it runs, or runs out of time.
             QueueFull: when other callers' requests fill the queue.
         """
+        for name, value in options.items():
+            allowed, fix = ", ".join(_READ_OPTIONS), f"remove {name}"
+            require(name in _READ_OPTIONS, field=name, value=value, allowed=allowed, fix=fix)
         found: list[Reading | Block] = []
         self.submit_read(ReadRequest(self._ids(prompt), tuple(canvases), seed, samples, **options), found.append).wait()
         last = found.pop()

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from nemo_diffgemma.errors import require, require_integer
-from trtllm_build.runtime.request import MAX_SEED
+from trtllm_build.runtime.request import MAX_SEED, check_caller
 
 # Token ids that mean the same answer, with and without a space before it, for example.
 Label = tuple[int, ...]
@@ -62,9 +62,7 @@ class ReadRequest:
             require(len(found) > 0, field=name, value="none", allowed="at least one", fix="send one that is not empty")
         require_integer("seed", self.seed, 0, MAX_SEED)
         require_integer("samples", self.samples, 1, MOST_SAMPLES)
-        require_integer("priority", self.priority, -(2**31), 2**31 - 1)
-        good = self.deadline is None or 0 < self.deadline < float("inf")
-        require(good, field="deadline", value=self.deadline, allowed="seconds > 0, or None", fix="pass deadline=60")
+        check_caller(self.priority, self.client, self.cache_salt, self.deadline)
         for i, canvas in enumerate(self.canvases):
             _check(f"canvases[{i}]", canvas)
 

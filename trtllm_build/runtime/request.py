@@ -13,6 +13,7 @@ from trtllm_build.sampling import SamplerConfig, Sampling
 FinishReason = Literal["stop", "length", "cancelled", "deadline", "unavailable", "error"]
 MAX_SEED = 2**64 - 1
 FIT = "fit"
+_FORM = "grammar (response_format, regex, choice or tools)"  # whichever name it came under
 
 
 @dataclass(frozen=True)
@@ -83,13 +84,7 @@ class Request:
         _ = self.sampling
         require_integer("min_tokens", self.min_tokens, 0, self.max_tokens)
         require_integer("draft_every", self.draft_every, 0)
-        require_integer("priority", self.priority, -(2**31), 2**31 - 1)
-        for name in ("client", "cache_salt"):
-            text = getattr(self, name)
-            require(isinstance(text, str), field=name, value=text, allowed="a string", fix=f'pass {name}="name"')
-        seconds = isinstance(self.deadline, int | float) and not isinstance(self.deadline, bool)
-        good = self.deadline is None or (seconds and 0 < self.deadline < float("inf"))
-        require(good, field="deadline", value=self.deadline, allowed="seconds > 0, or None", fix="pass deadline=60")
+        check_caller(self.priority, self.client, self.cache_salt, self.deadline)
         if self.canvas_length not in (None, FIT):
             good = isinstance(self.canvas_length, int) and not isinstance(self.canvas_length, bool)
             good = good and int(self.canvas_length or 0) >= 1
@@ -158,14 +153,14 @@ class Request:
                 value is None or not value,
                 field=name,
                 value=value,
-                allowed="nothing beside grammar, which alone says what may be written and where it ends",
-                fix=f"leave out {name}, or grammar",
+                allowed=f"nothing beside {_FORM}, which alone says what may be written and where it ends",
+                fix=f"leave out {name}, or that",
             )
         require(
             self.top_p in (0, 1),
             field="top_p",
             value=self.top_p,
-            allowed="1, or 0, beside grammar: its answers are drawn whole, not token by token",
+            allowed=f"1, or 0, beside {_FORM}: its answers are drawn whole, not token by token",
             fix="leave it out, or lower temperature",
         )
 
@@ -183,6 +178,20 @@ class Request:
         """Most tokens its cache holds: the prompt, and canvases up to ``max_tokens``."""
         canvas = self.canvas(full)
         return len(self.prompt_ids) + -(-self.max_tokens // canvas) * canvas
+
+
+def check_caller(priority: object, client: object, cache_salt: object, deadline: object) -> None:
+    """Look at what a request says of its caller, whether it generates or reads; see :class:`Request`.
+
+    Raises:
+        FieldError: for the first that cannot be.
+    """
+    require_integer("priority", priority, -(2**31), 2**31 - 1)
+    for name, text in (("client", client), ("cache_salt", cache_salt)):
+        require(isinstance(text, str), field=name, value=text, allowed="a string", fix=f'pass {name}="name"')
+    seconds = isinstance(deadline, int | float) and not isinstance(deadline, bool) and 0 < deadline < float("inf")
+    good = deadline is None or seconds
+    require(good, field="deadline", value=deadline, allowed="seconds > 0, or None", fix="pass deadline=60")
 
 
 @dataclass(frozen=True)
