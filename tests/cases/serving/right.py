@@ -125,7 +125,7 @@ RIGHT: dict[str, Right] = {
     "a0-responses": _same(),
     "a1-responses-messages": _taken("input.id"),
     "a2-responses-previous": _refused("previous_response_id"),
-    "a3-responses-tools": _refused("tools[0].name"),
+    "a3-responses-tools": _refused("tools[0].type"),
     "a4-responses-background": _refused("background"),
     "a5-responses-conversation": _refused("conversation"),
     "a6-responses-agent": _same(
