@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import openai
 import pytest
 import torch
 import trustme
@@ -64,6 +65,18 @@ def wide_gateway(wide_server: Server, tmp_path_factory: pytest.TempPathFactory) 
     """OpenAI's API in front of ``wide_server``."""
     with running(wide_server.grpc_url, tmp_path_factory.mktemp("wide_gateway") / "log") as found:
         yield found
+
+
+@pytest.fixture
+def wide_client(wide_server: Server) -> Iterator[BlockingClient]:
+    with BlockingClient(wide_server.grpc_url) as connected:
+        yield connected
+
+
+@pytest.fixture
+def wide_api(wide_gateway: Running) -> Iterator[openai.OpenAI]:
+    with openai.OpenAI(base_url=f"{wide_gateway.url}/v1", api_key="none", max_retries=0) as connected:
+        yield connected
 
 
 @pytest.fixture(scope="session")

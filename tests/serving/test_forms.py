@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from typing import Any, Literal
 
@@ -12,10 +11,8 @@ import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.serving.gateway import Running
 from triton_repo.client.blocking import BlockingClient
 from triton_repo.client.failures import Refused
-from triton_repo.launcher.server import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 ASKED: Any = [{"role": "user", "content": "Who orders what?"}]
@@ -33,21 +30,9 @@ class Order(BaseModel):
     paid: bool
 
 
-@pytest.fixture
-def client(wide_server: Server) -> Iterator[BlockingClient]:
-    with BlockingClient(wide_server.grpc_url) as connected:
-        yield connected
-
-
-@pytest.fixture
-def api(wide_gateway: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{wide_gateway.url}/v1", api_key="none", max_retries=0) as connected:
-        yield connected
-
-
 @pytest.mark.parametrize("seed", range(3))
-def test_openai_parses_a_pydantic_model(api: openai.OpenAI, seed: int) -> None:
-    found = api.chat.completions.parse(
+def test_openai_parses_a_pydantic_model(wide_api: openai.OpenAI, seed: int) -> None:
+    found = wide_api.chat.completions.parse(
         model="diffgemma", messages=ASKED, response_format=Order, seed=seed, max_tokens=60
     )
     assert isinstance(found.choices[0].message.parsed, Order)
@@ -56,22 +41,24 @@ def test_openai_parses_a_pydantic_model(api: openai.OpenAI, seed: int) -> None:
     assert all(canvas["form_log_probability"] <= 0 for canvas in canvases)
 
 
-def test_openai_parses_a_response(api: openai.OpenAI) -> None:
-    found = api.responses.parse(model="diffgemma", input="Who orders what?", text_format=Order, max_output_tokens=60)
+def test_openai_parses_a_response(wide_api: openai.OpenAI) -> None:
+    found = wide_api.responses.parse(
+        model="diffgemma", input="Who orders what?", text_format=Order, max_output_tokens=60
+    )
     assert isinstance(found.output_parsed, Order)
 
 
-def test_a_stream_and_a_whole_answer_are_the_same_json(api: openai.OpenAI) -> None:
+def test_a_stream_and_a_whole_answer_are_the_same_json(wide_api: openai.OpenAI) -> None:
     asked = {"model": "diffgemma", "messages": ASKED, "max_tokens": 40, "response_format": {"type": "json_object"}}
-    whole = api.chat.completions.create(**asked).choices[0].message.content
+    whole = wide_api.chat.completions.create(**asked).choices[0].message.content
     assert isinstance(json.loads(whole), dict)
-    chunks = api.chat.completions.create(**asked, stream=True)
+    chunks = wide_api.chat.completions.create(**asked, stream=True)
     assert "".join(chunk.choices[0].delta.content or "" for chunk in chunks if chunk.choices) == whole
 
 
-def test_texts_and_regular_expressions(api: openai.OpenAI) -> None:
+def test_texts_and_regular_expressions(wide_api: openai.OpenAI) -> None:
     def ask(**form: Any) -> str:
-        found = api.completions.create(model="diffgemma", prompt="Is it so?", max_tokens=12, extra_body=form)
+        found = wide_api.completions.create(model="diffgemma", prompt="Is it so?", max_tokens=12, extra_body=form)
         assert found.choices[0].finish_reason == "stop"
         return found.choices[0].text
 
@@ -90,26 +77,26 @@ def test_texts_and_regular_expressions(api: openai.OpenAI) -> None:
         ({"regex": "[a-c]{60}"}, "max_tokens: 12 cannot be used; allowed: at least"),
     ],
 )
-def test_what_cannot_be_guaranteed_is_refused_by_name(api: openai.OpenAI, form: Any, message: str) -> None:
+def test_what_cannot_be_guaranteed_is_refused_by_name(wide_api: openai.OpenAI, form: Any, message: str) -> None:
     with pytest.raises(openai.BadRequestError, match=message):
-        api.completions.create(model="diffgemma", prompt="Is it so?", max_tokens=12, extra_body=form)
+        wide_api.completions.create(model="diffgemma", prompt="Is it so?", max_tokens=12, extra_body=form)
 
 
-def test_grpc_takes_a_grammar_and_says_how_likely_the_form_was(client: BlockingClient) -> None:
-    responses = list(client.generate("Is it so?", grammar={"choice": ["yes", "no"]}, max_tokens=8, stream=False))
+def test_grpc_takes_a_grammar_and_says_how_likely_the_form_was(wide_client: BlockingClient) -> None:
+    responses = list(wide_client.generate("Is it so?", grammar={"choice": ["yes", "no"]}, max_tokens=8, stream=False))
     assert responses[-1].text in ("yes", "no")
     assert [value <= 0 for value in responses[-1].form_log_probability] == [True]
     with pytest.raises(Refused, match="grammar: .*exactly one of"):
-        list(client.generate("Is it so?", grammar={"regex": "a", "choice": ["b"]}, max_tokens=8))
+        list(wide_client.generate("Is it so?", grammar={"regex": "a", "choice": ["b"]}, max_tokens=8))
     schema = {"type": "object", "properties": {"a": {"type": "strange"}}}
     with pytest.raises(Refused, match=r"grammar\.json_schema at \$\.properties\.a"):
-        list(client.generate("Is it so?", grammar={"json_schema": schema}, max_tokens=8))
+        list(wide_client.generate("Is it so?", grammar={"json_schema": schema}, max_tokens=8))
 
 
-def test_the_schema_is_in_the_prompt(api: openai.OpenAI) -> None:
+def test_the_schema_is_in_the_prompt(wide_api: openai.OpenAI) -> None:
     def tokens(**form: Any) -> int:
         asked: Any = {"model": "diffgemma", "messages": ASKED, "max_tokens": 60, **form}
-        return int(api.chat.completions.create(**asked).usage.prompt_tokens)
+        return int(wide_api.chat.completions.create(**asked).usage.prompt_tokens)
 
     schema = {"type": "object", "properties": {"a": {"type": "boolean"}}, "required": ["a"]}
     form = {"type": "json_schema", "json_schema": {"name": "a", "schema": schema}}
@@ -143,12 +130,12 @@ HOSTILE: dict[str, dict[str, Any]] = {
 }
 
 
-def test_hostile_forms_end_within_their_limits_and_hurt_nobody(client: BlockingClient) -> None:
+def test_hostile_forms_end_within_their_limits_and_hurt_nobody(wide_client: BlockingClient) -> None:
     """Each is refused by name in a process of its own; who asks meanwhile is answered."""
 
     def ask(grammar: Any) -> str:
         try:
-            return next(iter(client.generate("red", grammar=grammar, max_tokens=16, stream=False))).text
+            return next(iter(wide_client.generate("red", grammar=grammar, max_tokens=16, stream=False))).text
         except Refused as refusal:
             return f"refused {refusal}"
 

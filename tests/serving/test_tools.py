@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from typing import Any
 
 import openai
 import pytest
 from pydantic import BaseModel
 
-from tests.serving.gateway import Running
 from triton_repo.client.blocking import BlockingClient
 from triton_repo.client.failures import Refused
-from triton_repo.launcher.server import Server
 
 pytestmark = [pytest.mark.server, pytest.mark.slow]
 ASKED: Any = [{"role": "user", "content": "red lamp"}]
@@ -34,20 +31,8 @@ FLAT: Any = [{"type": "function", **WEATHER}, {"type": "function", **PING}]
 NAMED: Any = {"type": "function", "function": {"name": "get_weather"}}
 
 
-@pytest.fixture
-def client(wide_server: Server) -> Iterator[BlockingClient]:
-    with BlockingClient(wide_server.grpc_url) as connected:
-        yield connected
-
-
-@pytest.fixture
-def api(wide_gateway: Running) -> Iterator[openai.OpenAI]:
-    with openai.OpenAI(base_url=f"{wide_gateway.url}/v1", api_key="none", max_retries=0) as connected:
-        yield connected
-
-
-def ask(api: openai.OpenAI, **more: Any) -> Any:
-    return api.chat.completions.create(
+def ask(wide_api: openai.OpenAI, **more: Any) -> Any:
+    return wide_api.chat.completions.create(
         **{"model": "diffgemma", "messages": ASKED, "tools": TOOLS, "max_tokens": 60, **more}
     )
 
@@ -66,8 +51,8 @@ def check(name: str, arguments: str) -> None:
 
 @pytest.mark.parametrize("choice", ["required", NAMED])
 @pytest.mark.parametrize("seed", [0, 1])
-def test_a_model_that_has_to_call_calls(api: openai.OpenAI, choice: Any, seed: int) -> None:
-    (found,) = ask(api, tool_choice=choice, parallel_tool_calls=False, seed=seed).choices
+def test_a_model_that_has_to_call_calls(wide_api: openai.OpenAI, choice: Any, seed: int) -> None:
+    (found,) = ask(wide_api, tool_choice=choice, parallel_tool_calls=False, seed=seed).choices
     assert (found.finish_reason, found.message.content) == ("tool_calls", None)
     (call,) = found.message.tool_calls
     assert call.type == "function"
@@ -76,11 +61,11 @@ def test_a_model_that_has_to_call_calls(api: openai.OpenAI, choice: Any, seed: i
         assert call.function.name == "get_weather"
 
 
-def test_none_calls_nothing_and_auto_may(api: openai.OpenAI) -> None:
+def test_none_calls_nothing_and_auto_may(wide_api: openai.OpenAI) -> None:
     for seed in range(3):
-        (found,) = ask(api, tool_choice="none", seed=seed, max_tokens=20).choices
+        (found,) = ask(wide_api, tool_choice="none", seed=seed, max_tokens=20).choices
         assert found.message.tool_calls is None
-        (found,) = ask(api, seed=seed, max_tokens=40).choices
+        (found,) = ask(wide_api, seed=seed, max_tokens=40).choices
         calls = found.message.tool_calls or []
         assert (found.finish_reason == "tool_calls") == bool(calls)
         for call in calls:
@@ -88,8 +73,8 @@ def test_none_calls_nothing_and_auto_may(api: openai.OpenAI) -> None:
         assert "call:" not in (found.message.content or "")
 
 
-def test_several_calls_in_an_answer_have_ids_of_their_own(api: openai.OpenAI) -> None:
-    found = [ask(api, tool_choice="required", seed=seed).choices[0].message.tool_calls for seed in range(6)]
+def test_several_calls_in_an_answer_have_ids_of_their_own(wide_api: openai.OpenAI) -> None:
+    found = [ask(wide_api, tool_choice="required", seed=seed).choices[0].message.tool_calls for seed in range(6)]
     ids = [call.id for calls in found for call in calls]
     assert len(set(ids)) == len(ids)
     for calls in found:
@@ -97,9 +82,9 @@ def test_several_calls_in_an_answer_have_ids_of_their_own(api: openai.OpenAI) ->
             check(call.function.name, call.function.arguments)
 
 
-def test_a_stream_has_whole_calls(api: openai.OpenAI) -> None:
-    whole = ask(api, tool_choice="required", seed=3).choices[0].message.tool_calls
-    chunks = [chunk.choices[0] for chunk in ask(api, tool_choice="required", seed=3, stream=True) if chunk.choices]
+def test_a_stream_has_whole_calls(wide_api: openai.OpenAI) -> None:
+    whole = ask(wide_api, tool_choice="required", seed=3).choices[0].message.tool_calls
+    chunks = [chunk.choices[0] for chunk in ask(wide_api, tool_choice="required", seed=3, stream=True) if chunk.choices]
     sent = [call for chunk in chunks for call in chunk.delta.tool_calls or []]
     said = [(call.function.name, call.function.arguments) for call in sent]
     assert said == [(call.function.name, call.function.arguments) for call in whole]
@@ -108,31 +93,31 @@ def test_a_stream_has_whole_calls(api: openai.OpenAI) -> None:
     assert "".join(chunk.delta.content or "" for chunk in chunks) == ""
 
 
-def test_a_round_trip_of_a_chat(api: openai.OpenAI) -> None:
+def test_a_round_trip_of_a_chat(wide_api: openai.OpenAI) -> None:
     class Answer(BaseModel):
         warm: bool
 
-    message = ask(api, tool_choice=NAMED, parallel_tool_calls=False).choices[0].message
+    message = ask(wide_api, tool_choice=NAMED, parallel_tool_calls=False).choices[0].message
     history = [*ASKED, message, {"role": "tool", "tool_call_id": message.tool_calls[0].id, "content": "9 degrees"}]
-    found = api.chat.completions.parse(
+    found = wide_api.chat.completions.parse(
         model="diffgemma", messages=history, tools=TOOLS[:1], tool_choice="none", response_format=Answer, max_tokens=40
     )
     assert isinstance(found.choices[0].message.parsed, Answer)
     # what the history says is in the prompt
-    assert found.usage.prompt_tokens > ask(api, tool_choice="none", max_tokens=1).usage.prompt_tokens
+    assert found.usage.prompt_tokens > ask(wide_api, tool_choice="none", max_tokens=1).usage.prompt_tokens
 
 
-def test_a_round_trip_of_responses(api: openai.OpenAI) -> None:
+def test_a_round_trip_of_responses(wide_api: openai.OpenAI) -> None:
     asked: Any = {"model": "diffgemma", "tools": FLAT, "max_output_tokens": 60, "parallel_tool_calls": False}
     named = {"type": "function", "name": "get_weather"}
-    first = api.responses.create(**asked, input="red lamp", tool_choice=named)
+    first = wide_api.responses.create(**asked, input="red lamp", tool_choice=named)
     assert (first.status, [item.type for item in first.output]) == ("completed", ["function_call"])
     call: Any = first.output[0]
     check(call.name, call.arguments)
     history: Any = [{"role": "user", "content": "red lamp"}, *first.output]
     history.append({"type": "function_call_output", "call_id": call.call_id, "output": "9 degrees"})
-    assert api.responses.create(**asked, input=history, tool_choice="none").output[0].type == "message"
-    with api.responses.stream(**asked, input="red lamp", tool_choice=named) as stream:
+    assert wide_api.responses.create(**asked, input=history, tool_choice="none").output[0].type == "message"
+    with wide_api.responses.stream(**asked, input="red lamp", tool_choice=named) as stream:
         events = list(stream)
         final: Any = stream.get_final_response().output[0]
     assert (final.name, final.arguments) == (call.name, call.arguments)
@@ -184,21 +169,23 @@ def function(**change: Any) -> dict[str, Any]:
         ({"max_tokens": 2, "tool_choice": "required"}, "max_tokens: 2 cannot be used; allowed: at least", "max_tokens"),
     ],
 )
-def test_what_cannot_be_honoured_is_refused_by_name(api: openai.OpenAI, change: Any, message: str, param: Any) -> None:
+def test_what_cannot_be_honoured_is_refused_by_name(
+    wide_api: openai.OpenAI, change: Any, message: str, param: Any
+) -> None:
     with pytest.raises(openai.BadRequestError, match=message) as refused:
-        ask(api, **change)
+        ask(wide_api, **change)
     if param is not None:
         assert refused.value.param == param
 
 
-def test_grpc_has_calls_and_declares_tools(client: BlockingClient) -> None:
+def test_grpc_has_calls_and_declares_tools(wide_client: BlockingClient) -> None:
     grammar = {"tools": {"functions": [WEATHER], "choice": "required", "parallel": False}}
     said: Any = [{"role": "user", "content": "red"}]
-    (found,) = client.generate(messages=said, grammar=grammar, max_tokens=60, stream=False)
+    (found,) = wide_client.generate(messages=said, grammar=grammar, max_tokens=60, stream=False)
     (call,) = map(json.loads, found.tool_calls)
     check(call["name"], json.dumps(call["arguments"]))
-    (plain,) = client.generate(messages=said, max_tokens=1, stream=False)
+    (plain,) = wide_client.generate(messages=said, max_tokens=1, stream=False)
     assert found.num_input_tokens > plain.num_input_tokens + 20
     for wrong in ({"role": "tool", "content": 1}, {"role": "user", "content": "a", "tool_calls": []}):
         with pytest.raises(Refused, match=r"messages\[0\]"):
-            list(client.generate(messages=[wrong], max_tokens=1))
+            list(wide_client.generate(messages=[wrong], max_tokens=1))
